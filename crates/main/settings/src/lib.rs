@@ -1,1 +1,9 @@
-//! settings
+//! The settings files of VirtualBox: machines (`.vbox`) and the installation (`VirtualBox.xml`).
+
+pub mod model;
+pub mod version;
+pub mod words;
+
+pub use model::*;
+pub use version::SettingsVersion;
+pub use words::*;
