@@ -1,0 +1,560 @@
+//! Runs the vCPUs, one thread each, and brings them together for pause, reset and power-off.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use cpum::{Activity, CpuState, ForcedActions};
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use pdm::connector::{SystemControl, SystemRequest};
+use tm::TimerQueue;
+use vbox_types::VcpuId;
+
+use crate::engine::{Engine, Exit, VmContext};
+use crate::trpm;
+
+/// What the machine does when EM asks. Called on a vCPU's thread while every vCPU is stopped and no lock of EM is held.
+pub trait MachineHooks: Send + Sync {
+    /// Brings every device to its state after reset.
+    fn reset_devices(&self);
+    /// The run state has changed. The text says why where the guest cannot go on.
+    fn state_changed(&self, state: RunState, why: Option<&str>);
+}
+
+/// What the vCPUs do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunState {
+    Running,
+    Paused,
+    /// The guest cannot go on ("Guru Meditation"); its state can be looked at.
+    Stuck,
+    /// The vCPU threads have ended.
+    PoweredOff,
+}
+
+struct Control {
+    wanted: RunState,
+    /// A machine reset is to be done at the next meeting.
+    reset: bool,
+    /// Counts resets, so that every vCPU notices.
+    resets: u64,
+    /// vCPUs that have stopped.
+    parked: usize,
+    /// The last vCPU to stop is at work on what the meeting was for.
+    busy: bool,
+    /// vCPUs whose threads have ended.
+    ended: usize,
+    why: Option<String>,
+}
+
+struct Vcpu {
+    state: CpuState,
+    engine: Box<dyn Engine>,
+}
+
+/// The execution manager of one VM.
+pub struct Em {
+    context: Arc<VmContext>,
+    vcpus: Vec<Mutex<Vcpu>>,
+    control: Mutex<Control>,
+    changed: Condvar,
+    timers: Arc<TimerQueue>,
+    hooks: Mutex<Option<Arc<dyn MachineHooks>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Em {
+    /// `engines` has one engine for each vCPU of the context. Nothing runs before [`Em::power_on`].
+    pub fn new(context: Arc<VmContext>, engines: Vec<Box<dyn Engine>>, timers: Arc<TimerQueue>) -> Arc<Self> {
+        let vcpus = engines
+            .into_iter()
+            .enumerate()
+            .map(|(id, engine)| Mutex::new(Vcpu { state: CpuState::reset(id as u32), engine }))
+            .collect();
+        Arc::new(Self {
+            context,
+            vcpus,
+            control: Mutex::new(Control {
+                wanted: RunState::Paused,
+                reset: false,
+                resets: 0,
+                parked: 0,
+                busy: false,
+                ended: 0,
+                why: None,
+            }),
+            changed: Condvar::new(),
+            timers,
+            hooks: Mutex::new(None),
+            threads: Mutex::default(),
+        })
+    }
+
+    /// Starts the vCPU and timer threads, with the vCPUs paused. Call once.
+    pub fn power_on(self: &Arc<Self>, hooks: Arc<dyn MachineHooks>) -> std::io::Result<()> {
+        *self.hooks.lock() = Some(hooks);
+        let mut threads = self.threads.lock();
+        let timers = self.timers.clone();
+        threads.push(std::thread::Builder::new().name("tm".into()).spawn(move || timers.run())?);
+        for index in 0..self.vcpus.len() {
+            self.context.links[index].raise(ForcedActions::EM);
+            let em = self.clone();
+            let body = move || em.vcpu_thread(index);
+            threads.push(std::thread::Builder::new().name(format!("em-{index}")).spawn(body)?);
+        }
+        Ok(())
+    }
+
+    pub fn state(&self) -> RunState {
+        self.control.lock().wanted
+    }
+
+    /// Lets the vCPUs run; no effect unless paused.
+    pub fn resume(&self) {
+        let mut control = self.control.lock();
+        if control.wanted != RunState::Paused {
+            return;
+        }
+        while control.busy {
+            self.changed.wait(&mut control);
+        }
+        control.wanted = RunState::Running;
+        self.context.clock.start();
+        self.timers.poke();
+        self.changed.notify_all();
+        drop(control);
+        self.notify(RunState::Running, None);
+    }
+
+    /// Stops the vCPUs and virtual time; returns when they have stopped. No effect unless running.
+    pub fn pause(&self) {
+        let mut control = self.control.lock();
+        if control.wanted != RunState::Running {
+            return;
+        }
+        control.wanted = RunState::Paused;
+        self.summon();
+        while (control.parked < self.vcpus.len() || control.busy) && control.wanted == RunState::Paused {
+            self.changed.wait(&mut control);
+        }
+        if control.wanted == RunState::Paused {
+            self.context.clock.stop();
+            drop(control);
+            self.notify(RunState::Paused, None);
+        }
+    }
+
+    /// Resets the machine at once, whatever the guest does; a paused machine is reset and stays paused.
+    pub fn reset(&self) {
+        let mut control = self.control.lock();
+        if control.wanted == RunState::PoweredOff {
+            return;
+        }
+        control.reset = true;
+        self.changed.notify_all();
+        self.summon();
+    }
+
+    /// Ends the vCPU threads, without the guest's help.
+    pub fn power_off(&self) {
+        let mut control = self.control.lock();
+        if control.wanted != RunState::PoweredOff {
+            control.wanted = RunState::PoweredOff;
+            self.changed.notify_all();
+            self.summon();
+        }
+    }
+
+    /// Waits until the machine is off and its threads have ended. Not to be called from a vCPU thread.
+    pub fn wait_for_power_off(&self) {
+        let mut control = self.control.lock();
+        while control.ended < self.vcpus.len() {
+            self.changed.wait(&mut control);
+        }
+        drop(control);
+        self.context.clock.stop();
+        self.timers.quit();
+        for thread in self.threads.lock().drain(..) {
+            let _ = thread.join();
+        }
+    }
+
+    /// Looks at a stopped vCPU's state; `None` while it runs.
+    pub fn with_state<R>(&self, vcpu: VcpuId, look: impl FnOnce(&mut CpuState) -> R) -> Option<R> {
+        let mut vcpu = self.vcpus.get(vcpu.index())?.try_lock()?;
+        let result = look(&mut vcpu.state);
+        let Vcpu { state, engine } = &mut *vcpu;
+        engine.state_changed(state);
+        Some(result)
+    }
+
+    /// Every engine's counters, summed over the vCPUs that are stopped or between two stretches of guest code.
+    pub fn statistics(&self) -> Vec<(&'static str, u64)> {
+        let mut sums: Vec<(&'static str, u64)> = Vec::new();
+        for vcpu in &self.vcpus {
+            for (name, value) in vcpu.lock().engine.statistics() {
+                match sums.iter_mut().find(|(n, _)| *n == name) {
+                    Some((_, sum)) => *sum += value,
+                    None => sums.push((name, value)),
+                }
+            }
+        }
+        sums
+    }
+
+    /// Has every vCPU call [`Em::meet`] soon.
+    fn summon(&self) {
+        for link in &self.context.links {
+            link.raise(ForcedActions::EM);
+        }
+    }
+
+    fn notify(&self, state: RunState, why: Option<&str>) {
+        let hooks = self.hooks.lock().clone();
+        if let Some(hooks) = hooks {
+            hooks.state_changed(state, why);
+        }
+    }
+
+    /// The guest cannot go on: stops everything and tells why.
+    fn stuck(&self, why: String) {
+        let mut control = self.control.lock();
+        if control.wanted == RunState::Running {
+            tracing::error!(target: "em", "{why}");
+            control.wanted = RunState::Stuck;
+            control.why = Some(why);
+            self.summon();
+        }
+    }
+
+    fn vcpu_thread(&self, index: usize) {
+        let link = &*self.context.links[index];
+        let mut resets = 0;
+        loop {
+            if link.pending().contains(ForcedActions::EM) && !self.meet(index, &mut resets) {
+                break;
+            }
+            let mut vcpu = self.vcpus[index].lock();
+            let Vcpu { state, engine } = &mut *vcpu;
+            let signals = link.take(ForcedActions::INIT);
+            if !signals.is_empty() {
+                self.init(state);
+                engine.state_changed(state);
+            }
+            if link.pending().contains(ForcedActions::SIPI) {
+                link.clear(ForcedActions::SIPI);
+                if state.activity == Activity::WaitForSipi {
+                    start_up(state, link.sipi_vector());
+                    engine.state_changed(state);
+                    tracing::info!(target: "em", "vCPU {index} started at 0x{:x}", state.seg[1].base);
+                }
+            }
+            let result = match trpm::next_event(state, link, &*self.context.irq) {
+                Some(event) => engine.inject(state, event),
+                None => Ok(()),
+            };
+            let exit = match result {
+                Err(exit) => exit,
+                Ok(()) if state.activity == Activity::Running => engine.run(state),
+                Ok(()) => {
+                    let mask = trpm::wake_mask(state);
+                    drop(vcpu);
+                    link.wait(mask, None);
+                    continue;
+                }
+            };
+            match exit {
+                Exit::Halt | Exit::Attention => {}
+                Exit::TripleFault => {
+                    let at = format!("CS 0x{:04x} RIP 0x{:x}", state.seg[1].selector, state.rip);
+                    drop(vcpu);
+                    self.stuck(format!("vCPU {index} met a triple fault at {at}"));
+                }
+                Exit::Fatal(why) => {
+                    drop(vcpu);
+                    self.stuck(format!("vCPU {index}: {why}"));
+                }
+            }
+        }
+        let mut control = self.control.lock();
+        control.ended += 1;
+        let last = control.ended == self.vcpus.len();
+        drop(control);
+        if last {
+            self.notify(RunState::PoweredOff, None);
+        }
+        // Waiters must find the state told before they go on.
+        let _control = self.control.lock();
+        self.changed.notify_all();
+    }
+
+    /// Stops here until the machine runs again; false when it is off. The last vCPU to arrive does what the meeting is for.
+    fn meet(&self, index: usize, resets: &mut u64) -> bool {
+        let link = &self.context.links[index];
+        let mut control = self.control.lock();
+        link.clear(ForcedActions::EM);
+        control.parked += 1;
+        self.changed.notify_all();
+        loop {
+            if control.wanted == RunState::PoweredOff {
+                control.parked -= 1;
+                return false;
+            }
+            if control.busy {
+                self.changed.wait(&mut control);
+                continue;
+            }
+            if control.parked == self.vcpus.len() {
+                if control.reset {
+                    self.do_reset(&mut control);
+                    continue;
+                }
+                if let Some(why) = control.why.take() {
+                    self.context.clock.stop();
+                    MutexGuard::unlocked(&mut control, || self.notify(RunState::Stuck, Some(&why)));
+                    continue;
+                }
+            }
+            if control.wanted == RunState::Running && !control.reset {
+                break;
+            }
+            self.changed.wait(&mut control);
+        }
+        control.parked -= 1;
+        if *resets != control.resets {
+            *resets = control.resets;
+            let mut vcpu = self.vcpus[index].lock();
+            let Vcpu { state, engine } = &mut *vcpu;
+            *state = CpuState::reset(index as u32);
+            engine.state_changed(state);
+        }
+        true
+    }
+
+    fn do_reset(&self, control: &mut MutexGuard<'_, Control>) {
+        control.busy = true;
+        MutexGuard::unlocked(control, || {
+            for link in &self.context.links {
+                link.clear(
+                    ForcedActions::INTERRUPT
+                        .union(ForcedActions::NMI)
+                        .union(ForcedActions::INIT)
+                        .union(ForcedActions::SIPI),
+                );
+            }
+            let hooks = self.hooks.lock().clone();
+            if let Some(hooks) = hooks {
+                hooks.reset_devices();
+            }
+            self.context.pgm.set_a20(true);
+            self.context.pgm.shoot_down_all();
+            tracing::info!(target: "em", "the machine was reset");
+        });
+        control.busy = false;
+        control.reset = false;
+        control.resets += 1;
+        if control.wanted == RunState::Stuck {
+            control.wanted = RunState::Running;
+            self.context.clock.start();
+            self.timers.poke();
+        }
+        self.changed.notify_all();
+    }
+
+    /// INIT (Intel SDM volume 3, table 9-1): like reset, but the caches, the x87/SSE state and most MSRs stay.
+    fn init(&self, state: &mut CpuState) {
+        let old = state.clone();
+        *state = CpuState::reset(old.id);
+        state.xsave = old.xsave;
+        state.msr.apic_base = old.msr.apic_base;
+        state.msr.mtrr_def_type = old.msr.mtrr_def_type;
+        state.msr.mtrr_fixed = old.msr.mtrr_fixed;
+        state.msr.mtrr_variable = old.msr.mtrr_variable;
+        state.msr.tsc_offset = old.msr.tsc_offset;
+        state.msr.tsc_adjust = old.msr.tsc_adjust;
+        state.msr.pat = old.msr.pat;
+        if old.msr.apic_base & 0x100 == 0 {
+            state.activity = Activity::WaitForSipi;
+        }
+        self.context.irq.init_reset(VcpuId(old.id));
+    }
+}
+
+/// Start-up IPI: real mode at page `vector` (Intel SDM volume 3, 8.4.4).
+fn start_up(state: &mut CpuState, vector: u8) {
+    let cs = &mut state.seg[cpum::state::seg::CS];
+    cs.selector = u16::from(vector) << 8;
+    cs.base = u64::from(vector) << 12;
+    state.rip = 0;
+    state.activity = Activity::Running;
+}
+
+impl SystemControl for Em {
+    fn request(&self, request: SystemRequest) {
+        tracing::info!(target: "em", "the guest asks for {request:?}");
+        match request {
+            SystemRequest::Reset => self.reset(),
+            SystemRequest::PowerOff => self.power_off(),
+            SystemRequest::Suspend => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Duration;
+
+    use cpum::{CpuidTable, VcpuLink};
+    use pdm::{InterruptController, Iom};
+    use pgm::Pgm;
+    use tm::Clock;
+    use vbox_types::Hz;
+
+    use super::*;
+    use crate::engine::Event;
+
+    struct NoInterrupts;
+    impl InterruptController for NoInterrupts {
+        fn is_pending(&self, _: VcpuId) -> bool {
+            false
+        }
+        fn acknowledge(&self, _: VcpuId) -> Option<u8> {
+            None
+        }
+        fn read_cr8(&self, _: VcpuId) -> u64 {
+            0
+        }
+        fn write_cr8(&self, _: VcpuId, _: u64) {}
+        fn set_apic_base(&self, _: VcpuId, _: u64) -> bool {
+            true
+        }
+        fn read_msr(&self, _: VcpuId, _: u32) -> Option<u64> {
+            None
+        }
+        fn write_msr(&self, _: VcpuId, _: u32, _: u64) -> bool {
+            false
+        }
+        fn init_reset(&self, _: VcpuId) {}
+    }
+
+    /// Spins like a guest loop; stops on request.
+    struct Spin {
+        link: Arc<VcpuLink>,
+        rounds: Arc<AtomicU64>,
+        fail_at: u64,
+    }
+    impl Engine for Spin {
+        fn name(&self) -> &'static str {
+            "spin"
+        }
+        fn run(&mut self, cpu: &mut CpuState) -> Exit {
+            while self.link.pending().is_empty() {
+                cpu.gpr[0] += 1;
+                if self.rounds.fetch_add(1, Ordering::SeqCst) + 1 == self.fail_at {
+                    return Exit::TripleFault;
+                }
+                std::thread::sleep(Duration::from_micros(50));
+            }
+            Exit::Attention
+        }
+        fn inject(&mut self, _: &mut CpuState, _: Event) -> Result<(), Exit> {
+            Ok(())
+        }
+        fn state_changed(&mut self, _: &CpuState) {}
+        fn statistics(&self) -> Vec<(&'static str, u64)> {
+            vec![("rounds", self.rounds.load(Ordering::SeqCst))]
+        }
+    }
+
+    #[derive(Default)]
+    struct Hooks {
+        resets: AtomicU64,
+        states: Mutex<Vec<RunState>>,
+    }
+    impl MachineHooks for Hooks {
+        fn reset_devices(&self) {
+            self.resets.fetch_add(1, Ordering::SeqCst);
+        }
+        fn state_changed(&self, state: RunState, _: Option<&str>) {
+            self.states.lock().push(state);
+        }
+    }
+
+    fn vm(cpus: usize, fail_at: u64) -> (Arc<Em>, Arc<Hooks>, Arc<AtomicU64>) {
+        let links: Vec<_> = (0..cpus).map(|_| Arc::new(VcpuLink::default())).collect();
+        let clock = Clock::new();
+        let rounds = Arc::new(AtomicU64::new(0));
+        let engines = links
+            .iter()
+            .map(|link| {
+                Box::new(Spin { link: link.clone(), rounds: rounds.clone(), fail_at }) as Box<dyn Engine>
+            })
+            .collect();
+        let context = Arc::new(VmContext {
+            pgm: Pgm::new(links.clone()),
+            iom: Iom::new(),
+            irq: Arc::new(NoInterrupts),
+            clock: clock.clone(),
+            tsc_frequency: Hz(1_000_000_000),
+            links,
+            cpuid: CpuidTable::default(),
+            msrs: None,
+        });
+        let em = Em::new(context, engines, TimerQueue::new(clock));
+        let hooks = Arc::new(Hooks::default());
+        em.power_on(hooks.clone()).unwrap();
+        (em, hooks, rounds)
+    }
+
+    fn wait_for(what: impl Fn() -> bool) {
+        for _ in 0..20_000 {
+            if what() {
+                return;
+            }
+            std::thread::sleep(Duration::from_micros(500));
+        }
+        panic!("the expected state was not reached");
+    }
+
+    #[test]
+    fn a_paused_machine_stands_still_and_goes_on() {
+        let (em, hooks, rounds) = vm(2, u64::MAX);
+        em.resume();
+        wait_for(|| rounds.load(Ordering::SeqCst) > 2);
+        em.pause();
+        let (then, time) = (rounds.load(Ordering::SeqCst), em.context.clock.now());
+        std::thread::sleep(Duration::from_millis(3));
+        assert_eq!((rounds.load(Ordering::SeqCst), em.context.clock.now()), (then, time));
+        em.resume();
+        wait_for(|| rounds.load(Ordering::SeqCst) > then);
+        em.power_off();
+        em.wait_for_power_off();
+        use RunState as S;
+        assert_eq!(*hooks.states.lock(), [S::Running, S::Paused, S::Running, S::PoweredOff]);
+    }
+
+    #[test]
+    fn a_reset_restarts_every_vcpu_once() {
+        let (em, hooks, rounds) = vm(2, u64::MAX);
+        em.resume();
+        wait_for(|| rounds.load(Ordering::SeqCst) > 2);
+        em.request(SystemRequest::Reset);
+        wait_for(|| hooks.resets.load(Ordering::SeqCst) == 1);
+        em.pause();
+        let started: Vec<_> = (0..2).map(|id| em.with_state(VcpuId(id), |s| s.activity).unwrap()).collect();
+        assert_eq!(started, [Activity::Running, Activity::WaitForSipi]);
+        assert_eq!(hooks.resets.load(Ordering::SeqCst), 1);
+        em.power_off();
+        em.wait_for_power_off();
+    }
+
+    #[test]
+    fn a_triple_fault_stops_the_machine_and_says_where() {
+        let (em, hooks, _) = vm(1, 3);
+        em.resume();
+        wait_for(|| hooks.states.lock().contains(&RunState::Stuck));
+        assert_eq!(em.state(), RunState::Stuck);
+        em.power_off();
+        em.wait_for_power_off();
+    }
+}
