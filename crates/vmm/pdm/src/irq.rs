@@ -69,6 +69,18 @@ impl IrqLine {
     }
 }
 
+/// The 8259 pair as the interrupt logic behind its INTR pin sees it: a local APIC whose LINT0 is in ExtINT mode, or the
+/// CPU itself while the APIC is off. Changes of INTR are told through an [`IrqLine`] of that logic's own.
+pub trait ExtInt: Send + Sync {
+    /// Level of INTR. Takes no lock.
+    fn is_pending(&self) -> bool;
+
+    /// Interrupt-acknowledge cycle: takes the highest-priority request into service and gives its vector. If the request has
+    /// gone, it is the spurious vector (input 7 of the chip that was asked). Takes the 8259's lock and sets the INTR line from
+    /// inside it: not to be called with a lock held that the line's sink takes.
+    fn acknowledge(&self) -> u8;
+}
+
 /// The interrupt controllers as a vCPU sees them: its local APIC, with the 8259 pair behind it. EM and the engines call it on the
 /// vCPU's own thread.
 pub trait InterruptController: Send + Sync {

@@ -17,7 +17,7 @@ pub mod irq;
 pub mod pci;
 
 pub use iom::{Iom, IsaWidth, MmioDevice, PortIo, Width};
-pub use irq::{InterruptController, IrqLine, IrqSink};
+pub use irq::{ExtInt, InterruptController, IrqLine, IrqSink};
 
 /// What every device is.
 pub trait Device: ssm::Saveable + Send {

@@ -128,6 +128,13 @@ impl<D: TimerTarget> TimerHandler for Mutex<D> {
     }
 }
 
+/// Builds a device that holds timers of its own: `build` gets the handler to create them with.
+pub fn with_timers<D: TimerTarget + 'static>(
+    build: impl FnOnce(Weak<dyn TimerHandler>) -> D,
+) -> Arc<Mutex<D>> {
+    Arc::new_cyclic(|weak: &Weak<Mutex<D>>| Mutex::new(build(weak.clone())))
+}
+
 struct Entry {
     handler: Weak<dyn TimerHandler>,
     number: u32,
