@@ -1,1 +1,17 @@
-//! iem
+//! IEM, the interpreter: executes guest instructions one by one on the state in [`cpum::CpuState`]. It is the semantic
+//! reference of every other engine.
+//!
+//! * `decode` turns `iced-x86` instructions into compact operations, kept in decoded blocks (`block`) by physical address.
+//! * `core` is one vCPU's engine state and the memory access path over `tlb`; `paging` walks page tables.
+//! * `ops` executes operations; `flags` has the arithmetic as pure functions.
+//! * `segment`, `transfer`, `event` and `task` are protection: descriptors, far transfers, exceptions and interrupts, task
+//!   switches. `msr`, `cpuid` and `debug` are the registers of those names.
+//! * [`unit`] executes x87, MMX, SSE and AVX instructions on the host's own unit.
+//! * `engine` is the run loop behind [`em::Engine`].
+
+pub mod fault;
+pub mod memory;
+pub mod unit;
+
+pub use fault::{Fault, Vector};
+pub use memory::GuestMemory;

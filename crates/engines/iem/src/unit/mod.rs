@@ -1,0 +1,1 @@
+//! x87, MMX, SSE and AVX instructions, executed on the host's own unit.
