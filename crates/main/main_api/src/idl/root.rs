@@ -1,0 +1,302 @@
+//! The service's own objects: IVirtualBox, properties, host, progress, events, sessions.
+
+use zbus::zvariant::OwnedFd;
+
+use super::{IConsole, IMachine, IMedium, interface};
+use crate::enums::*;
+use crate::types::ObjRef;
+
+interface! {
+    /// What a client needs of the service beyond the Main API. At [`crate::paths::ROOT`].
+    IClientSupport {
+        methods {
+            /// An ISession of this connection. It and its lock end with the connection.
+            CreateSession() -> (session: ObjRef<ISession>);
+            /// Ends a session object before the connection ends.
+            DropSession(session: ObjRef<ISession>) -> ();
+            /// Writes one line to the service's log, so that a client's doings can be told from it.
+            Log(text: String) -> ();
+        }
+    }
+}
+
+interface! {
+    /// What a VM process calls. At [`crate::paths::ROOT`].
+    IVMProcessControl {
+        methods {
+            /// Makes the caller the VM process of a machine, which it may do when it was started for that purpose or when
+            /// the machine has no session. The descriptor is the liveness lock (see [`crate::liveness`]) already held.
+            /// Returns the machine's id, its settings file, its effective settings as the text of a `.vbox` file
+            /// (media locations absolute), the log folder and the front-end's environment changes.
+            RegisterVM(nameOrId: String, pid: u32, state: MachineState) -> (
+                id: String, settingsFile: String, settings: String, logFolder: String);
+            /// Tells the machine's state. An error belongs to `Stuck`, `Aborted` and to `PoweredOff` after a failed start.
+            SetState(state: MachineState, errorCode: u32, errorText: String, errorComponent: String, errorInterface: String) -> ();
+            /// Tells how far the start (or another long operation of the VM) has come.
+            SetProgress(percent: u32, operation: String) -> ();
+            /// Records an extra-data value of the machine at run time.
+            SetExtraData(key: String, value: String) -> ();
+        }
+    }
+}
+
+interface! {
+    /// What the service calls in a VM process. At [`crate::paths::ROOT`] of the VM process.
+    IVMProcess {
+        methods {
+            /// Serves a console client on the descriptor, one end of a socket pair.
+            AddConsoleClient(connection: OwnedFd) -> ();
+            /// Tells that the service ends and the VM process must find its successor.
+            ServiceGone() -> ();
+        }
+    }
+}
+
+interface! {
+    /// The root of the Main API. At [`crate::paths::VIRTUAL_BOX`].
+    IVirtualBox {
+        attributes {
+            Version: String, r;
+            VersionNormalized: String, r;
+            Revision: u32, r;
+            PackageType: String, r;
+            APIVersion: String, r;
+            APIRevision: i64, r;
+            HomeFolder: String, r;
+            SettingsFilePath: String, r;
+            Host: ObjRef<IHost>, r;
+            SystemProperties: ObjRef<ISystemProperties>, r;
+            Machines: Vec<ObjRef<IMachine>>, r;
+            MachineGroups: Vec<String>, r;
+            HardDisks: Vec<ObjRef<IMedium>>, r;
+            DVDImages: Vec<ObjRef<IMedium>>, r;
+            FloppyImages: Vec<ObjRef<IMedium>>, r;
+            ProgressOperations: Vec<ObjRef<IProgress>>, r;
+            GuestOSTypes: Vec<ObjRef<IGuestOSType>>, r;
+            EventSource: ObjRef<IEventSource>, r;
+        }
+        methods {
+            ComposeMachineFilename(name: String, group: String, createFlags: String, baseFolder: String) -> (file: String);
+            CreateMachine(settingsFile: String, name: String, groups: Vec<String>, osTypeId: String, flags: String,
+                cipher: String, passwordId: String, password: String) -> (machine: ObjRef<IMachine>);
+            OpenMachine(settingsFile: String, password: String) -> (machine: ObjRef<IMachine>);
+            RegisterMachine(machine: ObjRef<IMachine>) -> ();
+            FindMachine(nameOrId: String) -> (machine: ObjRef<IMachine>);
+            GetMachinesByGroups(groups: Vec<String>) -> (machines: Vec<ObjRef<IMachine>>);
+            GetMachineStates(machines: Vec<ObjRef<IMachine>>) -> (states: Vec<MachineState>);
+            CreateMedium(format: String, location: String, accessMode: AccessMode, deviceType: DeviceType) -> (medium: ObjRef<IMedium>);
+            OpenMedium(location: String, deviceType: DeviceType, accessMode: AccessMode, forceNewUuid: bool) -> (medium: ObjRef<IMedium>);
+            GetGuestOSType(id: String) -> (ostype: ObjRef<IGuestOSType>);
+            GetExtraDataKeys() -> (keys: Vec<String>);
+            GetExtraData(key: String) -> (value: String);
+            SetExtraData(key: String, value: String) -> ();
+        }
+    }
+}
+
+interface! {
+    /// Limits, defaults and the global settings of `VirtualBox.xml`.
+    ISystemProperties {
+        attributes {
+            MinGuestRAM: u32, r;
+            MaxGuestRAM: u32, r;
+            MinGuestVRAM: u32, r;
+            MaxGuestVRAM: u32, r;
+            MinGuestCPUCount: u32, r;
+            MaxGuestCPUCount: u32, r;
+            MaxGuestMonitors: u32, r;
+            InfoVDSize: i64, r;
+            SerialPortCount: u32, r;
+            ParallelPortCount: u32, r;
+            MaxBootPosition: u32, r;
+            RawModeSupported: bool, r;
+            ExclusiveHwVirt: bool, rw;
+            DefaultMachineFolder: String, rw;
+            LoggingLevel: String, rw;
+            DefaultHardDiskFormat: String, rw;
+            FreeDiskSpaceWarning: i64, r;
+            FreeDiskSpacePercentWarning: u32, r;
+            FreeDiskSpaceError: i64, r;
+            FreeDiskSpacePercentError: u32, r;
+            VRDEAuthLibrary: String, rw;
+            WebServiceAuthLibrary: String, rw;
+            DefaultVRDEExtPack: String, rw;
+            LogHistoryCount: u32, rw;
+            DefaultAudioDriver: AudioDriverType, r;
+            AutostartDatabasePath: String, rw;
+            DefaultAdditionsISO: String, rw;
+            DefaultFrontend: String, rw;
+            ScreenShotFormats: Vec<BitmapFormat>, r;
+            ProxyMode: String, rw;
+            ProxyURL: String, rw;
+            LanguageId: String, rw;
+            SupportedParavirtProviders: Vec<ParavirtProvider>, r;
+        }
+        methods {
+            GetMaxNetworkAdapters(chipset: ChipsetType) -> (count: u32);
+            GetMaxDevicesPerPortForStorageBus(bus: StorageBus) -> (count: u32);
+            GetMinPortCountForStorageBus(bus: StorageBus) -> (count: u32);
+            GetMaxPortCountForStorageBus(bus: StorageBus) -> (count: u32);
+            GetMaxInstancesOfStorageBus(chipset: ChipsetType, bus: StorageBus) -> (count: u32);
+            GetDeviceTypesForStorageBus(bus: StorageBus) -> (types: Vec<DeviceType>);
+            GetStorageBusForStorageControllerType(storageControllerType: StorageControllerType) -> (bus: StorageBus);
+            GetStorageControllerTypesForStorageBus(bus: StorageBus) -> (types: Vec<StorageControllerType>);
+            GetMaxInstancesOfUSBControllerType(chipset: ChipsetType, usbType: USBControllerType) -> (count: u32);
+            GetDefaultIoCacheSettingForStorageController(storageControllerType: StorageControllerType) -> (enabled: bool);
+        }
+    }
+}
+
+interface! {
+    /// The host computer.
+    IHost {
+        attributes {
+            ProcessorCount: u32, r;
+            ProcessorOnlineCount: u32, r;
+            ProcessorCoreCount: u32, r;
+            ProcessorOnlineCoreCount: u32, r;
+            /// In MB.
+            MemorySize: u32, r;
+            /// In MB.
+            MemoryAvailable: u32, r;
+            OperatingSystem: String, r;
+            OSVersion: String, r;
+            /// Milliseconds since 1970 in UTC.
+            UTCTime: i64, r;
+            Acceleration3DAvailable: bool, r;
+        }
+        methods {
+            GetProcessorSpeed(cpuId: u32) -> (speed: u32);
+            GetProcessorFeature(feature: ProcessorFeature) -> (supported: bool);
+            GetProcessorDescription(cpuId: u32) -> (description: String);
+            GetProcessorCPUIDLeaf(cpuId: u32, leaf: u32, subLeaf: u32) -> (eax: u32, ebx: u32, ecx: u32, edx: u32);
+        }
+    }
+}
+
+interface! {
+    /// What VirtualBox knows of a guest operating system, and what it recommends for it.
+    IGuestOSType {
+        attributes {
+            FamilyId: String, r;
+            FamilyDescription: String, r;
+            Id: String, r;
+            Description: String, r;
+            Is64Bit: bool, r;
+            RecommendedIOAPIC: bool, r;
+            RecommendedVirtEx: bool, r;
+            RecommendedRAM: u32, r;
+            RecommendedGraphicsController: GraphicsControllerType, r;
+            RecommendedVRAM: u32, r;
+            Recommended2DVideoAcceleration: bool, r;
+            Recommended3DAcceleration: bool, r;
+            /// In bytes.
+            RecommendedHDD: i64, r;
+            AdapterType: NetworkAdapterType, r;
+            RecommendedPAE: bool, r;
+            RecommendedDVDStorageController: StorageControllerType, r;
+            RecommendedDVDStorageBus: StorageBus, r;
+            RecommendedHDStorageController: StorageControllerType, r;
+            RecommendedHDStorageBus: StorageBus, r;
+            RecommendedFirmware: FirmwareType, r;
+            RecommendedUSBHID: bool, r;
+            RecommendedHPET: bool, r;
+            RecommendedUSBTablet: bool, r;
+            RecommendedRTCUseUTC: bool, r;
+            RecommendedChipset: ChipsetType, r;
+            RecommendedIommuType: IommuType, r;
+            RecommendedAudioController: AudioControllerType, r;
+            RecommendedAudioCodec: AudioCodecType, r;
+            RecommendedFloppy: bool, r;
+            RecommendedUSB: bool, r;
+            RecommendedUSB3: bool, r;
+            RecommendedTFReset: bool, r;
+            RecommendedX2APIC: bool, r;
+            RecommendedCPUCount: u32, r;
+            RecommendedTpm: TpmType, r;
+            RecommendedSecureBoot: bool, r;
+            RecommendedWDDMGraphics: bool, r;
+        }
+    }
+}
+
+interface! {
+    /// A long operation. The object lives for half a minute after the operation's end, or as long as its connection.
+    IProgress {
+        attributes {
+            Id: String, r;
+            Description: String, r;
+            Cancelable: bool, r;
+            Percent: u32, r;
+            /// Seconds, or -1 when that is not known.
+            TimeRemaining: i32, r;
+            Completed: bool, r;
+            Canceled: bool, r;
+            /// The HRESULT; 0 for success. Legal once completed.
+            ResultCode: i32, r;
+            /// Null after success.
+            ErrorInfo: ObjRef<IVirtualBoxErrorInfo>, r;
+            OperationCount: u32, r;
+            Operation: u32, r;
+            OperationDescription: String, r;
+            OperationPercent: u32, r;
+        }
+        methods {
+            /// Returns when the operation has ended or the time (milliseconds, -1 for no limit) is over.
+            WaitForCompletion(timeout: i32) -> ();
+            Cancel() -> ();
+        }
+    }
+}
+
+interface! {
+    /// The error of an operation.
+    IVirtualBoxErrorInfo {
+        attributes {
+            ResultCode: i32, r;
+            InterfaceID: String, r;
+            Component: String, r;
+            Text: String, r;
+            Next: ObjRef<IVirtualBoxErrorInfo>, r;
+        }
+    }
+}
+
+interface! {
+    /// Where events come from. A connection gets signals from the moment of `RegisterListener`.
+    IEventSource {
+        methods {
+            RegisterListener() -> ();
+            UnregisterListener() -> ();
+        }
+        signals {
+            OnMachineStateChanged(machineId: String, state: MachineState);
+            OnMachineDataChanged(machineId: String, temporary: bool);
+            OnMachineRegistered(machineId: String, registered: bool);
+            OnSessionStateChanged(machineId: String, state: SessionState);
+            OnExtraDataChanged(machineId: String, key: String, value: String);
+            OnMediumRegistered(mediumId: String, mediumType: DeviceType, registered: bool);
+            OnProgressPercentageChanged(progressId: String, percent: i32);
+            OnProgressTaskCompleted(progressId: String);
+            OnVBoxSVCAvailabilityChanged(available: bool);
+        }
+    }
+}
+
+interface! {
+    /// A client's session: at most one machine is locked through it.
+    ISession {
+        attributes {
+            State: SessionState, r;
+            Type: SessionType, r;
+            Name: String, rw;
+            Machine: ObjRef<IMachine>, r;
+        }
+        methods {
+            UnlockMachine() -> ();
+            /// A connection to the VM process, where [`crate::paths::CONSOLE`] and its children live. Stands for the
+            /// IDL's attribute `console`.
+            OpenConsole() -> (connection: OwnedFd, console: ObjRef<IConsole>);
+        }
+    }
+}
