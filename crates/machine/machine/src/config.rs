@@ -1,0 +1,403 @@
+//! What a VM is made of: the settings that concern the VM process, checked and in the machine's own terms.
+//!
+//! [`MachineConfig::from_settings`] sorts the settings into three: what is honoured, what is not available yet and would change what
+//! the guest finds (refused at start, every reason named), and what is not available but harmless (listed in VBox.log).
+
+use std::path::{Path, PathBuf};
+
+use settings::words as w;
+use settings::{AttachedDevice, MachineSettings, MediaRegistry, SerialPort, StorageController};
+use uuid::Uuid;
+use vbox_types::{ByteSize, Port};
+
+/// The most vCPUs that the PIIX3 chipset's machine offers, VirtualBox's own limit for it.
+pub const MAX_CPUS: u32 = 32;
+/// Extra-data key that chooses the engine: `interpreter`, or `default`.
+pub const ENGINE_KEY: &str = "VBoxInternal/EM/ExecutionEngine";
+
+/// Which engine the settings ask for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EngineChoice {
+    #[default]
+    Default,
+    Interpreter,
+}
+
+/// What a serial port is joined to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UartMode {
+    Disconnected,
+    /// A file that gets what the guest sends.
+    File(PathBuf),
+    HostDevice(PathBuf),
+    /// A local socket that we create, or connect to.
+    PipeServer(PathBuf),
+    PipeClient(PathBuf),
+    TcpServer(u16),
+    /// `host:port`.
+    TcpClient(String),
+}
+
+/// A serial port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UartConfig {
+    pub io_base: Port,
+    pub irq: u8,
+    pub mode: UartMode,
+}
+
+/// A drive's kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DriveKind {
+    Disk,
+    Dvd,
+    Floppy,
+}
+
+/// An image in a drive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MediumConfig {
+    pub path: PathBuf,
+    /// The registry's name of the format: `VDI`, `RAW` …; empty for "look".
+    pub format: String,
+    pub read_only: bool,
+    pub uuid: Uuid,
+}
+
+/// A drive on a controller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DriveConfig {
+    pub kind: DriveKind,
+    pub port: u8,
+    pub device: u8,
+    pub medium: Option<MediumConfig>,
+    pub non_rotational: bool,
+}
+
+/// Which IDE chip the guest finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IdeModel {
+    Piix3,
+    Piix4,
+    Ich6,
+}
+
+/// A place to boot from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BootDevice {
+    None,
+    Floppy,
+    Dvd,
+    Disk,
+    Network,
+}
+
+/// Everything the VM process builds a machine from.
+#[derive(Clone, Debug)]
+pub struct MachineConfig {
+    pub name: String,
+    pub uuid: Uuid,
+    pub ram: ByteSize,
+    pub vram: ByteSize,
+    pub cpus: u32,
+    pub ioapic: bool,
+    pub acpi: bool,
+    pub hpet: bool,
+    pub rtc_utc: bool,
+    /// Milliseconds by which the guest's clock is ahead of the host's.
+    pub time_offset_ms: i64,
+    pub long_mode: bool,
+    pub pae: bool,
+    pub x2apic: bool,
+    pub triple_fault_reset: bool,
+    pub engine: EngineChoice,
+    pub boot_order: [BootDevice; 4],
+    pub boot_menu: bool,
+    pub uarts: Vec<UartConfig>,
+    pub ide: Option<(IdeModel, Vec<DriveConfig>)>,
+    pub floppies: Option<Vec<DriveConfig>>,
+    /// CPUID leaves that the settings override: leaf, subleaf, EAX, EBX, ECX, EDX.
+    pub cpuid_overrides: Vec<[u32; 6]>,
+    /// Set, but without effect yet, and harmless: one line each for VBox.log.
+    pub notes: Vec<String>,
+}
+
+impl MachineConfig {
+    /// A machine with `ram` and one CPU and nothing attached, as tests build on.
+    pub fn bare(name: &str, ram: ByteSize) -> Self {
+        Self {
+            name: name.to_owned(),
+            uuid: Uuid::nil(),
+            ram,
+            vram: ByteSize::mib(16),
+            cpus: 1,
+            ioapic: true,
+            acpi: true,
+            hpet: false,
+            rtc_utc: true,
+            time_offset_ms: 0,
+            long_mode: true,
+            pae: true,
+            x2apic: false,
+            triple_fault_reset: false,
+            engine: EngineChoice::Default,
+            boot_order: [BootDevice::Floppy, BootDevice::Dvd, BootDevice::Disk, BootDevice::None],
+            boot_menu: false,
+            uarts: Vec::new(),
+            ide: None,
+            floppies: None,
+            cpuid_overrides: Vec::new(),
+            notes: Vec::new(),
+        }
+    }
+
+    /// Takes over a machine's settings; `folder` is the machine's, for relative paths. On an error: every reason
+    /// why the machine cannot start as it is set up.
+    pub fn from_settings(m: &MachineSettings, folder: &Path) -> Result<Self, Vec<String>> {
+        let hw = &m.hardware;
+        let mut refused = Vec::new();
+        let mut notes = Vec::new();
+        let mut refuse = |wrong: bool, what: &str, mend: &str| {
+            if wrong {
+                refused.push(format!("{what} is not available yet: {mend}"));
+            }
+        };
+        refuse(hw.chipset != w::Chipset::Piix3, "the ICH9 chipset", "use --chipset piix3");
+        refuse(hw.firmware != w::Firmware::Bios, "EFI firmware", "use --firmware bios");
+        refuse(hw.tpm.tpm_type != w::TpmType::None, "a trusted platform module", "use --tpm-type none");
+        refuse(hw.iommu != w::Iommu::None, "an IOMMU", "use --iommu none");
+        refuse(!hw.host_pci.is_empty(), "PCI passthrough", "detach the host's devices with --pci-detach");
+        refuse(hw.cpu.nested_hw_virt, "nested hardware virtualization", "use --nested-hw-virt off");
+        refuse(hw.cpu.count > MAX_CPUS, "more than 32 CPUs", "use --cpus 32 or less");
+        refuse(!hw.bios.ioapic && hw.cpu.count > 1, "several CPUs without an I/O APIC", "use --ioapic on");
+        refuse(m.teleporter.enabled, "teleportation", "use --teleporter off");
+        refuse(!m.state_file.is_empty(), "starting from a saved state", "discard it with discardstate");
+        let mut engine = EngineChoice::Default;
+        match m.extra_data.get(ENGINE_KEY).map(String::as_str) {
+            None | Some("" | "default") => {}
+            Some("interpreter") => engine = EngineChoice::Interpreter,
+            Some(other) => refuse(
+                true,
+                &format!("the execution engine \"{other}\""),
+                "use --vm-execution-engine default or interpreter",
+            ),
+        }
+
+        let mut ide: Option<(IdeModel, Vec<DriveConfig>)> = None;
+        let mut floppies = None;
+        for controller in &hw.storage_controllers {
+            let model = match controller.controller_type {
+                w::StorageControllerType::Piix3 => Some(IdeModel::Piix3),
+                w::StorageControllerType::Piix4 => Some(IdeModel::Piix4),
+                w::StorageControllerType::Ich6 => Some(IdeModel::Ich6),
+                w::StorageControllerType::I82078 => None,
+                other => {
+                    refuse(
+                        true,
+                        &format!("the storage controller type {} (\"{}\")", other.as_str(), controller.name),
+                        "attach its media to a controller made with --add ide",
+                    );
+                    continue;
+                }
+            };
+            match (drives(controller, &m.media_registry, folder), model) {
+                (Ok(drives), Some(model)) => ide = Some((model, drives)),
+                (Ok(drives), None) => floppies = Some(drives),
+                (Err(why), _) => refuse(true, &why, "detach it"),
+            }
+        }
+
+        let mut uarts = Vec::new();
+        for port in hw.serial_ports.iter().filter(|p| p.enabled) {
+            match uart(port, folder) {
+                Ok(uart) => uarts.push(uart),
+                Err(why) => refused.push(why),
+            }
+        }
+
+        let mut note = |set: bool, text: &str| {
+            if set {
+                notes.push(text.to_owned());
+            }
+        };
+        for nic in hw.network.iter().filter(|n| n.enabled) {
+            note(true, &format!("network adapter {} is set up, but no network card is available yet", nic.slot + 1));
+        }
+        note(!hw.usb.controllers.is_empty(), "USB controllers are not available yet");
+        note(
+            !matches!(hw.pointing_hid, w::PointingHid::Ps2Mouse | w::PointingHid::None),
+            "the pointing device is a PS/2 mouse: USB is not available yet",
+        );
+        note(
+            !matches!(hw.keyboard_hid, w::KeyboardHid::Ps2Keyboard | w::KeyboardHid::None),
+            "the keyboard is a PS/2 one: USB is not available yet",
+        );
+        note(hw.audio.enabled, "audio is not available yet");
+        note(hw.remote_display.enabled, "the remote display is not available yet");
+        note(hw.display.accelerate_3d, "3D acceleration is not available yet");
+        note(hw.display.monitor_count > 1, "one monitor is available, the others are not yet");
+        note(
+            !matches!(hw.display.controller, w::GraphicsController::VBoxVga | w::GraphicsController::Null),
+            "the graphics controller is VBoxVGA: VMware-compatible ones are not available yet",
+        );
+        note(!hw.shared_folders.is_empty(), "shared folders are not available yet");
+        note(hw.parallel_ports.iter().any(|p| p.enabled), "parallel ports are not available yet");
+        note(hw.cpu.execution_cap < 100, "the CPU execution cap has no effect yet");
+        note(hw.cpu.hotplug, "CPUs cannot be plugged or unplugged while the machine runs yet");
+        note(hw.cpu.profile != "host", "the CPU profile is that of the host: others are not available yet");
+        note(hw.memory_balloon_mb > 0, "the memory balloon is not available yet");
+        note(!hw.bandwidth_groups.is_empty(), "bandwidth groups have no effect yet");
+        note(m.recording.enabled, "recording is not available yet");
+        note(
+            !matches!(
+                hw.paravirt_provider,
+                w::ParavirtProvider::Default | w::ParavirtProvider::None | w::ParavirtProvider::Legacy
+            ),
+            "paravirtualization providers are not available yet: the guest sees none",
+        );
+
+        if !refused.is_empty() {
+            return Err(refused);
+        }
+        Ok(Self {
+            name: m.name.clone(),
+            uuid: hw.uuid.unwrap_or(m.uuid),
+            ram: ByteSize::mib(hw.memory.ram_mb.into()),
+            vram: ByteSize::mib(hw.display.vram_mb.into()),
+            cpus: hw.cpu.count.max(1),
+            ioapic: hw.bios.ioapic,
+            acpi: hw.bios.acpi,
+            hpet: hw.hpet,
+            rtc_utc: hw.rtc_use_utc,
+            time_offset_ms: hw.bios.time_offset,
+            long_mode: hw.cpu.long_mode != settings::LongMode::Disabled,
+            pae: hw.cpu.pae,
+            x2apic: hw.cpu.x2apic,
+            triple_fault_reset: hw.cpu.triple_fault_reset,
+            engine,
+            boot_order: hw.boot_order.map(|device| match device {
+                w::BootDevice::None => BootDevice::None,
+                w::BootDevice::Floppy => BootDevice::Floppy,
+                w::BootDevice::Dvd => BootDevice::Dvd,
+                w::BootDevice::HardDisk => BootDevice::Disk,
+                w::BootDevice::Network => BootDevice::Network,
+            }),
+            boot_menu: hw.bios.boot_menu_mode != w::BootMenuMode::Disabled,
+            uarts,
+            ide,
+            floppies,
+            cpuid_overrides: hw
+                .cpu
+                .cpuid_leaves
+                .iter()
+                .map(|l| [l.index, l.subleaf, l.eax, l.ebx, l.ecx, l.edx])
+                .collect(),
+            notes,
+        })
+    }
+}
+
+fn drives(
+    controller: &StorageController,
+    registry: &MediaRegistry,
+    folder: &Path,
+) -> Result<Vec<DriveConfig>, String> {
+    controller.attached.iter().map(|a| drive(controller, a, registry, folder)).collect()
+}
+
+fn drive(
+    controller: &StorageController,
+    a: &AttachedDevice,
+    registry: &MediaRegistry,
+    folder: &Path,
+) -> Result<DriveConfig, String> {
+    let place = format!("\"{}\" port {} device {}", controller.name, a.port, a.device);
+    if a.host_drive.is_some() || a.pass_through {
+        return Err(format!("the host's drive at {place}"));
+    }
+    let (kind, media) = match a.drive {
+        w::DriveType::HardDisk => (DriveKind::Disk, &registry.hard_disks),
+        w::DriveType::Dvd => (DriveKind::Dvd, &registry.dvd_images),
+        w::DriveType::Floppy => (DriveKind::Floppy, &registry.floppy_images),
+    };
+    let medium = match a.image {
+        None => None,
+        Some(id) => {
+            let found = media
+                .iter()
+                .find(|m| m.uuid == id)
+                .ok_or_else(|| format!("the medium {{{id}}} at {place}, which is in no media registry and"))?;
+            Some(MediumConfig {
+                path: folder.join(&found.location),
+                format: found.format.clone(),
+                read_only: kind == DriveKind::Dvd || found.medium_type == w::MediumType::Readonly,
+                uuid: id,
+            })
+        }
+    };
+    let small = |value: i32| u8::try_from(value).map_err(|_| format!("the drive at {place}"));
+    Ok(DriveConfig {
+        kind,
+        port: small(a.port)?,
+        device: small(a.device)?,
+        medium,
+        non_rotational: a.non_rotational,
+    })
+}
+
+fn uart(port: &SerialPort, folder: &Path) -> Result<UartConfig, String> {
+    let number = port.slot + 1;
+    let io_base = u16::try_from(port.io_base)
+        .map_err(|_| format!("serial port {number} has the impossible I/O base 0x{:x}", port.io_base))?;
+    let irq = u8::try_from(port.irq)
+        .ok()
+        .filter(|irq| *irq < 16)
+        .ok_or_else(|| format!("serial port {number} has the impossible interrupt {}", port.irq))?;
+    let path = || folder.join(&port.path);
+    let mode = match port.mode {
+        w::PortMode::Disconnected => UartMode::Disconnected,
+        w::PortMode::RawFile => UartMode::File(path()),
+        w::PortMode::HostDevice => UartMode::HostDevice(path()),
+        w::PortMode::HostPipe if port.server => UartMode::PipeServer(path()),
+        w::PortMode::HostPipe => UartMode::PipeClient(path()),
+        w::PortMode::Tcp if port.server => UartMode::TcpServer(
+            port.path
+                .parse()
+                .map_err(|_| format!("serial port {number}: \"{}\" is not a TCP port number", port.path))?,
+        ),
+        w::PortMode::Tcp => UartMode::TcpClient(port.path.clone()),
+    };
+    Ok(UartConfig { io_base: Port(io_base), irq, mode })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_refused_is_named_with_its_mend() {
+        let mut m = MachineSettings::default();
+        m.hardware.chipset = w::Chipset::Ich9;
+        m.hardware.firmware = w::Firmware::Efi;
+        let reasons = MachineConfig::from_settings(&m, Path::new("/vm")).unwrap_err();
+        assert_eq!(reasons.len(), 2);
+        assert!(reasons[0].contains("--chipset piix3") && reasons[1].contains("--firmware bios"));
+    }
+
+    #[test]
+    fn a_network_card_is_noted_and_does_not_stop_the_machine() {
+        let mut m = MachineSettings::default();
+        m.hardware.network[0].enabled = true;
+        let config = MachineConfig::from_settings(&m, Path::new("/vm")).unwrap();
+        assert_eq!(config.notes.len(), 1);
+    }
+
+    #[test]
+    fn relative_paths_start_in_the_machine_folder() {
+        let mut m = MachineSettings::default();
+        let port = &mut m.hardware.serial_ports[0];
+        (port.enabled, port.mode, port.path) = (true, w::PortMode::RawFile, "com1.log".into());
+        let config = MachineConfig::from_settings(&m, Path::new("/vm")).unwrap();
+        assert_eq!(config.uarts[0].mode, UartMode::File("/vm/com1.log".into()));
+    }
+}
