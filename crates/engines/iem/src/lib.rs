@@ -9,8 +9,13 @@
 //! * [`unit`] executes x87, MMX, SSE and AVX instructions on the host's own unit.
 //! * `engine` is the run loop behind [`em::Engine`].
 
+pub mod core;
+pub mod debug;
 pub mod fault;
+pub mod flags;
 pub mod memory;
+pub mod paging;
+pub mod tlb;
 pub mod unit;
 
 pub use fault::{Fault, Vector};
