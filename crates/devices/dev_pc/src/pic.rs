@@ -543,7 +543,6 @@ impl ssm::Saveable for Pic {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ssm::Saveable;
 
     /// Both chips initialized as a BIOS does: vectors 0x08 and 0x70, everything unmasked.
     fn pair() -> State {
@@ -757,15 +756,6 @@ mod tests {
         pic.lock().state.set_line(12, true);
         pic.lock().state.acknowledge();
         pic.lock().state.write(Port(0x20), 0x6b);
-        let save = |pic: &Arc<Mutex<Pic>>| {
-            let mut out = ssm::Writer::new();
-            pic.lock().save(&mut out);
-            out.into_bytes()
-        };
-        let bytes = save(&pic);
-        let other = Pic::new();
-        other.lock().load(ssm::Reader::new("i8259", 1, &bytes)).unwrap();
-        assert_eq!(save(&other), bytes);
-        assert!(other.lock().load(ssm::Reader::new("i8259", 1, &bytes[1..])).is_err());
+        crate::testing::assert_saved_state_survives(&pic, &Pic::new());
     }
 }
