@@ -5,6 +5,7 @@
 
 pub mod pic;
 pub mod pit;
+pub mod rtc;
 
 #[cfg(test)]
 mod testing {
