@@ -1,1 +1,30 @@
-//! vd
+//! VD, virtual disks: the image files behind hard disks, CDs and floppies.
+//!
+//! * [`Image`] is an opened image: positioned reads and writes of virtual bytes, flush, discard.
+//! * A *layout* (one module per format) only says where virtual ranges lie in the file; moving the bytes is `image`'s.
+//! * [`probe`] tells a file's format by its content. It is for files a user names for the first time: an image whose
+//!   format is on record is opened as that and never probed, because a guest can write any header into a raw disk.
+//! * [`Queue`] runs requests on threads, for controllers.
+//!
+//! **Durability.** [`Image::flush`] returns when every write that had returned before is on stable storage together
+//! with the metadata that finds it. Metadata goes to the file only after the data it refers to is stable, so a power
+//! cut at any moment leaves an image that opens and holds everything flushed.
+
+mod error;
+mod file;
+mod format;
+mod image;
+mod queue;
+mod raw;
+mod vdi;
+
+pub use error::Error;
+pub use format::{Format, Variant, probe};
+pub use image::{CreateOptions, Image, MediumInfo, OpenMode, create, create_child, info};
+pub use queue::{Done, Op, Queue};
+
+/// Parses untrusted bytes as each format's metadata, for fuzzing: opens an in-memory image and reads from it.
+#[doc(hidden)]
+pub fn exercise(bytes: &[u8]) {
+    image::exercise(bytes);
+}

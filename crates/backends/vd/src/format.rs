@@ -1,0 +1,200 @@
+//! The formats, how files are told apart, and what a format module provides.
+
+use std::fmt;
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
+use uuid::Uuid;
+use vbox_types::ByteSize;
+
+use crate::error::Error;
+use crate::file::{FileIo, HostFile};
+
+/// An image format, by the name VirtualBox uses for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// Plain sectors: disks, ISO images, floppies, host devices.
+    Raw,
+    Vdi,
+    Vmdk,
+    Vhd,
+    Vhdx,
+    Parallels,
+    Qcow,
+    Qed,
+    Dmg,
+}
+
+impl Format {
+    /// The name as settings files and the command line have it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "RAW",
+            Self::Vdi => "VDI",
+            Self::Vmdk => "VMDK",
+            Self::Vhd => "VHD",
+            Self::Vhdx => "VHDX",
+            Self::Parallels => "Parallels",
+            Self::Qcow => "QCOW",
+            Self::Qed => "QED",
+            Self::Dmg => "DMG",
+        }
+    }
+
+    /// The format with this name in any case.
+    pub fn from_name(name: &str) -> Option<Self> {
+        const ALL: [Format; 9] = [
+            Format::Raw,
+            Format::Vdi,
+            Format::Vmdk,
+            Format::Vhd,
+            Format::Vhdx,
+            Format::Parallels,
+            Format::Qcow,
+            Format::Qed,
+            Format::Dmg,
+        ];
+        ALL.into_iter().find(|f| f.name().eq_ignore_ascii_case(name))
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// How an image of a format is laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Variant {
+    /// Grows as it is written.
+    Dynamic,
+    /// Takes its full size from the start.
+    Fixed,
+    /// Holds only what differs from its parent.
+    Differencing,
+}
+
+impl fmt::Display for Variant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Dynamic => "dynamic",
+            Self::Fixed => "fixed",
+            Self::Differencing => "differencing",
+        })
+    }
+}
+
+/// Tells a file's format by its content; what has no signature is [`Format::Raw`]. For files that a user names for the
+/// first time, never for a file whose format is already on record.
+pub fn probe(path: &Path) -> Result<Format, Error> {
+    let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())
+        .map_err(|e| Error::host("open", path, e))?;
+    let file = HostFile::new(fd).map_err(|e| Error::host("open", path, e))?;
+    probe_file(&file).map_err(|e| Error::host("read from", path, e))
+}
+
+pub(crate) fn probe_file(file: &dyn FileIo) -> std::io::Result<Format> {
+    let mut head = [0; 512];
+    file.read_at(0, &mut head)?;
+    let starts: [(&[u8], Format); 8] = [
+        (b"KDMV", Format::Vmdk),
+        (b"COWD", Format::Vmdk),
+        (b"# Disk DescriptorFile", Format::Vmdk),
+        (b"vhdxfile", Format::Vhdx),
+        (b"WithoutFreeSpace", Format::Parallels),
+        (b"WithouFreSpacExt", Format::Parallels),
+        (b"QFI\xfb", Format::Qcow),
+        (b"QED\0", Format::Qed),
+    ];
+    if let Some((_, format)) = starts.iter().find(|(magic, _)| head.starts_with(magic)) {
+        return Ok(*format);
+    }
+    if crate::vdi::is_vdi(&head) {
+        return Ok(Format::Vdi);
+    }
+    // VHD and UDIF keep their signatures in the last 512 bytes.
+    let len = file.len()?;
+    if len >= 512 {
+        let mut tail = [0; 512];
+        file.read_at(len - 512, &mut tail)?;
+        if tail.starts_with(b"conectix") {
+            return Ok(Format::Vhd);
+        }
+        if tail.starts_with(b"koly") {
+            return Ok(Format::Dmg);
+        }
+    }
+    Ok(Format::Raw)
+}
+
+/// Where a virtual range lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// In the file, from this offset on.
+    File(u64),
+    /// Nowhere: it reads as zeros, whatever a parent holds.
+    Zero,
+    /// Not in this image: the parent has it; without a parent it reads as zeros.
+    Absent,
+}
+
+/// A virtual range of `len` bytes with one place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Extent {
+    pub(crate) place: Place,
+    pub(crate) len: u64,
+}
+
+/// The start of a write to a range that has no place in the file yet.
+pub(crate) enum Begin<'a> {
+    /// It got one meanwhile: map it again.
+    Mapped,
+    /// Storage was set aside; dropping the guard gives it back.
+    Allocated(Box<dyn Allocation + 'a>),
+}
+
+/// Storage set aside for one unit of a layout, in the file but not yet part of the image.
+pub(crate) trait Allocation {
+    /// The virtual offset of the unit's first byte.
+    fn start(&self) -> u64;
+    /// Bytes in the unit; the last one may reach past the image's end.
+    fn len(&self) -> u64;
+    /// The file offset of the unit's first byte. The storage reads as zeros.
+    fn file_offset(&self) -> u64;
+    /// Makes the unit part of the image, once its content has been written.
+    fn commit(self: Box<Self>);
+}
+
+/// What an image's metadata say about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Facts {
+    pub(crate) variant: Variant,
+    pub(crate) size: ByteSize,
+    pub(crate) uuid: Option<Uuid>,
+    pub(crate) modification: Option<Uuid>,
+    pub(crate) parent: Option<Uuid>,
+    pub(crate) parent_modification: Option<Uuid>,
+    pub(crate) comment: String,
+}
+
+/// A format at work: maps virtual ranges to file ranges. All methods may be called from several threads at once.
+/// Ranges passed in lie inside the image.
+pub(crate) trait Layout: Send + Sync {
+    fn facts(&self) -> Facts;
+
+    /// Where the range from `offset` on lies; the answer covers at least one and at most `len` bytes.
+    fn map(&self, offset: u64, len: u64) -> Extent;
+
+    /// Sets storage aside for the unit around `offset`, which [`Layout::map`] had nowhere.
+    fn begin(&self, file: &dyn FileIo, offset: u64) -> std::io::Result<Begin<'_>>;
+
+    /// The image is about to be changed for the first time since it was opened: gives it a new modification UUID.
+    fn modified(&self, file: &dyn FileIo) -> std::io::Result<()>;
+
+    /// Makes what was committed durable: data first, then the metadata that finds it.
+    fn flush(&self, file: &dyn FileIo) -> std::io::Result<()>;
+
+    /// Whether commits wait for a flush.
+    fn is_dirty(&self) -> bool;
+}

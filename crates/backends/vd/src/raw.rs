@@ -1,0 +1,64 @@
+//! Raw images: virtual bytes are the file's bytes.
+
+use std::io;
+
+use uuid::Uuid;
+use vbox_types::ByteSize;
+
+use crate::file::FileIo;
+use crate::format::{Begin, Extent, Facts, Layout, Place, Variant};
+
+pub(crate) struct Raw {
+    size: u64,
+    variant: Variant,
+}
+
+impl Raw {
+    pub(crate) fn open(file: &dyn FileIo) -> io::Result<Self> {
+        let size = file.len()?;
+        let variant = if file.allocated()? < size { Variant::Dynamic } else { Variant::Fixed };
+        Ok(Self { size, variant })
+    }
+
+    pub(crate) fn create(file: &dyn FileIo, size: u64, variant: Variant) -> io::Result<()> {
+        if variant == Variant::Fixed && size > 0 {
+            file.reserve(0, size)?;
+        }
+        file.set_len(size)?;
+        file.sync()
+    }
+}
+
+impl Layout for Raw {
+    fn facts(&self) -> Facts {
+        Facts {
+            variant: self.variant,
+            size: ByteSize(self.size),
+            uuid: None::<Uuid>,
+            modification: None,
+            parent: None,
+            parent_modification: None,
+            comment: String::new(),
+        }
+    }
+
+    fn map(&self, offset: u64, len: u64) -> Extent {
+        Extent { place: Place::File(offset), len }
+    }
+
+    fn begin(&self, _file: &dyn FileIo, _offset: u64) -> io::Result<Begin<'_>> {
+        Ok(Begin::Mapped)
+    }
+
+    fn modified(&self, _file: &dyn FileIo) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn flush(&self, file: &dyn FileIo) -> io::Result<()> {
+        file.sync()
+    }
+
+    fn is_dirty(&self) -> bool {
+        false
+    }
+}

@@ -1,0 +1,354 @@
+//! Images as callers see them, and as QEMU's tools see them.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, mpsc};
+
+use uuid::Uuid;
+use vbox_types::ByteSize;
+use vd::{CreateOptions, Error, Format, Image, Op, OpenMode, Queue, Variant};
+
+const MIB: u64 = 1 << 20;
+
+/// A directory that goes with the test.
+struct Dir(PathBuf);
+
+impl Dir {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("vd-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let dir = std::env::temp_dir().join(name);
+        std::fs::create_dir(&dir).unwrap();
+        Self(dir)
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn create(path: &Path, format: Format, variant: Variant, size: u64) {
+    let options = CreateOptions { format, variant, size: ByteSize(size), uuid: None, comment: String::new() };
+    vd::create(path, &options).unwrap();
+}
+
+/// Runs qemu-img; `None`, loudly, where it is not installed.
+fn qemu_img(args: &[&str]) -> Option<(bool, String)> {
+    match Command::new("qemu-img").args(args).output() {
+        Ok(out) => {
+            let text = String::from_utf8_lossy(&out.stdout) + String::from_utf8_lossy(&out.stderr);
+            Some((out.status.success(), text.into_owned()))
+        }
+        Err(error) => {
+            eprintln!("SKIPPED: qemu-img cannot run ({error}); install the package qemu-utils");
+            None
+        }
+    }
+}
+
+/// A reproducible sequence (xorshift64*).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+}
+
+/// Writes at random places through `image` and into a model; afterwards both must agree.
+fn random_load(image: &Image, model: &mut [u8], seed: u64, rounds: u32) {
+    let mut random = Random(seed);
+    let size = model.len() as u64;
+    for _ in 0..rounds {
+        let offset = random.below(size / 512) * 512;
+        let len = (1 + random.below(400)) * 512;
+        let len = len.min(size - offset) as usize;
+        let fill = random.below(4) as u8 * 85;
+        let range = offset as usize..offset as usize + len;
+        model[range.clone()].fill(fill);
+        image.write(offset, &model[range]).unwrap();
+        if random.below(16) == 0 {
+            image.flush().unwrap();
+        }
+    }
+    let mut all = vec![1; model.len()];
+    image.read(0, &mut all).unwrap();
+    assert!(all == model, "the image differs from what was written");
+}
+
+#[test]
+fn a_new_vdi_reads_zeros_and_tells_what_it_is() {
+    let dir = Dir::new();
+    let path = dir.file("a.vdi");
+    let uuid = Uuid::from_u128(0x1234_5678_9abc_def0_1234_5678_9abc_def0);
+    let options = CreateOptions {
+        format: Format::Vdi,
+        variant: Variant::Dynamic,
+        size: ByteSize(5 * MIB + 512),
+        uuid: Some(uuid),
+        comment: "grüße".into(),
+    };
+    let info = vd::create(&path, &options).unwrap();
+    assert_eq!((info.format, info.variant, info.uuid), (Format::Vdi, Variant::Dynamic, Some(uuid)));
+    assert_eq!((info.logical_size.0, info.size_on_disk.0), (5 * MIB + 512, 2 * MIB));
+    assert_eq!((info.parent_uuid, info.comment.as_str()), (None, "grüße"));
+    assert_eq!(vd::probe(&path).unwrap(), Format::Vdi);
+    let image = Image::open(&path, OpenMode::ReadWrite, Format::Vdi).unwrap();
+    let mut out = [1; 1024];
+    image.read(5 * MIB - 512, &mut out).unwrap();
+    assert_eq!(out, [0; 1024]);
+    assert!(matches!(vd::create(&path, &options), Err(Error::Exists { .. })));
+}
+
+#[test]
+fn vdi_keeps_random_writes_over_closing() {
+    let dir = Dir::new();
+    for (name, variant) in [("dynamic", Variant::Dynamic), ("fixed", Variant::Fixed)] {
+        let path = dir.file(name);
+        create(&path, Format::Vdi, variant, 9 * MIB + 512);
+        let mut model = vec![0; (9 * MIB + 512) as usize];
+        for seed in 1..4 {
+            let image = Image::open(&path, OpenMode::ReadWrite, Format::Vdi).unwrap();
+            random_load(&image, &mut model, seed, 60);
+        }
+        let image = Image::open(&path, OpenMode::ReadOnly, Format::Vdi).unwrap();
+        let mut all = vec![1; model.len()];
+        image.read(0, &mut all).unwrap();
+        assert!(all == model, "{name}");
+    }
+}
+
+#[test]
+fn the_first_write_renews_the_modification_uuid() {
+    let dir = Dir::new();
+    let path = dir.file("a.vdi");
+    create(&path, Format::Vdi, Variant::Dynamic, MIB);
+    let before = vd::info(&path, None).unwrap();
+    let image = Image::open(&path, OpenMode::ReadWrite, Format::Vdi).unwrap();
+    assert_eq!(image.info().unwrap(), before);
+    image.write(0, &[1; 512]).unwrap();
+    drop(image);
+    let after = vd::info(&path, None).unwrap();
+    assert_eq!(after.uuid, before.uuid);
+    assert_ne!(after.modification_uuid, before.modification_uuid);
+}
+
+#[test]
+fn zeros_on_an_empty_image_take_no_space() {
+    let dir = Dir::new();
+    let path = dir.file("a.vdi");
+    create(&path, Format::Vdi, Variant::Dynamic, 64 * MIB);
+    let image = Image::open(&path, OpenMode::ReadWrite, Format::Vdi).unwrap();
+    image.write(0, &vec![0; 4 << 20]).unwrap();
+    image.flush().unwrap();
+    assert_eq!(image.info().unwrap().size_on_disk.0, 2 * MIB);
+}
+
+#[test]
+fn a_writer_keeps_others_out_and_readers_share() {
+    let dir = Dir::new();
+    let path = dir.file("a.vdi");
+    create(&path, Format::Vdi, Variant::Dynamic, MIB);
+    let writer = Image::open(&path, OpenMode::ReadWrite, Format::Vdi).unwrap();
+    assert!(matches!(Image::open(&path, OpenMode::ReadWrite, Format::Vdi), Err(Error::InUse { .. })));
+    assert!(matches!(Image::open(&path, OpenMode::ReadOnly, Format::Vdi), Err(Error::InUse { .. })));
+    assert!(vd::info(&path, None).is_ok());
+    drop(writer);
+    let reader = Image::open(&path, OpenMode::ReadOnly, Format::Vdi).unwrap();
+    assert!(Image::open(&path, OpenMode::ReadOnly, Format::Vdi).is_ok());
+    assert!(matches!(reader.write(0, &[0]), Err(Error::ReadOnly { .. })));
+}
+
+#[test]
+fn ranges_past_the_end_are_refused() {
+    let dir = Dir::new();
+    let path = dir.file("a.img");
+    create(&path, Format::Raw, Variant::Dynamic, MIB);
+    let image = Image::open(&path, OpenMode::ReadWrite, Format::Raw).unwrap();
+    assert!(matches!(image.read(MIB - 1, &mut [0; 2]), Err(Error::OutOfRange { .. })));
+    assert!(matches!(image.write(u64::MAX, &[0; 2]), Err(Error::OutOfRange { .. })));
+    assert!(image.discard(0, MIB + 1).is_err());
+}
+
+#[test]
+fn a_raw_disk_is_opened_as_what_it_is_on_record() {
+    let dir = Dir::new();
+    let path = dir.file("a.img");
+    create(&path, Format::Raw, Variant::Fixed, MIB);
+    let image = Image::open(&path, OpenMode::ReadWrite, Format::Raw).unwrap();
+    image.write(0x40, &[0x7f, 0x10, 0xda, 0xbe]).unwrap();
+    drop(image);
+    assert_eq!(vd::probe(&path).unwrap(), Format::Vdi);
+    let image = Image::open(&path, OpenMode::ReadOnly, Format::Raw).unwrap();
+    assert_eq!(image.size(), ByteSize(MIB));
+}
+
+#[test]
+fn a_discarded_range_reads_zeros_and_its_neighbours_stay() {
+    let dir = Dir::new();
+    let path = dir.file("a.vdi");
+    create(&path, Format::Vdi, Variant::Dynamic, 4 * MIB);
+    let image = Image::open(&path, OpenMode::ReadWrite, Format::Vdi).unwrap();
+    image.write(0, &vec![7; 3 << 20]).unwrap();
+    image.discard(MIB - 4096, MIB).unwrap();
+    let mut out = vec![1; 3 << 20];
+    image.read(0, &mut out).unwrap();
+    let (start, end) = ((MIB - 4096) as usize, (2 * MIB - 4096) as usize);
+    assert!(out[..start].iter().chain(&out[end..]).all(|&b| b == 7));
+    assert!(out[start..end].iter().all(|&b| b == 0));
+}
+
+#[test]
+fn a_child_shows_its_parent_until_it_is_written() {
+    let dir = Dir::new();
+    let (base, child) = (dir.file("base.vdi"), dir.file("child.vdi"));
+    create(&base, Format::Vdi, Variant::Dynamic, 3 * MIB);
+    let mut model = vec![0; (3 * MIB) as usize];
+    let image = Image::open(&base, OpenMode::ReadWrite, Format::Vdi).unwrap();
+    random_load(&image, &mut model, 7, 20);
+    drop(image);
+    let parent = Arc::new(Image::open(&base, OpenMode::ReadOnly, Format::Vdi).unwrap());
+    let info = vd::create_child(&child, Format::Vdi, &parent, None).unwrap();
+    assert_eq!((info.variant, info.parent_uuid), (Variant::Differencing, parent.info().unwrap().uuid));
+    assert!(matches!(
+        Image::open(&child, OpenMode::ReadWrite, Format::Vdi),
+        Err(Error::ParentNeeded { parent: p, .. }) if Some(p) == info.parent_uuid
+    ));
+    let image = Image::open_child(&child, OpenMode::ReadWrite, Format::Vdi, parent.clone()).unwrap();
+    random_load(&image, &mut model, 8, 20);
+    // Zeros must hide what the parent has.
+    model[..MIB as usize].fill(0);
+    image.write(0, &model[..MIB as usize]).unwrap();
+    let mut out = vec![1; model.len()];
+    image.read(0, &mut out).unwrap();
+    assert!(out == model);
+    drop((image, parent));
+    let image = Image::open(&base, OpenMode::ReadWrite, Format::Vdi).unwrap();
+    image.write(0, &[9; 512]).unwrap();
+    drop(image);
+    let parent = Arc::new(Image::open(&base, OpenMode::ReadOnly, Format::Vdi).unwrap());
+    let opened = Image::open_child(&child, OpenMode::ReadWrite, Format::Vdi, parent);
+    assert!(matches!(opened, Err(Error::ParentChanged { .. })));
+}
+
+#[test]
+fn threads_that_write_one_new_block_lose_nothing() {
+    let dir = Dir::new();
+    let path = dir.file("a.vdi");
+    create(&path, Format::Vdi, Variant::Dynamic, 8 * MIB);
+    let image = Image::open(&path, OpenMode::ReadWrite, Format::Vdi).unwrap();
+    std::thread::scope(|scope| {
+        for t in 0..4u64 {
+            let image = &image;
+            scope.spawn(move || {
+                for sector in (t..8 * MIB / 4096).step_by(4) {
+                    image.write(sector * 4096, &[t as u8 + 1; 4096]).unwrap();
+                    if sector % 64 == 0 {
+                        image.flush().unwrap();
+                    }
+                }
+            });
+        }
+    });
+    drop(image);
+    let image = Image::open(&path, OpenMode::ReadOnly, Format::Vdi).unwrap();
+    let mut out = vec![0; (8 * MIB) as usize];
+    image.read(0, &mut out).unwrap();
+    for (sector, bytes) in out.chunks(4096).enumerate() {
+        assert!(bytes.iter().all(|&b| usize::from(b) == sector % 4 + 1), "sector {sector}");
+    }
+}
+
+#[test]
+fn a_queue_answers_every_request_and_records_new_blocks_when_dropped() {
+    let dir = Dir::new();
+    let path = dir.file("a.vdi");
+    create(&path, Format::Vdi, Variant::Dynamic, 64 * MIB);
+    let queue = Queue::new(Image::open(&path, OpenMode::ReadWrite, Format::Vdi).unwrap(), 3).unwrap();
+    let (tx, rx) = mpsc::channel();
+    for i in 0..64 {
+        let tx = tx.clone();
+        let op = Op::Write { offset: i * MIB, buffer: vec![i as u8 + 1; 512] };
+        queue.submit(op, Box::new(move |result| tx.send(result.map(|b| b.len())).unwrap()));
+    }
+    queue.drain();
+    assert!(rx.try_iter().take(64).all(|r| matches!(r, Ok(512))));
+    let (tx, rx) = mpsc::channel();
+    let op = Op::Read { offset: 64 * MIB, buffer: vec![0; 512] };
+    queue.submit(op, Box::new(move |result| tx.send(result.is_err()).unwrap()));
+    assert!(rx.recv().unwrap());
+    drop(queue);
+    let image = Image::open(&path, OpenMode::ReadOnly, Format::Vdi).unwrap();
+    let mut out = [0; 1];
+    image.read(63 * MIB, &mut out).unwrap();
+    assert_eq!(out, [64]);
+}
+
+#[test]
+fn qemu_finds_our_vdi_sound_and_equal() {
+    let dir = Dir::new();
+    for (name, variant) in [("dynamic.vdi", Variant::Dynamic), ("fixed.vdi", Variant::Fixed)] {
+        let (path, raw) = (dir.file(name), dir.file("model.img"));
+        let size = 21 * MIB + 512;
+        create(&path, Format::Vdi, variant, size);
+        let mut model = vec![0; size as usize];
+        let image = Image::open(&path, OpenMode::ReadWrite, Format::Vdi).unwrap();
+        random_load(&image, &mut model, 11, 30);
+        drop(image);
+        std::fs::write(&raw, &model).unwrap();
+        let (path, raw) = (path.to_str().unwrap(), raw.to_str().unwrap());
+        let Some((ok, text)) = qemu_img(&["check", "-f", "vdi", path]) else { return };
+        assert!(ok, "{text}");
+        let (ok, text) = qemu_img(&["compare", "-f", "vdi", "-F", "raw", path, raw]).unwrap();
+        assert!(ok, "{text}");
+    }
+}
+
+#[test]
+fn we_read_and_write_qemus_vdi() {
+    let dir = Dir::new();
+    let (raw, path) = (dir.file("model.img"), dir.file("qemu.vdi"));
+    let size = (13 * MIB + 1024) as usize;
+    let mut model = vec![0; size];
+    let mut random = Random(3);
+    for _ in 0..20 {
+        let at = random.below(size as u64 - 70_000) as usize;
+        model[at..at + 66_000].fill(random.next() as u8);
+    }
+    std::fs::write(&raw, &model).unwrap();
+    for options in ["static=off", "static=on"] {
+        let (raw, path) = (raw.to_str().unwrap(), path.to_str().unwrap());
+        let convert = ["convert", "-f", "raw", "-O", "vdi", "-o", options, raw, path];
+        let Some((ok, text)) = qemu_img(&convert) else { return };
+        assert!(ok, "{text}");
+        assert_eq!(vd::probe(Path::new(path)).unwrap(), Format::Vdi);
+        let image = Image::open(Path::new(path), OpenMode::ReadWrite, Format::Vdi).unwrap();
+        let mut out = vec![1; size];
+        image.read(0, &mut out).unwrap();
+        assert!(out == model, "{options}");
+        let mut changed = model.clone();
+        random_load(&image, &mut changed, 5, 40);
+        drop(image);
+        let other = dir.file("changed.img");
+        std::fs::write(&other, &changed).unwrap();
+        let (ok, text) =
+            qemu_img(&["compare", "-f", "vdi", "-F", "raw", path, other.to_str().unwrap()]).unwrap();
+        assert!(ok, "{text}");
+        let (ok, text) = qemu_img(&["check", "-f", "vdi", path]).unwrap();
+        assert!(ok, "{text}");
+    }
+}
