@@ -222,7 +222,7 @@ fn text(state: &State, vram: &HostMemory, c: &Crtc, frames: u64) -> Frame {
     let cursor_at = u32::from(state.crtc[crtc::CURSOR_HIGH]) << 8 | u32::from(state.crtc[crtc::CURSOR_LOW]);
     let cursor_first = u32::from(state.crtc[crtc::CURSOR_START] & 0x1f);
     let cursor_last = u32::from(state.crtc[crtc::CURSOR_END] & 0x1f);
-    let cursor_on = state.crtc[crtc::CURSOR_START] & 0x20 == 0 && frames / CURSOR_FRAMES % 2 == 0;
+    let cursor_on = state.crtc[crtc::CURSOR_START] & 0x20 == 0 && (frames / CURSOR_FRAMES).is_multiple_of(2);
     let blink = state.attr[attr::MODE] & attr::BLINK != 0;
     let underline = u32::from(state.crtc[crtc::UNDERLINE] & 0x1f);
     let preset = u32::from(state.crtc[crtc::PRESET_ROW] & 0x1f);

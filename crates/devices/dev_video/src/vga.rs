@@ -124,7 +124,7 @@ impl State {
     /// Input Status 1: retrace and display-enable, from where the beam is at `now`.
     fn input_status_1(&self, now: u64) -> u8 {
         let line = now / LINE_NANOS % LINES_TOTAL;
-        let retrace = line >= LINES_SHOWN + 12 && line < LINES_SHOWN + 14;
+        let retrace = (LINES_SHOWN + 12..LINES_SHOWN + 14).contains(&line);
         let dark = line >= LINES_SHOWN || now % LINE_NANOS * 100 / LINE_NANOS >= LINE_ON;
         u8::from(retrace) << 3 | u8::from(dark)
     }

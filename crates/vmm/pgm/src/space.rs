@@ -336,7 +336,7 @@ impl Pgm {
         for link in busy {
             while link.is_in_guest() && link.flushed_epoch() < epoch {
                 spins += 1;
-                if spins % 64 == 0 {
+                if spins.is_multiple_of(64) {
                     std::thread::yield_now();
                 } else {
                     std::hint::spin_loop();
@@ -362,7 +362,7 @@ impl Pgm {
 
     /// Checks that a range can be mapped page by page.
     pub fn check_aligned(start: GuestPhys, len: u64) -> Result<(), PhysError> {
-        if start.0 % PAGE_SIZE == 0 && len % PAGE_SIZE == 0 {
+        if start.0.is_multiple_of(PAGE_SIZE) && len.is_multiple_of(PAGE_SIZE) {
             Ok(())
         } else {
             Err(PhysError::Unaligned(start, len))

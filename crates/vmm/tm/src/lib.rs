@@ -187,7 +187,7 @@ impl TimerQueue {
         loop {
             let (handler, number, now) = {
                 let mut state = self.state.lock();
-                let Some(&Reverse((deadline, id))) = state.heap.peek() else { return None };
+                let &Reverse((deadline, id)) = state.heap.peek()?;
                 let live = state.timers.get(&id).is_some_and(|t| t.deadline == Some(deadline));
                 if !live {
                     state.heap.pop();
