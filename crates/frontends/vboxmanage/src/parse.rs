@@ -1,0 +1,139 @@
+//! From words to typed requests. Nothing here touches an object or a file.
+
+pub mod control;
+pub mod global;
+pub mod machine;
+pub mod medium;
+pub mod modifyvm;
+pub mod storage;
+
+use crate::usage::{Parsed, UsageError};
+
+/// A command line, understood.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Request {
+    CreateVm(machine::CreateVm),
+    RegisterVm(machine::RegisterVm),
+    UnregisterVm(machine::UnregisterVm),
+    StartVm(machine::StartVm),
+    ShowVmInfo(machine::ShowVmInfo),
+    DiscardState { vm: String },
+    ModifyVm(modifyvm::ModifyVm),
+    StorageCtl(storage::StorageCtl),
+    StorageAttach(storage::StorageAttach),
+    ControlVm(control::ControlVm),
+    CreateMedium(medium::CreateMedium),
+    CloseMedium(medium::CloseMedium),
+    ShowMediumInfo(medium::ShowMediumInfo),
+    List(global::List),
+    GetExtraData(global::GetExtraData),
+    SetExtraData(global::SetExtraData),
+    SetProperty(global::SetProperty),
+}
+
+/// A command of VirtualBox 7.0. `parse` is missing where there is nothing behind the command yet.
+pub struct Command {
+    pub name: &'static str,
+    /// The command's section of the help, which old names share with the new one.
+    pub topic: &'static str,
+    pub parse: Option<fn(&[String]) -> Parsed<Request>>,
+}
+
+const fn command(name: &'static str, parse: fn(&[String]) -> Parsed<Request>) -> Command {
+    Command { name, topic: name, parse: Some(parse) }
+}
+
+const fn old_name(
+    name: &'static str,
+    topic: &'static str,
+    parse: fn(&[String]) -> Parsed<Request>,
+) -> Command {
+    Command { name, topic, parse: Some(parse) }
+}
+
+const fn missing(name: &'static str) -> Command {
+    Command { name, topic: name, parse: None }
+}
+
+/// Every command, in VirtualBox's order.
+pub static COMMANDS: &[Command] = &[
+    command("list", global::list),
+    command("showvminfo", machine::showvminfo),
+    command("registervm", machine::registervm),
+    command("unregistervm", machine::unregistervm),
+    missing("clonevm"),
+    missing("movevm"),
+    missing("encryptvm"),
+    missing("mediumproperty"),
+    missing("hdproperty"),
+    command("createmedium", medium::createmedium),
+    old_name("createhd", "createmedium", medium::createmedium),
+    old_name("createvdi", "createmedium", medium::createmedium),
+    missing("modifymedium"),
+    missing("modifyhd"),
+    missing("modifyvdi"),
+    missing("clonemedium"),
+    missing("clonehd"),
+    missing("clonevdi"),
+    missing("encryptmedium"),
+    missing("checkmediumpwd"),
+    command("createvm", machine::createvm),
+    command("modifyvm", |words| modifyvm::parse(words).map(Request::ModifyVm)),
+    command("startvm", machine::startvm),
+    command("controlvm", control::controlvm),
+    missing("unattended"),
+    command("discardstate", machine::discardstate),
+    missing("adoptstate"),
+    missing("snapshot"),
+    command("closemedium", medium::closemedium),
+    command("storageattach", storage::storageattach),
+    command("storagectl", storage::storagectl),
+    command("showmediuminfo", medium::showmediuminfo),
+    old_name("showhdinfo", "showmediuminfo", medium::showmediuminfo),
+    old_name("showvdiinfo", "showmediuminfo", medium::showmediuminfo),
+    missing("mediumio"),
+    command("getextradata", global::getextradata),
+    command("setextradata", global::setextradata),
+    command("setproperty", global::setproperty),
+    missing("usbfilter"),
+    missing("sharedfolder"),
+    missing("guestproperty"),
+    missing("guestcontrol"),
+    missing("metrics"),
+    missing("import"),
+    missing("export"),
+    missing("signova"),
+    missing("hostonlyif"),
+    missing("hostonlynet"),
+    missing("dhcpserver"),
+    missing("natnetwork"),
+    missing("extpack"),
+    missing("bandwidthctl"),
+    missing("debugvm"),
+    missing("convertfromraw"),
+    missing("convertdd"),
+    missing("usbdevsource"),
+    missing("cloudprofile"),
+    missing("cloud"),
+    missing("updatecheck"),
+    missing("modifynvram"),
+];
+
+/// The command called `name`.
+pub fn find_command(name: &str) -> Option<&'static Command> {
+    COMMANDS.iter().find(|command| command.name == name)
+}
+
+/// Takes the first free word as the operand, refuses a second one.
+fn operand(slot: &mut Option<String>, word: String) -> Parsed<()> {
+    if slot.is_some() {
+        return Err(UsageError::invalid_parameter(&word));
+    }
+    *slot = Some(word);
+    Ok(())
+}
+
+#[cfg(test)]
+fn words(line: &str) -> Vec<String> {
+    line.split(' ').filter(|word| !word.is_empty()).map(str::to_owned).collect()
+}

@@ -1,0 +1,38 @@
+//! Text for people and programs. Everything here takes plain data and has no side effects but writing.
+
+use std::io::{self, Write};
+
+use vbox_types::version::{REVISION, VERSION};
+
+pub mod error;
+
+/// The program's own name.
+pub const PRODUCT: &str = vbox_types::version::PRODUCT;
+
+/// The version, as clients take it apart: `7.0.20r163906`.
+pub fn version() -> String {
+    format!("{VERSION}r{REVISION}")
+}
+
+/// The lines that stand above help and syntax errors.
+pub fn logo() -> String {
+    format!(
+        "{PRODUCT} Command Line Management Interface Version {VERSION}\n\
+         Copyright (C) 2026 The {PRODUCT} authors\n\n"
+    )
+}
+
+/// Writes `text` to standard output; the exit status of having done so.
+pub fn stdout(text: &str) -> u8 {
+    stdout_bytes(text.as_bytes())
+}
+
+/// [`stdout`] for what need not be text.
+pub fn stdout_bytes(bytes: &[u8]) -> u8 {
+    let mut out = io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Ok(()) => 0,
+        // A reader that has seen enough is no failure of ours to report.
+        Err(_) => 1,
+    }
+}
