@@ -165,7 +165,8 @@ pub enum Activity {
 }
 
 /// The x87/SSE/AVX state in the XSAVE standard format (Intel SDM volume 1, 13.4): 512 bytes legacy area, 64 bytes
-/// header, YMM high halves at 576. Aligned so that the host's own XSAVE/XRSTOR work on it directly.
+/// header, YMM high halves at 576. Aligned so that the host's own XSAVE/XRSTOR work on it directly: the header's XSTATE_BV always
+/// names x87 and SSE, and AVX as soon as any of its registers was written; components it does not name hold their initial values.
 #[derive(Clone)]
 #[repr(C, align(64))]
 pub struct XsaveArea(pub [u8; XsaveArea::SIZE]);
@@ -181,6 +182,7 @@ impl XsaveArea {
         area[1] = 0x03;
         area[24] = 0x80;
         area[25] = 0x1f;
+        area[512] = 3;
         Self(area)
     }
 }
