@@ -16,9 +16,9 @@ versions! {
     /// VirtualBox 2.2 and 3.0; nothing older is read.
     V1_7 = 7;
     V1_8 = 8;
-    /// VirtualBox 3.1; nothing older is written.
+    /// VirtualBox 3.1.
     V1_9 = 9;
-    /// VirtualBox 3.2.
+    /// VirtualBox 3.2; nothing older is written.
     V1_10 = 10;
     /// VirtualBox 4.0.
     V1_11 = 11;

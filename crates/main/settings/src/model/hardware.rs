@@ -303,8 +303,6 @@ pub struct Bios {
     pub pxe_debug: bool,
     /// Files that do not say mean "no"; machines are created with "yes".
     pub smbios_uuid_little_endian: bool,
-    /// Number the machine's SMBIOS serial automatically (settings version 1.20, VirtualBox 7.1).
-    pub auto_serial_num_gen: bool,
 }
 
 impl Default for Bios {
@@ -321,7 +319,6 @@ impl Default for Bios {
             time_offset: 0,
             pxe_debug: false,
             smbios_uuid_little_endian: false,
-            auto_serial_num_gen: true,
         }
     }
 }
@@ -383,7 +380,9 @@ pub struct Nat {
     pub alias_log: bool,
     pub alias_proxy_only: bool,
     pub alias_use_same_ports: bool,
-    /// The guest reaches the host's loopback through the gateway address.
+    /// The guest reaches the host's loopback through the gateway address. Files that do not say are read as
+    /// "yes" by every VirtualBox, though 7.0 leaves the attribute out when it means "no"; "no" is
+    /// therefore always written.
     pub localhost_reachable: bool,
     /// In the order of their names.
     pub rules: Vec<NatRule>,
@@ -408,7 +407,7 @@ impl Default for Nat {
             alias_log: false,
             alias_proxy_only: false,
             alias_use_same_ports: false,
-            localhost_reachable: false,
+            localhost_reachable: true,
             rules: Vec::new(),
         }
     }
