@@ -442,6 +442,12 @@ pub struct NetworkAdapter {
     pub bandwidth_group: String,
 }
 
+impl Default for NetworkAdapter {
+    fn default() -> Self {
+        Self::new(0)
+    }
+}
+
 impl NetworkAdapter {
     /// The card in `slot` as a file means it that does not name it.
     pub fn new(slot: u32) -> Self {

@@ -166,7 +166,7 @@ static MISSING: Element = Element::EMPTY;
 
 impl Archive<'_> {
     /// Whether the element is being read.
-    pub fn reading(&self) -> bool {
+    pub(crate) fn reading(&self) -> bool {
         matches!(self, Self::Read(_))
     }
 
@@ -178,7 +178,7 @@ impl Archive<'_> {
     }
 
     /// An error at this element.
-    pub fn error(&self, what: impl Into<String>, mend: impl Into<String>) -> ContentError {
+    pub(crate) fn error(&self, what: impl Into<String>, mend: impl Into<String>) -> ContentError {
         let (line, column) = match self {
             Self::Read(element) => element.position(),
             Self::Write(_) => (0, 0),
@@ -187,12 +187,12 @@ impl Archive<'_> {
     }
 
     /// Whether the element being read has a child `name`.
-    pub fn has_child(&self, name: &str) -> bool {
+    pub(crate) fn has_child(&self, name: &str) -> bool {
         matches!(self, Self::Read(element) if element.element(name).is_some())
     }
 
     /// Reads the attribute `name`, if it is there.
-    pub fn read<T: Value>(&self, name: &str) -> Result<Option<T>, ContentError> {
+    pub(crate) fn read<T: Value>(&self, name: &str) -> Result<Option<T>, ContentError> {
         let Self::Read(element) = self else { return Ok(None) };
         match element.attribute(name) {
             None => Ok(None),
@@ -207,20 +207,31 @@ impl Archive<'_> {
     }
 
     /// Writes the attribute `name`.
-    pub fn write<T: Value>(&mut self, name: &str, value: &T) {
+    pub(crate) fn write<T: Value>(&mut self, name: &str, value: &T) {
         if let Self::Write(element) = self {
             element.set_attribute(name, &value.to_text());
         }
     }
 
     /// An attribute that is left out at its default.
-    pub fn attribute<T: Value + PartialEq>(&mut self, name: &str, field: &mut T, default: T) -> Outcome {
+    pub(crate) fn attribute<T: Value + PartialEq>(
+        &mut self,
+        name: &str,
+        field: &mut T,
+        default: T,
+    ) -> Outcome {
         let write = *field != default;
         self.attribute_if(write, name, field, default)
     }
 
     /// An attribute that is written if `write`, and means `default` where it is missing.
-    pub fn attribute_if<T: Value>(&mut self, write: bool, name: &str, field: &mut T, default: T) -> Outcome {
+    pub(crate) fn attribute_if<T: Value>(
+        &mut self,
+        write: bool,
+        name: &str,
+        field: &mut T,
+        default: T,
+    ) -> Outcome {
         if self.reading() {
             *field = self.read(name)?.unwrap_or(default);
         } else if write {
@@ -230,12 +241,44 @@ impl Archive<'_> {
     }
 
     /// An attribute that is always written, and means `default` where it is missing.
-    pub fn always<T: Value>(&mut self, name: &str, field: &mut T, default: T) -> Outcome {
+    pub(crate) fn always<T: Value>(&mut self, name: &str, field: &mut T, default: T) -> Outcome {
         self.attribute_if(true, name, field, default)
     }
 
+    /// An always written attribute whose file form is the number of a word in its enumeration.
+    pub(crate) fn numbered<T: Word>(&mut self, name: &str, field: &mut T, default: T) -> Outcome {
+        if self.reading() {
+            let Some(number) = self.read::<u32>(name)? else {
+                *field = default;
+                return Ok(());
+            };
+            *field = *T::ALL.get(number as usize).ok_or_else(|| {
+                let words: Vec<_> =
+                    T::ALL.iter().enumerate().map(|(n, word)| format!("{n} ({})", word.as_str())).collect();
+                self.error(
+                    format!("Invalid value '{number}' in {}/@{name} attribute", self.name()),
+                    format!("write one of {}", words.join(", ")),
+                )
+            })?;
+        } else {
+            let number = T::ALL.iter().position(|value| value == field).unwrap_or_default();
+            self.write(name, &(number as u64));
+        }
+        Ok(())
+    }
+
+    /// An always written truth value in digits; it must be there.
+    pub(crate) fn digit(&mut self, name: &str, field: &mut bool) -> Outcome {
+        if self.reading() {
+            self.required(name, field)
+        } else {
+            self.write(name, &u32::from(*field));
+            Ok(())
+        }
+    }
+
     /// An attribute that must be there.
-    pub fn required<T: Value>(&mut self, name: &str, field: &mut T) -> Outcome {
+    pub(crate) fn required<T: Value>(&mut self, name: &str, field: &mut T) -> Outcome {
         if self.reading() {
             *field = self.read(name)?.ok_or_else(|| {
                 self.error(format!("Required {}/@{name} attribute is missing", self.name()), T::mend())
@@ -247,7 +290,7 @@ impl Archive<'_> {
     }
 
     /// An attribute that may be absent altogether.
-    pub fn optional<T: Value>(&mut self, name: &str, field: &mut Option<T>) -> Outcome {
+    pub(crate) fn optional<T: Value>(&mut self, name: &str, field: &mut Option<T>) -> Outcome {
         if self.reading() {
             *field = self.read(name)?;
         } else if let Some(value) = field {
@@ -257,12 +300,12 @@ impl Archive<'_> {
     }
 
     /// A child that is left out if nothing is written into it.
-    pub fn child(&mut self, name: &str, walk: impl FnOnce(&mut Archive<'_>) -> Outcome) -> Outcome {
+    pub(crate) fn child(&mut self, name: &str, walk: impl FnOnce(&mut Archive<'_>) -> Outcome) -> Outcome {
         self.child_if(false, name, walk)
     }
 
     /// A child that is written if `always` or if anything is written into it.
-    pub fn child_if(
+    pub(crate) fn child_if(
         &mut self,
         always: bool,
         name: &str,
@@ -282,7 +325,7 @@ impl Archive<'_> {
     }
 
     /// A child whose presence means something: read only if it is there, written if `present`.
-    pub fn presence(
+    pub(crate) fn presence(
         &mut self,
         name: &str,
         present: bool,
@@ -296,17 +339,17 @@ impl Archive<'_> {
     }
 
     /// A child with the one attribute `enabled`, left out at its default.
-    pub fn flag(&mut self, name: &str, field: &mut bool, default: bool) -> Outcome {
+    pub(crate) fn flag(&mut self, name: &str, field: &mut bool, default: bool) -> Outcome {
         self.child(name, |a| a.attribute("enabled", field, default))
     }
 
     /// A child with the one attribute `enabled`, always written.
-    pub fn flag_always(&mut self, name: &str, field: &mut bool, default: bool) -> Outcome {
+    pub(crate) fn flag_always(&mut self, name: &str, field: &mut bool, default: bool) -> Outcome {
         self.child(name, |a| a.always("enabled", field, default))
     }
 
     /// A child that holds text, left out if the text is empty.
-    pub fn text_child(&mut self, name: &str, field: &mut String) -> Outcome {
+    pub(crate) fn text_child(&mut self, name: &str, field: &mut String) -> Outcome {
         match self {
             Self::Read(element) => *field = element.element(name).map(Element::text).unwrap_or_default(),
             Self::Write(element) => {
@@ -321,7 +364,7 @@ impl Archive<'_> {
     }
 
     /// All children called `name`, one for each item.
-    pub fn list<T: Default>(
+    pub(crate) fn list<T: Default>(
         &mut self,
         name: &str,
         items: &mut Vec<T>,

@@ -221,6 +221,69 @@ impl Element {
         }
     }
 
+    /// The elements directly below this one.
+    pub fn elements_mut(&mut self) -> impl Iterator<Item = &mut Element> {
+        self.children.iter_mut().filter_map(|node| match node {
+            Node::Element(element) => Some(element),
+            _ => None,
+        })
+    }
+
+    /// Takes out the first element called `name`, with the white space before it.
+    pub(crate) fn take_element(&mut self, name: &str) -> Option<Element> {
+        let at = self.children.iter().position(|node| matches!(node, Node::Element(e) if e.name == name))?;
+        let node = self.children.remove(at);
+        if let Some(before) = at.checked_sub(1) {
+            if matches!(&self.children[before], Node::Text(text) if text.trim().is_empty()) {
+                self.children.remove(before);
+            }
+        }
+        match node {
+            Node::Element(element) => Some(element),
+            _ => None,
+        }
+    }
+
+    /// Adds an element at the end, on a line of its own if the others have theirs.
+    pub(crate) fn append_laid_out(&mut self, element: Element) {
+        self.empty_tag = false;
+        let first = self.children.first().cloned();
+        let at = match self.children.last() {
+            Some(Node::Text(text)) if text.trim().is_empty() => self.children.len() - 1,
+            _ => self.children.len(),
+        };
+        self.children.insert(at, Node::Element(element));
+        if let Some(space @ Node::Text(_)) = first {
+            self.children.insert(at, space);
+        }
+    }
+
+    /// Indents everything in the element, but not the element itself, by one level more.
+    pub(crate) fn shift_right(&mut self) {
+        for child in &mut self.children {
+            match child {
+                Node::Text(text) if text.trim().is_empty() => *text = text.replace('\n', "\n  "),
+                Node::Element(element) => element.shift_right(),
+                _ => {}
+            }
+        }
+    }
+
+    /// The white space between the last line break and the element `name` directly below this one.
+    pub(crate) fn child_indent(&self, name: &str) -> String {
+        let mut indent = String::new();
+        for node in &self.children {
+            match node {
+                Node::Text(text) => {
+                    indent = text.rsplit_once('\n').map_or(String::new(), |(_, space)| space.to_owned())
+                }
+                Node::Element(element) if element.name == name => break,
+                _ => indent.clear(),
+            }
+        }
+        if indent.trim().is_empty() { indent } else { String::new() }
+    }
+
     fn write(&self, out: &mut String) {
         out.push('<');
         out.push_str(&self.name);
@@ -249,7 +312,7 @@ impl Element {
 
     /// Lays the element's content out as VirtualBox does: one element a line, two spaces a level. For
     /// elements that were made here, and therefore hold no white space of their own.
-    pub(super) fn indent(&mut self, line_break: &str, level_indent: &str) {
+    pub(crate) fn indent(&mut self, line_break: &str, level_indent: &str) {
         let has_elements = self.children.iter().any(|node| !matches!(node, Node::Text(_)));
         if !has_elements {
             return;
@@ -269,7 +332,7 @@ impl Element {
     }
 
     /// Fails if a value holds a character that XML cannot express.
-    pub(super) fn check_expressible(&self) -> Result<(), ContentError> {
+    pub(crate) fn check_expressible(&self) -> Result<(), ContentError> {
         for attribute in &self.attributes {
             if let Some(bad) = attribute.raw.chars().find(|&c| !is_xml_char(c)) {
                 return Err(inexpressible(&format!("{}/@{}", self.name, attribute.name), bad));
@@ -355,7 +418,7 @@ impl Document {
     }
 
     /// The line break that the document uses.
-    pub(super) fn line_break(&self) -> &'static str {
+    pub(crate) fn line_break(&self) -> &'static str {
         fn first(node: &Node) -> Option<&str> {
             match node {
                 Node::Text(raw) | Node::Verbatim(raw) => raw.contains('\n').then_some(raw),

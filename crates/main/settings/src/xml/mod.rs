@@ -5,6 +5,6 @@ mod archive;
 mod dom;
 mod merge;
 
-pub(crate) use archive::{Archive, Value};
+pub(crate) use archive::{Archive, Hex, Outcome, Value};
 pub use dom::{Attribute, Document, Element, MAX_DEPTH, MAX_SIZE, Node};
 pub(crate) use merge::merge;
