@@ -5,10 +5,12 @@
 
 pub mod fw_cfg;
 pub mod i440fx;
+pub mod i8042;
 pub mod memory_map;
 pub mod pic;
 pub mod piix3;
 pub mod pit;
+pub mod ps2;
 pub mod rtc;
 
 #[cfg(test)]
