@@ -12,6 +12,7 @@ pub mod piix3;
 pub mod pit;
 pub mod ps2;
 pub mod rtc;
+pub mod serial;
 
 #[cfg(test)]
 mod testing {
