@@ -457,7 +457,7 @@ impl Channel {
 }
 
 fn to_bcd(value: u16) -> u16 {
-    value % 10 | (value / 10 % 10) << 4 | (value / 100 % 10) << 8 | (value / 1000 % 10) << 12
+    (value % 10) | ((value / 10 % 10) << 4) | (value / 100 % 10) << 8 | (value / 1000 % 10) << 12
 }
 
 /// The value of four BCD digits; digits above nine count as they are weighted.
@@ -492,7 +492,7 @@ impl State {
             0x61 => {
                 self.channels[2].advance(now);
                 self.port_b
-                    .with_refresh(now / REFRESH_TICKS & 1 != 0)
+                    .with_refresh((now / REFRESH_TICKS) & 1 != 0)
                     .with_timer2_out(self.channels[2].out(now))
                     .into_bits()
             }

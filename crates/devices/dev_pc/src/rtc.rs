@@ -181,7 +181,7 @@ impl State {
 
     fn encode(&self, value: i64) -> u8 {
         let value = value.rem_euclid(100) as u8;
-        if self.b().binary() { value } else { value / 10 << 4 | value % 10 }
+        if self.b().binary() { value } else { ((value / 10) << 4) | (value % 10) }
     }
 
     fn decode(&self, byte: u8) -> i64 {
@@ -463,7 +463,7 @@ impl State {
 
 fn bcd(value: i64) -> u8 {
     let value = value.rem_euclid(100) as u8;
-    value / 10 << 4 | value % 10
+    ((value / 10) << 4) | (value % 10)
 }
 
 /// What the firmware tries to boot from, numbered as SeaBIOS reads it from CMOS.
