@@ -265,7 +265,7 @@ impl VmProcess {
 
     /// Tells the final state, with the reason if it was not wanted, and waits (five seconds at most) until the answers
     /// that console clients wait for are out. The caller ends the process then.
-    pub fn finish(self, state: MachineState, error: Option<ApiError>) {
+    pub fn finish(&self, state: MachineState, error: Option<ApiError>) {
         self.shared.finished.store(true, Ordering::SeqCst);
         if let Err(error) = self.shared.tell(state, error) {
             tracing::error!(%error, "final state not stored");

@@ -1,6 +1,7 @@
 //! Runs the vCPUs, one thread each, and brings them together for pause, reset and power-off.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use cpum::{Activity, CpuState, ForcedActions};
@@ -60,6 +61,7 @@ pub struct Em {
     timers: Arc<TimerQueue>,
     hooks: Mutex<Option<Arc<dyn MachineHooks>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    triple_fault_resets: AtomicBool,
 }
 
 impl Em {
@@ -86,7 +88,13 @@ impl Em {
             timers,
             hooks: Mutex::new(None),
             threads: Mutex::default(),
+            triple_fault_resets: AtomicBool::new(false),
         })
+    }
+
+    /// Whether a triple fault resets the machine, as on hardware, instead of stopping it for the user to look at.
+    pub fn set_triple_fault_reset(&self, reset: bool) {
+        self.triple_fault_resets.store(reset, Ordering::Relaxed);
     }
 
     /// Starts the vCPU and timer threads, with the vCPUs paused. Call once.
@@ -264,6 +272,11 @@ impl Em {
             };
             match exit {
                 Exit::Halt | Exit::Attention => {}
+                Exit::TripleFault if self.triple_fault_resets.load(Ordering::Relaxed) => {
+                    tracing::info!(target: "em", "vCPU {index} met a triple fault: the machine is reset");
+                    drop(vcpu);
+                    self.reset();
+                }
                 Exit::TripleFault => {
                     let at = format!("CS 0x{:04x} RIP 0x{:x}", state.seg[1].selector, state.rip);
                     drop(vcpu);
@@ -401,7 +414,7 @@ impl SystemControl for Em {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::atomic::AtomicU64;
     use std::time::Duration;
 
     use cpum::{CpuidTable, VcpuLink};
