@@ -3,6 +3,7 @@
 //! Each module holds one chip: a `State` that is a pure function of the values written and the time, and the device around it
 //! that decodes ports and drives lines. `new` builds the device, `register` claims its ports.
 
+pub mod acpi_pm;
 pub mod dma;
 pub mod fw_cfg;
 pub mod i440fx;
