@@ -1,4 +1,15 @@
 //! What CPUID answers.
+//!
+//! [`CpuidTable::build`] makes the table of a VM from the host's identity, the features its engine has and the VM's settings;
+//! [`CpuidTable::query`] is the instruction.
+
+pub mod bit;
+mod build;
+
+pub use build::{Apic, Config, Paravirt};
+
+use crate::CpuState;
+use crate::state::cr4;
 
 /// The four registers that CPUID returns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,7 +49,6 @@ impl Leaf {
         }
     }
 
-    #[allow(dead_code)]
     fn register_mut(&mut self, register: OutputRegister) -> &mut u32 {
         match register {
             OutputRegister::Eax => &mut self.eax,
@@ -46,47 +56,6 @@ impl Leaf {
             OutputRegister::Ecx => &mut self.ecx,
             OutputRegister::Edx => &mut self.edx,
         }
-    }
-}
-
-/// Feature flags by the manuals' names (Intel SDM volume 2, CPUID; AMD APM volume 3, appendix E).
-pub mod bit {
-    use super::{FeatureBit, OutputRegister};
-
-    const fn new(leaf: u32, subleaf: u32, register: OutputRegister, bit: u32) -> FeatureBit {
-        FeatureBit { leaf, subleaf, register, bit }
-    }
-
-    macro_rules! bits {
-        ($($leaf:literal, $subleaf:literal, $register:ident { $($name:ident = $bit:literal),* $(,)? })*) => {
-            $($(pub const $name: FeatureBit = new($leaf, $subleaf, OutputRegister::$register, $bit);)*)*
-        };
-    }
-
-    bits! {
-        1, 0, Edx {
-            FPU = 0, VME = 1, DE = 2, PSE = 3, TSC = 4, MSR = 5, PAE = 6, MCE = 7, CX8 = 8, APIC = 9, SEP = 11, MTRR = 12, PGE = 13,
-            MCA = 14, CMOV = 15, PAT = 16, PSE36 = 17, CLFSH = 19, MMX = 23, FXSR = 24, SSE = 25, SSE2 = 26, HTT = 28,
-        }
-        1, 0, Ecx {
-            SSE3 = 0, PCLMULQDQ = 1, MONITOR = 3, SSSE3 = 9, FMA = 12, CX16 = 13, PCID = 17, SSE41 = 19, SSE42 = 20, X2APIC = 21,
-            MOVBE = 22, POPCNT = 23, TSC_DEADLINE = 24, AES = 25, XSAVE = 26, OSXSAVE = 27, AVX = 28, F16C = 29, RDRAND = 30,
-            HYPERVISOR = 31,
-        }
-        7, 0, Ebx {
-            FSGSBASE = 0, TSC_ADJUST = 1, BMI1 = 3, AVX2 = 5, FDP_EXCPTN_ONLY = 6, SMEP = 7, BMI2 = 8, ERMS = 9, INVPCID = 10,
-            NO_FCS_FDS = 13, RDSEED = 18, ADX = 19, SMAP = 20, CLFLUSHOPT = 23, CLWB = 24, SHA = 29,
-        }
-        7, 0, Ecx { UMIP = 2, GFNI = 8, VAES = 9, VPCLMULQDQ = 10, RDPID = 22 }
-        7, 0, Edx { FSRM = 4 }
-        7, 1, Eax { AVX_VNNI = 4 }
-        0xd, 1, Eax { XSAVEOPT = 0, XSAVEC = 1, XGETBV1 = 2 }
-        0x8000_0001, 0, Edx { SYSCALL = 11, NX = 20, MMXEXT = 22, PAGE1GB = 26, RDTSCP = 27, LM = 29 }
-        0x8000_0001, 0, Ecx {
-            LAHF64 = 0, CMP_LEGACY = 1, CR8_LEGACY = 4, LZCNT = 5, SSE4A = 6, PREFETCHW = 8, TOPOEXT = 22,
-        }
-        0x8000_0007, 0, Edx { INVARIANT_TSC = 8 }
-        0x8000_0008, 0, Ebx { CLZERO = 0, XSAVEERPTR = 2, WBNOINVD = 9 }
     }
 }
 
@@ -106,6 +75,18 @@ pub struct CpuidTable {
     pub entries: Vec<Entry>,
 }
 
+/// XSAVE area up to the end of the header.
+const XSAVE_LEGACY: u32 = 576;
+/// XSAVE area with AVX.
+const XSAVE_AVX: u32 = 832;
+/// XCR0 bit of the AVX state.
+const XCR0_AVX: u64 = 4;
+/// IA32_APIC_BASE: the APIC is enabled.
+const APIC_ENABLED: u64 = 1 << 11;
+/// First leaf of the hypervisor's and of AMD's range.
+const HYPERVISOR: u32 = 0x4000_0000;
+const EXTENDED: u32 = 0x8000_0000;
+
 impl CpuidTable {
     /// Whether a feature is announced.
     pub fn has(&self, feature: FeatureBit) -> bool {
@@ -119,4 +100,56 @@ impl CpuidTable {
             .find(|e| e.leaf == leaf && e.subleaf.is_none_or(|s| s == subleaf))
             .map_or_else(Leaf::default, |e| e.value)
     }
+
+    /// What CPUID returns on a vCPU for EAX and ECX.
+    pub fn query(&self, leaf: u32, subleaf: u32, cpu: &CpuState) -> Leaf {
+        let leaf = self.effective(leaf);
+        let mut value = self.raw(leaf, subleaf);
+        let apic = cpu.msr.apic_base & APIC_ENABLED != 0;
+        match leaf {
+            1 => {
+                value.ebx = (value.ebx & 0x00ff_ffff) | cpu.id << 24;
+                if cpu.cr4 & cr4::OSXSAVE != 0 {
+                    value.ecx |= 1 << bit::OSXSAVE.bit;
+                }
+                if !apic {
+                    value.edx &= !(1 << bit::APIC.bit);
+                }
+            }
+            0xb if self.has_leaf(0xb) => {
+                // Levels past the last still tell the level asked for and the x2APIC id.
+                value.ecx = (value.ecx & !0xff) | (subleaf & 0xff);
+                value.edx = cpu.id;
+            }
+            // The size for what is enabled now; in sub-leaf 1 that of the compacted form, which is the same with one extension.
+            0xd if subleaf < 2 && value != Leaf::default() => {
+                value.ebx = if cpu.xcr0 & XCR0_AVX != 0 { XSAVE_AVX } else { XSAVE_LEGACY };
+            }
+            0x8000_0001 if !apic => value.edx &= !(1 << bit::APIC.bit),
+            0x8000_001e if self.has_leaf(leaf) => {
+                value.eax = cpu.id;
+                value.ebx = (value.ebx & !0xff) | (cpu.id & 0xff);
+            }
+            _ => {}
+        }
+        value
+    }
+
+    fn has_leaf(&self, leaf: u32) -> bool {
+        self.entries.iter().any(|e| e.leaf == leaf)
+    }
+
+    /// The leaf that answers: Intel CPUs take the highest basic leaf for one that is out of range, AMD's return zeros.
+    fn effective(&self, leaf: u32) -> u32 {
+        let base = self.raw(0, 0);
+        let limit = match leaf {
+            HYPERVISOR..=0x4fff_ffff if self.has_leaf(HYPERVISOR) => return leaf,
+            EXTENDED.. => self.raw(EXTENDED, 0).eax,
+            _ => base.eax,
+        };
+        if leaf > limit && base.ebx == u32::from_le_bytes(*b"Genu") { base.eax } else { leaf }
+    }
 }
+
+#[cfg(test)]
+mod tests;
