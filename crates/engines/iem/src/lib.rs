@@ -12,6 +12,7 @@
 pub mod core;
 pub mod debug;
 pub mod fault;
+pub mod features;
 pub mod flags;
 pub mod memory;
 pub mod paging;
@@ -19,4 +20,5 @@ pub mod tlb;
 pub mod unit;
 
 pub use fault::{Fault, Vector};
+pub use features::{cpuid_features, host_cpuid};
 pub use memory::GuestMemory;

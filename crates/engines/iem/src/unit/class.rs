@@ -3,8 +3,7 @@
 use std::sync::OnceLock;
 
 use cpum::CpuState;
-use cpum::cpuid::CpuidTable;
-use cpum::cpuid::bit;
+use cpum::cpuid::{CpuidTable, FeatureBit, bit};
 use cpum::state::{cr0, cr4};
 use iced_x86::{
     Code, CpuidFeature, EncodingKind, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
@@ -71,6 +70,8 @@ pub struct Class {
     pub size: u16,
     /// The operand's linear address must be a multiple of this, else #GP(0). One: no such rule.
     pub align: u16,
+    /// It reads or writes arithmetic flags in `CpuState::rflags` (COMISS, PTEST, FCMOV …).
+    pub flags: bool,
     /// CPUID features without which the instruction is #UD.
     pub features: Features,
     /// Of [`Kind::Mmx`]: it uses XMM registers too, so CR4.OSFXSR must be set (SDM volume 3, 13.1.4).
@@ -153,6 +154,15 @@ macro_rules! features {
             /// What CPUID tells the guest.
             pub fn announced(cpuid: &CpuidTable) -> Self {
                 Self(0 $(| if cpuid.has($cpuid) { 1 << $index } else { 0 })*)
+            }
+
+            /// The CPUID flags of the features in the set.
+            pub fn bits(self) -> Vec<FeatureBit> {
+                let mut bits = Vec::new();
+                $(if self.contains(Self::$name) {
+                    bits.push($cpuid);
+                })*
+                bits
             }
 
             fn of(feature: CpuidFeature) -> Option<Self> {
@@ -238,7 +248,8 @@ pub fn classify(insn: &Instruction) -> Option<Class> {
         (memory_access(insn), insn.memory_size().size() as u16)
     };
     let align = if has_memory { alignment(insn, kind, size) } else { 1 };
-    Some(Class { kind, route, access, size, align, features: entry.features, with_xmm })
+    let flags = (insn.rflags_read() | insn.rflags_modified()) != 0;
+    Some(Class { kind, route, access, size, align, flags, features: entry.features, with_xmm })
 }
 
 fn memory_access(insn: &Instruction) -> Access {

@@ -188,7 +188,7 @@ pub(super) fn build(key: &Instruction, original: &Instruction, class: &Class, fo
         stub.recipe = Recipe::Legacy(action);
         return Some(Built { stub, code: Vec::new() });
     }
-    stub.flags = (key.rflags_read() | key.rflags_modified()) != 0;
+    stub.flags = class.flags;
     let mut asm = Assembler { encoder: Encoder::new(64), failed: false };
     if class.kind == Kind::X87 {
         stub.recipe = Recipe::X87;
