@@ -130,19 +130,32 @@ pub(crate) fn apply<S: Section + Clone + PartialEq>(
     let mut base = write(&loaded, from)?;
     let new = write(settings, to)?;
 
-    let line_break = document.line_break();
-    let root = document.root_mut();
+    let mut changed = document.clone();
+    let line_break = changed.line_break();
+    let root = changed.root_mut();
     let indent = root.child_indent(S::ELEMENT);
-    if let Some(element) = root.element_mut(S::ELEMENT) {
+    if to != from {
+        root.set_attribute("version", &to.attribute());
         if from < SettingsVersion::V1_17 && to >= SettingsVersion::V1_17 {
             move_storage(&mut base);
-            move_storage(element);
+            root.elements_mut().filter(|e| e.name() == S::ELEMENT).for_each(move_storage);
         }
+    }
+    if let Some(element) = root.element_mut(S::ELEMENT) {
         merge(element, &base, &new, line_break, &indent);
     }
     if to != from {
-        root.set_attribute("version", &to.attribute());
+        // What the document says outright, though it was the default of its old version, is not in `base`. Where
+        // the new version has another default, and that is what is wanted, it must go.
+        let (now, _) = load::<S>(&changed)?;
+        if now != *settings {
+            let base = write(&now, to)?;
+            if let Some(element) = changed.root_mut().element_mut(S::ELEMENT) {
+                merge(element, &base, &new, line_break, &indent);
+            }
+        }
     }
+    *document = changed;
     Ok(Applied { changed: true, from, to })
 }
 
