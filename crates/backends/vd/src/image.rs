@@ -429,7 +429,7 @@ fn create_with(
     if options.size.0 == 0 {
         return bad_size("it must not be empty");
     }
-    if options.size.0 % 512 != 0 {
+    if !options.size.0.is_multiple_of(512) {
         return bad_size("the size is not a multiple of 512 bytes");
     }
     match (options.format, options.variant) {

@@ -129,7 +129,7 @@ impl Header {
                 format!("block size 0x{:x} is not a power of two from 4 KiB to 256 MiB", self.block_size),
             );
         }
-        if self.block_extra % SECTOR != 0 || self.block_extra > self.block_size {
+        if !self.block_extra.is_multiple_of(SECTOR) || self.block_extra > self.block_size {
             return damaged(0x17c, format!("0x{:x} extra bytes for each block", self.block_extra));
         }
         let needed = self.disk_size.div_ceil(u64::from(self.block_size));
@@ -139,7 +139,7 @@ impl Header {
                 format!("{} blocks do not hold the disk size of {} bytes", self.blocks, self.disk_size),
             );
         }
-        if self.map_offset < HEADER_END as u32 - 16 || self.map_offset % 4 != 0 {
+        if self.map_offset < HEADER_END as u32 - 16 || !self.map_offset.is_multiple_of(4) {
             return damaged(0x154, format!("block map at 0x{:x} lies in the header", self.map_offset));
         }
         let map_end = u64::from(self.map_offset) + 4 * u64::from(self.blocks);
