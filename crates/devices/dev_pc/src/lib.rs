@@ -6,6 +6,7 @@
 pub mod acpi_pm;
 pub mod dma;
 pub mod fw_cfg;
+pub mod hpet;
 pub mod i440fx;
 pub mod i8042;
 pub mod memory_map;
@@ -15,6 +16,7 @@ pub mod pit;
 pub mod ps2;
 pub mod rtc;
 pub mod serial;
+pub mod tables;
 
 #[cfg(test)]
 mod testing {

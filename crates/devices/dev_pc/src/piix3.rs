@@ -11,7 +11,9 @@
 //!   interrupt — with SeaBIOS 10, 10, 11, 11 — and with it to that I/O APIC input. The MP table of SeaBIOS and the ACPI link devices describe this.
 //! * The same pin also is I/O APIC input `16 + (p + s) mod 8`, as in VirtualBox; the ACPI _PRT for APIC mode describes this.
 //!
-//! Both ways are wired at once. A guest uses one and leaves the other masked. VirtualBox switches between them when the guest calls _PIC.
+//! * The HPET drives I/O APIC inputs 20–23, shared with PCI; with legacy replacement it takes ISA interrupts 0 and 8 from the timer and the clock.
+//!
+//! Both PCI ways are wired at once. A guest uses one and leaves the other masked. VirtualBox switches between them when the guest calls _PIC.
 
 use std::sync::Arc;
 
@@ -105,7 +107,46 @@ impl Router {
 /// The PCI side of the wiring. Its inputs are slot times four plus pin.
 struct Pci {
     router: Mutex<Router>,
-    io_apic: Option<Arc<dyn IrqSink>>,
+    /// Lines to I/O APIC inputs 16–23.
+    inputs: Vec<IrqLine>,
+}
+
+/// The I/O APIC inputs that no ISA interrupt reaches.
+struct HighInputs(Option<Arc<dyn IrqSink>>);
+
+impl IrqSink for HighInputs {
+    fn set_level(&self, pin: u32, level: bool) {
+        if let Some(io_apic) = &self.0 {
+            io_apic.set_level(pin, level);
+        }
+    }
+}
+
+/// Cuts the timer or the clock off its ISA interrupt while the HPET replaces it.
+struct Gate {
+    line: IrqLine,
+    /// The device's level, and whether the gate is shut.
+    state: Mutex<(bool, bool)>,
+}
+
+impl IrqSink for Gate {
+    fn set_level(&self, _pin: u32, level: bool) {
+        let mut state = self.state.lock();
+        state.0 = level;
+        self.line.set(state.0 && !state.1);
+    }
+}
+
+impl Gate {
+    fn new(pin: &Arc<IrqPin>) -> Arc<Self> {
+        Arc::new(Self { line: pin.line(), state: Mutex::new((false, false)) })
+    }
+
+    fn shut(&self, shut: bool) {
+        let mut state = self.state.lock();
+        state.1 = shut;
+        self.line.set(state.0 && !state.1);
+    }
 }
 
 fn set_bit(word: &mut u32, bit: u8, level: bool) {
@@ -123,16 +164,10 @@ impl IrqSink for Pci {
         let number = pirq(slot, pin);
         set_bit(&mut router.asserted[number], slot, level);
         router.drive(number);
-        let input = apic_input(slot, pin);
-        let word = &mut router.apic_asserted[(input - 16) as usize];
-        let before = *word != 0;
+        let input = (apic_input(slot, pin) - 16) as usize;
+        let word = &mut router.apic_asserted[input];
         set_bit(word, slot, level);
-        let after = *word != 0;
-        if before != after
-            && let Some(io_apic) = &self.io_apic
-        {
-            io_apic.set_level(input, after);
-        }
+        self.inputs[input].set(*word != 0);
     }
 }
 
@@ -140,6 +175,10 @@ impl IrqSink for Pci {
 /// controllers.
 pub struct Wiring {
     isa: Vec<Arc<IrqPin>>,
+    /// In front of ISA interrupts 0 and 8.
+    gates: [(Arc<Gate>, Arc<IrqPin>); 2],
+    /// I/O APIC inputs 16–23.
+    inputs: Vec<Arc<IrqPin>>,
     pci: Arc<Pci>,
     pci_pins: Vec<Arc<IrqPin>>,
 }
@@ -152,9 +191,16 @@ impl Wiring {
         let lines = (0..PIRQS).map(|_| isa.iter().map(IrqPin::line).collect()).collect();
         let router =
             Router { asserted: [0; PIRQS], apic_asserted: [0; 8], routes: [ROUTE_RESET; PIRQS], lines };
-        let pci = Arc::new(Pci { router: Mutex::new(router), io_apic });
+        let high = Arc::new(HighInputs(io_apic));
+        let inputs: Vec<_> = (16..24).map(|input| IrqPin::new(high.clone(), input)).collect();
+        let lines = inputs.iter().map(IrqPin::line).collect();
+        let pci = Arc::new(Pci { router: Mutex::new(router), inputs: lines });
         let pci_pins = (0..128).map(|index| IrqPin::new(pci.clone(), index)).collect();
-        Arc::new(Self { isa, pci, pci_pins })
+        let gates = [0, 8].map(|irq: usize| {
+            let gate = Gate::new(&isa[irq]);
+            (gate.clone(), IrqPin::new(gate, 0))
+        });
+        Arc::new(Self { isa, gates, inputs, pci, pci_pins })
     }
 
     /// A line to ISA interrupt `irq`.
@@ -162,7 +208,31 @@ impl Wiring {
     /// # Panics
     /// For an interrupt above 15, which is a mistake in the machine's assembly.
     pub fn isa(&self, irq: u8) -> IrqLine {
+        match irq {
+            0 => self.gates[0].1.line(),
+            8 => self.gates[1].1.line(),
+            _ => self.isa[usize::from(irq)].line(),
+        }
+    }
+
+    /// A line to I/O APIC input 16–23, shared with PCI.
+    ///
+    /// # Panics
+    /// For another input, which is a mistake in the machine's assembly.
+    pub fn io_apic(&self, input: u8) -> IrqLine {
+        self.inputs[usize::from(input) - 16].line()
+    }
+
+    /// The HPET's own line to ISA interrupt 0 or 8, used while it replaces the timer and the clock.
+    pub fn hpet_legacy(&self, irq: u8) -> IrqLine {
         self.isa[usize::from(irq)].line()
+    }
+
+    /// Whether the HPET replaces the timer and the clock, which are cut off then.
+    pub fn set_legacy_replacement(&self, on: bool) {
+        for (gate, _) in &self.gates {
+            gate.shut(on);
+        }
     }
 
     /// The line of a PCI function's interrupt pin: 1 for INTA# to 4 for INTD#, as in its configuration space.
