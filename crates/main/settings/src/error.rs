@@ -7,7 +7,7 @@ use crate::version::SettingsVersion;
 
 /// A place in a settings file whose content is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("(line {line}, column {column}) -- {what}; {mend}")]
+#[error("{}{what}; {mend}", place(*line, *column))]
 pub struct ContentError {
     /// Counted from 1; 0 for content that was built in memory.
     pub line: u32,
@@ -23,6 +23,10 @@ impl ContentError {
     pub(crate) fn new(line: u32, column: u32, what: impl Into<String>, mend: impl Into<String>) -> Self {
         Self { line, column, what: what.into(), mend: mend.into() }
     }
+}
+
+fn place(line: u32, column: u32) -> String {
+    if line == 0 { String::new() } else { format!("(line {line}, column {column}) -- ") }
 }
 
 /// Why a settings file could not be read or written.

@@ -74,7 +74,7 @@ impl<S: Section + Clone + PartialEq> SettingsFile<S> {
             let source = io::Error::from(io::ErrorKind::AlreadyExists);
             return Err(SettingsError::Io { action: "create", path: path.to_owned(), source });
         }
-        replace(&Disk, path, document.to_text().as_bytes())?;
+        replace_on_disk(path, document.to_text().as_bytes())?;
         let version = settings.lowest_version().max(SettingsVersion::V1_12);
         Ok(Self { path: path.to_owned(), document, version, settings })
     }
@@ -93,7 +93,7 @@ impl<S: Section + Clone + PartialEq> SettingsFile<S> {
             return Ok(Saved { written: false, backup: None });
         }
         let backup = if applied.to > applied.from { self.back_up()? } else { None };
-        replace(&Disk, &self.path, document.to_text().as_bytes())?;
+        replace_on_disk(&self.path, document.to_text().as_bytes())?;
         self.document = document;
         self.version = applied.to;
         Ok(Saved { written: true, backup })
@@ -172,7 +172,8 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 
 /// The copy that the last write left beside `path`, if there is one.
 fn previous(path: &Path) -> Option<PathBuf> {
-    let previous = with_suffix(path, "-prev");
+    let real = path.canonicalize();
+    let previous = with_suffix(real.as_deref().unwrap_or(path), "-prev");
     previous.is_file().then_some(previous)
 }
 
@@ -201,6 +202,14 @@ trait Steps {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     fn remove(&self, path: &Path) -> io::Result<()>;
     fn sync_directory(&self, directory: &Path) -> io::Result<()>;
+}
+
+/// Puts `bytes` in the place of what `path` names; behind a symbolic link, where the link points.
+fn replace_on_disk(path: &Path, bytes: &[u8]) -> Result<(), SettingsError> {
+    match path.canonicalize() {
+        Ok(real) => replace(&Disk, &real, bytes),
+        Err(_) => replace(&Disk, path, bytes),
+    }
 }
 
 fn replace(steps: &impl Steps, path: &Path, bytes: &[u8]) -> Result<(), SettingsError> {

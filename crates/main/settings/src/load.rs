@@ -144,15 +144,14 @@ pub(crate) fn apply<S: Section + Clone + PartialEq>(
     if let Some(element) = root.element_mut(S::ELEMENT) {
         merge(element, &base, &new, line_break, &indent);
     }
-    if to != from {
-        // What the document says outright, though it was the default of its old version, is not in `base`. Where
-        // the new version has another default, and that is what is wanted, it must go.
-        let (now, _) = load::<S>(&changed)?;
-        if now != *settings {
-            let base = write(&now, to)?;
-            if let Some(element) = changed.root_mut().element_mut(S::ELEMENT) {
-                merge(element, &base, &new, line_break, &indent);
-            }
+    // The document may say outright what `base` leaves out or puts otherwise: a default of its old version where the
+    // new one has another, or the name that stands for the host's own sound system. Where that now says
+    // something else than is wanted, it differs from what is read back.
+    let (now, _) = load::<S>(&changed)?;
+    if now != *settings {
+        let base = write(&now, to)?;
+        if let Some(element) = changed.root_mut().element_mut(S::ELEMENT) {
+            merge(element, &base, &new, line_break, &indent);
         }
     }
     *document = changed;

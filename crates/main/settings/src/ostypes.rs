@@ -523,16 +523,11 @@ mod tests {
 
     #[test]
     fn ids_and_descriptions_are_unique_and_64_bit_ids_say_so() {
-        let mut ids: Vec<_> = OsType::all().iter().map(|os| os.id.to_ascii_lowercase()).collect();
-        let mut descriptions: Vec<_> = OsType::all().iter().map(|os| os.description).collect();
-        for list in [&mut ids] {
-            list.sort();
-            list.dedup();
-            assert_eq!(list.len(), OsType::all().len());
-        }
-        descriptions.sort();
-        descriptions.dedup();
-        assert_eq!(descriptions.len(), OsType::all().len());
+        let distinct = |name: fn(&OsType) -> String| {
+            OsType::all().iter().map(name).collect::<std::collections::HashSet<_>>().len()
+        };
+        assert_eq!(distinct(|os| os.id.to_ascii_lowercase()), OsType::all().len());
+        assert_eq!(distinct(|os| os.description.to_ascii_lowercase()), OsType::all().len());
         for os in OsType::all() {
             assert_eq!(os.is_64bit(), os.id.ends_with("_64"), "{}", os.id);
         }

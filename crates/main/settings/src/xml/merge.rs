@@ -116,6 +116,7 @@ pub(crate) fn merge(document: &mut Element, base: &Element, new: &Element, line_
         return;
     }
 
+    drop_shadowed(document, base);
     let base_children: Vec<&Element> = base.elements().collect();
     let new_children: Vec<&Element> = new.elements().collect();
     let base_keys = keys(base);
@@ -123,7 +124,8 @@ pub(crate) fn merge(document: &mut Element, base: &Element, new: &Element, line_
     let in_base = index(&base_keys);
     let in_new = index(&new_keys);
 
-    for (key, base_child) in base_keys.iter().zip(&base_children) {
+    // From the end, so that the numbers of those still to go stay what they are.
+    for (key, base_child) in base_keys.iter().zip(&base_children).rev() {
         if !in_new.contains_key(key) {
             remove(document, key, base_child, line_break);
         }
@@ -211,6 +213,18 @@ fn indent_of(element: &Element, nth: usize) -> Option<String> {
             space.chars().all(|c| c == ' ' || c == '\t').then(|| space.to_owned())
         }
         _ => None,
+    }
+}
+
+/// Takes out named values that a later one of the same name replaces when they are read, lest a change of the
+/// value be made to one that does not count.
+fn drop_shadowed(document: &mut Element, base: &Element) {
+    let in_base = keys(base);
+    let surplus = keys(document).into_iter().filter(|key| {
+        matches!(key.0.as_str(), "ExtraDataItem" | "Property") && key.2 > 0 && !in_base.contains(key)
+    });
+    for (name, values, _) in surplus.collect::<Vec<_>>() {
+        remove(document, &(name, values, 0), &Element::EMPTY, "");
     }
 }
 
@@ -387,6 +401,26 @@ mod tests {
                 "<n><Adapter slot='10' cable='false'/></n>"
             ),
             "<n><Adapter slot='010' cable=\"false\"/></n>"
+        );
+    }
+
+    #[test]
+    fn several_elements_that_only_their_order_tells_apart_all_go() {
+        let filter = "<DeviceFilter name='a'/>";
+        let document = format!("<U>{filter}{filter}{filter}</U>");
+        assert_eq!(merged(&document, &document, "<U/>"), "<U/>");
+        assert_eq!(merged(&document, &document, &format!("<U>{filter}</U>")), format!("<U>{filter}</U>"));
+    }
+
+    #[test]
+    fn of_values_with_the_same_name_the_one_that_counts_is_changed() {
+        assert_eq!(
+            merged(
+                "<E><Property name='a' value='1'/><Property name='a' value='2'/></E>",
+                "<E><Property name='a' value='2'/></E>",
+                "<E><Property name='a' value='3'/></E>"
+            ),
+            "<E><Property name='a' value=\"3\"/></E>"
         );
     }
 
