@@ -54,7 +54,7 @@ impl Vectors {
 
     /// Register number `index` (0–7) of 32 vectors.
     fn word(&self, index: u32) -> u32 {
-        (self.0[(index / 2 & 3) as usize] >> (32 * (index & 1))) as u32
+        (self.0[((index / 2) & 3) as usize] >> (32 * (index & 1))) as u32
     }
 }
 
@@ -711,7 +711,6 @@ impl State {
 
     /// What LINT1 means now for an NMI from the host or the chipset.
     pub fn pulse_lint1(&mut self) -> Signal {
-        debug_assert!(lvt::LINT1 == lvt::LINT0 + 1);
         let signal = self.set_lint(1, true);
         self.set_lint(1, false);
         signal

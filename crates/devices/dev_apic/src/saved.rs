@@ -183,15 +183,15 @@ impl Saveable for IoApic {
 
     fn load(&mut self, mut input: Reader<'_>) -> Result<(), Error> {
         ssm::check_version(&input, VERSION)?;
-        let mut state = ioapic::State::default();
-        state.id = input.take_u8()? & 0xf;
-        state.index = input.take_u8()?;
-        for entry in &mut state.table {
+        let id = input.take_u8()? & 0xf;
+        let index = input.take_u8()?;
+        let mut table = [Redirection::new(); ioapic::PINS];
+        for entry in &mut table {
             *entry = Redirection::from_bits(input.take_u64()? & Redirection::DEFINED);
         }
-        state.levels = input.take_u32()? & ((1 << ioapic::PINS) - 1);
+        let levels = input.take_u32()? & ((1 << ioapic::PINS) - 1);
         input.finish()?;
-        *self.0.io.lock() = state;
+        *self.0.io.lock() = ioapic::State { id, index, table, levels };
         Ok(())
     }
 }

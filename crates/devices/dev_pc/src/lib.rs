@@ -2,6 +2,28 @@
 //!
 //! Each module holds one chip: a `State` that is a pure function of the values written and the time, and the device around it
 //! that decodes ports and drives lines. `new` builds the device, `register` claims its ports.
+//!
+//! # Assembly of the board
+//!
+//! The order follows from who needs whom. `apic` is a `dev_apic::Apic`, `control` is EM.
+//!
+//! ```text
+//! let pic = Pic::new();                         Pic::register(&pic, &iom);
+//! pic.lock().connect_intr(apic.intr_line());    apic.connect_pic(Pic::output(&pic));    apic.register(&pgm);
+//! let wiring = Wiring::new(Pic::inputs(&pic), apic.io_apic());      // all interrupt lines from here on
+//! let bridge = I440Fx::new(&bus, &pgm, ram, bios);                  I440Fx::register(&bridge, &iom, &bus);
+//! let piix3 = Piix3::new(wiring.clone(), control.clone());          Piix3::register(&piix3, &iom, &bus);
+//! let acpi = AcpiPm::new(&iom, wiring.isa(9), control, &timers, true);   AcpiPm::register(&acpi, &iom, &bus);
+//! let hpet = Hpet::new(&wiring, &timers);       Hpet::register(&hpet, &pgm);            // if configured
+//! let pit = Pit::new(wiring.isa(0), &timers);   …                                       // ISA devices: wiring.isa(irq)
+//! let nic = …(wiring.intx(devfn, 1));                                                   // PCI devices
+//! let fw_cfg = FwCfg::new(&pgm);                FwCfg::register(&fw_cfg, &iom);
+//! fw_cfg.lock().add_machine(cpus, ram); …add_boot(…); tables::add_acpi(…); tables::add_smbios(…);
+//! ```
+//!
+//! The machine maps RAM from address 0 (up to [`memory_map::LOW_RAM_LIMIT`], the rest at [`memory_map::HIGH_RAM`]) in `Layer::Ram` and the
+//! BIOS image in `Layer::Rom` so that it ends at 4 GiB; the host bridge shows the image's end below 1 MiB by itself. At reset, devices may be
+//! reset in any order, and [`pdm::pci::PciBus::reset`] comes with them. Saved units may be loaded in any order after a reset.
 
 pub mod acpi_pm;
 pub mod dma;

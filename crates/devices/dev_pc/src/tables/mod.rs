@@ -84,6 +84,7 @@ pub fn add_smbios(fw_cfg: &mut FwCfg, config: &smbios::SmbiosConfig) {
 }
 
 /// Sum of all bytes, which is zero for a table with a right checksum.
+#[cfg(test)]
 fn sum(bytes: &[u8]) -> u8 {
     bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
 }
