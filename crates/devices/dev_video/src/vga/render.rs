@@ -350,7 +350,7 @@ impl Blink {
     /// The cursor blinks every 16 frames, characters every 32.
     fn at(now: Nanos) -> Self {
         let frame = State::frame_number(now);
-        Self { cursor: frame / 8 % 2 == 0, characters: frame / 16 % 2 == 0 }
+        Self { cursor: (frame / 8).is_multiple_of(2), characters: (frame / 16).is_multiple_of(2) }
     }
 }
 

@@ -128,10 +128,8 @@ impl Vbe {
             return effects;
         }
         match self.index {
-            index::ID => {
-                if (ID_FIRST..=ID_LAST).contains(&value) {
-                    self.id = value;
-                }
+            index::ID if (ID_FIRST..=ID_LAST).contains(&value) => {
+                self.id = value;
             }
             // The mode can be set while it is off only.
             index::X_RES if !self.is_enabled() && (1..=MAX_X).contains(&value) => self.x_res = value & !7,
