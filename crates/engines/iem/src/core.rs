@@ -77,12 +77,13 @@ pub struct Core {
     pub(crate) flush_count: u64,
     /// DR6 bits of data and I/O breakpoints hit by the running instruction.
     pub(crate) breakpoints: u64,
-    /// The instruction at work loaded SS: debug traps wait too.
-    pub(crate) stack_shadow: bool,
+    /// No debug trap follows the instruction at work: it loaded SS, or delivered an event.
+    pub(crate) no_trap: bool,
     pub(crate) limits: Limits,
     pub(crate) stats: Stats,
     /// Writes to decoded pages since each was decoded, by a hash of the page.
     pub(crate) code_write_counts: Box<[(u64, u32)]>,
+    pub(crate) unit: Option<crate::unit::Unit>,
 }
 
 /// Page tables as the walker sees them.
@@ -146,7 +147,7 @@ pub fn canonical(address: u64) -> bool {
 }
 
 impl Core {
-    pub fn new(ctx: Arc<VmContext>, id: VcpuId) -> Self {
+    pub fn new(ctx: Arc<VmContext>, id: VcpuId, unit: crate::unit::Unit) -> Self {
         let width = ctx.cpuid.raw(0x8000_0008, 0).eax & 0xff;
         let limits = Limits {
             phys_bits: if width == 0 { 36 } else { width },
@@ -175,10 +176,11 @@ impl Core {
             key: 0,
             flush_count: 0,
             breakpoints: 0,
-            stack_shadow: false,
+            no_trap: false,
             limits,
             stats: Stats::default(),
             code_write_counts: vec![(0, 0); 256].into(),
+            unit: Some(unit),
         }
     }
 
@@ -244,9 +246,8 @@ impl Core {
         } else {
             Bank::Supervisor
         };
-        self.special = cpu.rflags & (rflags::TF | rflags::RF) != 0
-            || debug::instruction_breakpoints(cpu)
-            || cpu.inhibit_rip.is_some();
+        self.special =
+            cpu.rflags & (rflags::TF | rflags::RF) != 0 || cpu.dr7 & 0xff != 0 || cpu.inhibit_rip.is_some();
         self.update_key(cpu);
     }
 
@@ -287,6 +288,24 @@ impl Core {
             self.resync = true;
             self.link.acknowledge_flush(epoch);
         }
+    }
+
+    /// Forgets everything derived from a state that was changed from outside.
+    pub(crate) fn reset_derived(&mut self) {
+        self.lazy_valid = false;
+        self.frames.clear(&mut self.tlb);
+        self.flush_count += 1;
+        self.resync = true;
+        self.noncanonical = false;
+        self.breakpoints = 0;
+        self.no_trap = false;
+        self.exit = None;
+    }
+
+    /// Whether `size` bytes at `linear` can be written directly.
+    #[inline(always)]
+    pub(crate) fn writable(&self, linear: u64, size: u64) -> bool {
+        self.tlb.writable(self.bank, linear, size)
     }
 
     // ---- translation ----
@@ -610,17 +629,6 @@ impl Core {
             at += count;
         }
         Ok(())
-    }
-
-    /// Reads bytes as the processor itself does.
-    pub(crate) fn read_system_bytes(
-        &mut self,
-        cpu: &CpuState,
-        linear: u64,
-        out: &mut [u8],
-    ) -> Result<(), Fault> {
-        self.precheck(cpu, linear, out.len() as u64, false, Who::System)?;
-        self.read_pages(cpu, linear, out, Who::System)
     }
 
     /// Replaces a value in memory, not atomically.

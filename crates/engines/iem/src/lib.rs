@@ -5,20 +5,33 @@
 //! * `core` is one vCPU's engine state and the memory access path over `tlb`; `paging` walks page tables.
 //! * `ops` executes operations; `flags` has the arithmetic as pure functions.
 //! * `segment`, `transfer`, `event` and `task` are protection: descriptors, far transfers, exceptions and interrupts, task
-//!   switches. `msr`, `cpuid` and `debug` are the registers of those names.
+//!   switches. `msr` and `debug` are the registers of those names.
 //! * [`unit`] executes x87, MMX, SSE and AVX instructions on the host's own unit.
 //! * `engine` is the run loop behind [`em::Engine`].
 
+mod block;
 pub mod core;
 pub mod debug;
+mod decode;
+pub mod engine;
+mod event;
 pub mod fault;
 pub mod features;
 pub mod flags;
 pub mod memory;
+mod msr;
+mod op;
+mod ops;
 pub mod paging;
+mod segment;
+mod task;
+#[doc(hidden)]
+pub mod testing;
 pub mod tlb;
+mod transfer;
 pub mod unit;
 
+pub use engine::Iem;
 pub use fault::{Fault, Vector};
 pub use features::{cpuid_features, host_cpuid};
 pub use memory::GuestMemory;

@@ -403,7 +403,14 @@ impl Tlb {
         true
     }
 
-    /// Replaces a value by `change` of it, if a translation allows; gives the old and the new value.
+    /// Whether a write of up to a page's size would hit.
+    #[inline(always)]
+    pub fn writable(&self, bank: Bank, linear: u64, size: u64) -> bool {
+        let e = &self.entries[slot(bank, linear)];
+        size <= PAGE + 1 && linear ^ e.write <= PAGE + 1 - size
+    }
+
+    /// Replaces a value by `change` of it, if a translation allows.
     #[inline(always)]
     pub fn update<T: Cell>(&self, bank: Bank, linear: u64, change: impl FnOnce(T) -> T) -> bool {
         let e = &self.entries[slot(bank, linear)];

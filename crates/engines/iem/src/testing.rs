@@ -1,0 +1,236 @@
+//! A tiny machine for tests: RAM, one or more vCPUs, no devices but those a test registers.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use cpum::cpuid::{Apic, Config, Paravirt};
+use cpum::state::{cr0, cr4, efer, rflags, seg};
+use cpum::{CpuState, CpuidTable, Descriptor, Segment, VcpuLink};
+use em::{Engine, Exit, VmContext};
+use pdm::{InterruptController, Iom};
+use pgm::{Backing, HostMemory, Layer, Pgm};
+use vbox_types::{ByteSize, GuestPhys, Hz, VcpuId};
+
+use crate::engine::Iem;
+
+/// An interrupt controller with nothing behind it but CR8.
+#[derive(Default)]
+pub struct NoInterrupts {
+    cr8: AtomicU64,
+}
+
+impl InterruptController for NoInterrupts {
+    fn is_pending(&self, _: VcpuId) -> bool {
+        false
+    }
+    fn acknowledge(&self, _: VcpuId) -> Option<u8> {
+        None
+    }
+    fn read_cr8(&self, _: VcpuId) -> u64 {
+        self.cr8.load(Ordering::Relaxed)
+    }
+    fn write_cr8(&self, _: VcpuId, value: u64) {
+        self.cr8.store(value, Ordering::Relaxed);
+    }
+    fn set_apic_base(&self, _: VcpuId, _: u64) -> bool {
+        true
+    }
+    fn read_msr(&self, _: VcpuId, _: u32) -> Option<u64> {
+        None
+    }
+    fn write_msr(&self, _: VcpuId, _: u32, _: u64) -> bool {
+        false
+    }
+    fn init_reset(&self, _: VcpuId) {}
+}
+
+/// RAM at zero and a context for any number of vCPUs.
+pub struct Board {
+    pub ctx: Arc<VmContext>,
+    pub pgm: Arc<Pgm>,
+    pub iom: Arc<Iom>,
+    pub ram: Arc<HostMemory>,
+}
+
+impl Board {
+    /// `ram` bytes of memory from address zero on.
+    ///
+    /// # Panics
+    /// If the host gives no memory.
+    pub fn new(vcpus: usize, ram: u64) -> Self {
+        let links: Vec<_> = (0..vcpus).map(|_| Arc::new(VcpuLink::default())).collect();
+        let pgm = Pgm::new(links.clone());
+        let memory = Arc::new(HostMemory::new("test-ram", ByteSize(ram)).expect("guest memory"));
+        pgm.map(GuestPhys(0), ram, Layer::Ram, Backing::ram(memory.clone(), 0));
+        let iom = Iom::new();
+        let frequency = Hz(1_000_000_000);
+        let config = Config {
+            vcpus: vcpus as u32,
+            tsc_frequency: frequency,
+            apic_frequency: frequency,
+            apic: Apic::X2Apic,
+            pae: true,
+            long_mode: true,
+            paravirt: Paravirt::None,
+            features: crate::cpuid_features(),
+            overrides: Vec::new(),
+        };
+        let ctx = Arc::new(VmContext {
+            pgm: pgm.clone(),
+            iom: iom.clone(),
+            irq: Arc::new(NoInterrupts::default()),
+            clock: tm::Clock::manual(),
+            tsc_frequency: frequency,
+            links,
+            cpuid: CpuidTable::build(&config, &crate::host_cpuid),
+            msrs: None,
+        });
+        Self { ctx, pgm, iom, ram: memory }
+    }
+
+    /// An engine for vCPU `id`.
+    ///
+    /// # Panics
+    /// If the host gives no memory for the execution unit.
+    pub fn engine(&self, id: u32) -> Iem {
+        Iem::new(self.ctx.clone(), VcpuId(id)).expect("execution unit")
+    }
+}
+
+/// One vCPU on its board.
+pub struct Machine {
+    pub board: Board,
+    pub iem: Iem,
+    pub cpu: CpuState,
+}
+
+/// Where [`Machine::long`] puts its page tables: identity mapping of the first 4 GiB in 2 MiB pages.
+pub const TABLES: u64 = 0x1000;
+
+impl Machine {
+    /// A machine in the state after reset, with 4 MiB of RAM.
+    pub fn reset() -> Self {
+        let board = Board::new(1, 4 << 20);
+        let iem = board.engine(0);
+        Self { board, iem, cpu: CpuState::reset(0) }
+    }
+
+    /// Real mode at 0:`ip`, stack at 0:0x8000.
+    pub fn real(ip: u16) -> Self {
+        let mut m = Self::reset();
+        m.cpu.seg[seg::CS] = Segment::real(0, 3);
+        m.cpu.rip = ip.into();
+        m.cpu.gpr[4] = 0x8000;
+        m
+    }
+
+    /// Protected mode at privilege 0 with flat 32-bit segments (without a GDT in memory), no paging.
+    pub fn protected(eip: u32) -> Self {
+        let mut m = Self::real(0);
+        m.cpu.cr0 |= cr0::PE;
+        m.cpu.rip = eip.into();
+        for s in 0..6 {
+            m.cpu.seg[s] = flat(if s == seg::CS { 11 } else { 3 }, 0, false);
+        }
+        m
+    }
+
+    /// 64-bit mode at privilege 0 with everything a kernel turns on; the first 4 GiB mapped to themselves.
+    pub fn long(rip: u64) -> Self {
+        let mut m = Self::protected(0);
+        m.cpu.rip = rip;
+        m.cpu.seg[seg::CS] = flat(11, 0, true);
+        m.cpu.cr0 |= cr0::PG | cr0::WP | cr0::NE;
+        m.cpu.cr4 |= cr4::PAE | cr4::PGE | cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::OSXSAVE;
+        m.cpu.msr.efer = efer::LME | efer::LMA | efer::NXE | efer::SCE;
+        m.cpu.cr3 = TABLES;
+        m.cpu.xcr0 = 7;
+        m.put(TABLES, &(TABLES + 0x1000 | 7).to_le_bytes());
+        for i in 0..4u64 {
+            let table = TABLES + 0x2000 + i * 0x1000;
+            m.put(TABLES + 0x1000 + 8 * i, &(table | 7).to_le_bytes());
+            for j in 0..512u64 {
+                let page = (i << 30 | j << 21) | 0x87;
+                m.put(table + 8 * j, &page.to_le_bytes());
+            }
+        }
+        m
+    }
+
+    /// Writes into RAM.
+    ///
+    /// # Panics
+    /// If there is no RAM.
+    pub fn put(&mut self, at: u64, bytes: &[u8]) {
+        self.board.pgm.load(GuestPhys(at), bytes).expect("RAM");
+    }
+
+    /// Reads RAM.
+    pub fn bytes<const N: usize>(&self, at: u64) -> [u8; N] {
+        let mut out = [0; N];
+        self.board.pgm.read(GuestPhys(at), &mut out);
+        out
+    }
+
+    pub fn u64_at(&self, at: u64) -> u64 {
+        u64::from_le_bytes(self.bytes(at))
+    }
+
+    pub fn u32_at(&self, at: u64) -> u32 {
+        u32::from_le_bytes(self.bytes(at))
+    }
+
+    pub fn u16_at(&self, at: u64) -> u16 {
+        u16::from_le_bytes(self.bytes(at))
+    }
+
+    /// Runs until the engine returns.
+    pub fn run(&mut self) -> Exit {
+        self.iem.run(&mut self.cpu)
+    }
+
+    /// Runs until HLT.
+    ///
+    /// # Panics
+    /// If the engine returns for another reason.
+    pub fn run_to_halt(&mut self) {
+        let exit = self.run();
+        assert!(matches!(exit, Exit::Halt), "{exit:?} at {:#x}", self.cpu.rip);
+        self.cpu.activity = cpum::Activity::Running;
+    }
+
+    /// Whether an arithmetic flag is set.
+    pub fn flag(&self, bit: u64) -> bool {
+        self.cpu.rflags & bit != 0
+    }
+}
+
+/// A flat segment: 64-bit code if `long`, else 32-bit.
+pub fn flat(kind: u8, dpl: u8, long: bool) -> Segment {
+    Segment {
+        base: 0,
+        limit: u32::MAX,
+        attr: Descriptor::new()
+            .with_kind(kind)
+            .with_code_or_data(true)
+            .with_dpl(dpl)
+            .with_present(true)
+            .with_long(long)
+            .with_big(!long)
+            .with_granular(true),
+        selector: u16::from(dpl) | 8,
+    }
+}
+
+/// The bytes of a segment descriptor with a 4 GiB limit (`flags`: access byte, and the upper nibble with G, D/B, L).
+pub fn descriptor(base: u32, limit: u32, access: u8, flags: u8) -> u64 {
+    u64::from(limit & 0xffff)
+        | u64::from(base & 0xff_ffff) << 16
+        | u64::from(access) << 40
+        | u64::from(limit >> 16 & 0xf) << 48
+        | u64::from(flags) << 52
+        | u64::from(base >> 24) << 56
+}
+
+/// RFLAGS' interrupt flag, which tests set most.
+pub const IF: u64 = rflags::IF;
