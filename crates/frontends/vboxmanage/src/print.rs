@@ -5,6 +5,11 @@ use std::io::{self, Write};
 use vbox_types::version::{REVISION, VERSION};
 
 pub mod error;
+pub mod fmt;
+pub mod list;
+pub mod medium;
+pub mod progress;
+pub mod vminfo;
 
 /// The program's own name.
 pub const PRODUCT: &str = vbox_types::version::PRODUCT;
@@ -35,4 +40,20 @@ pub fn stdout_bytes(bytes: &[u8]) -> u8 {
         // A reader that has seen enough is no failure of ours to report.
         Err(_) => 1,
     }
+}
+
+/// Compares `text` with a file of `testdata`. With `BLESS` in the environment the file is written instead; read the
+/// difference before you commit it.
+#[cfg(test)]
+fn golden(name: &str, text: &str) {
+    let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(name);
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(&file, text).unwrap();
+        return;
+    }
+    let expected = std::fs::read_to_string(&file).unwrap_or_default();
+    for (i, (found, wanted)) in text.lines().zip(expected.lines()).enumerate() {
+        assert_eq!(found, wanted, "{name}, line {}", i + 1);
+    }
+    assert_eq!(text, expected, "{name}");
 }
