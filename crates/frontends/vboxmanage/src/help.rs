@@ -116,12 +116,6 @@ static TOPICS: &[Topic] = &[
                       typed on a US keyboard.",
     },
     Topic {
-        name: "discardstate",
-        brief: "discard the saved state of a virtual machine",
-        synopsis: &["VM"],
-        description: "Deletes the saved state, as if the machine's power cord had been pulled.",
-    },
-    Topic {
         name: "storagectl",
         brief: "manage a storage controller",
         synopsis: &[

@@ -10,7 +10,7 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-pub mod exec;
+mod exec;
 pub mod getopt;
 pub mod global;
 pub mod help;
@@ -24,6 +24,7 @@ use parse::Command;
 use print::error::Stderr;
 use usage::UsageError;
 
+const SUCCESS: u8 = 0;
 const FAILURE: u8 = 1;
 const SYNTAX: u8 = 2;
 

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::modifyvm::split_groups;
 use super::{Request, operand};
-use crate::getopt::{Item, Opt, Parser, Value, Want, opt, short};
+use crate::getopt::{Item, Opt, Parser, Value, Want, short};
 use crate::usage::{Parsed, UsageError};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -249,19 +249,6 @@ pub fn showvminfo(words: &[String]) -> Parsed<Request> {
         None => Details::Standard,
     };
     Ok(Request::ShowVmInfo(ShowVmInfo { vm, details }))
-}
-
-pub fn discardstate(words: &[String]) -> Parsed<Request> {
-    static TABLE: &[Opt<()>] = &[opt(&[], Want::Nothing, ())];
-    let mut vm = None;
-    let mut parser = Parser::new(words, TABLE);
-    while let Some(item) = parser.item()? {
-        if let Item::Word(word) = item {
-            operand(&mut vm, word)?;
-        }
-    }
-    let vm = vm.ok_or_else(|| UsageError::syntax("Incorrect number of parameters"))?;
-    Ok(Request::DiscardState { vm })
 }
 
 #[cfg(test)]

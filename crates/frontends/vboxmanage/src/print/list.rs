@@ -219,6 +219,27 @@ pub fn screenshot_formats(names: &[&str]) -> String {
     text
 }
 
+/// The formats that images can have. The capability bits are VirtualBox's.
+pub fn hdd_backends() -> String {
+    const BACKENDS: &[(&str, &str, u32, &str)] = &[
+        ("VDI", "VDI", 0x067, "vdi (HardDisk)"),
+        (
+            "RAW",
+            "RAW",
+            0x0a6,
+            "iso (DVD),cdr (DVD),img (Floppy),ima (Floppy),dsk (Floppy),flp (Floppy),vfd (Floppy)",
+        ),
+    ];
+    let mut text = "Supported hard disk backends:\n\n".to_owned();
+    for (i, (id, name, capabilities, extensions)) in BACKENDS.iter().enumerate() {
+        text.push_str(&format!(
+            "Backend {i}: id='{id}' description='{name}' capabilities={capabilities:#06x} \
+             extensions='{extensions}' properties=()\n"
+        ));
+    }
+    text
+}
+
 pub fn cpu_profiles(long: bool) -> String {
     if long {
         "CPU Profile #00:\n  Architecture: AMD64\n  Name:         host\n  Full Name:    host\n".to_owned()
