@@ -3,6 +3,7 @@
 //! Each controller speaks its guest's protocol and hands sectors to `pdm::connector::BlockDriver`. Requests are submitted with
 //! the controller's lock held and complete on other threads; until then the guest sees a busy drive.
 
+pub mod floppy;
 pub mod ide;
 #[cfg(test)]
 mod testing;
