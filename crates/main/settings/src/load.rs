@@ -154,6 +154,9 @@ pub(crate) fn apply<S: Section + Clone + PartialEq>(
             merge(element, &base, &new, line_break, &indent);
         }
     }
+    if changed == *document {
+        return Ok(Applied { changed: false, from, to });
+    }
     *document = changed;
     Ok(Applied { changed: true, from, to })
 }

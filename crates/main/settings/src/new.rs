@@ -41,7 +41,6 @@ impl MachineSettings {
         }
         for adapter in &mut hardware.network {
             adapter.adapter_type = os.network_adapter();
-            adapter.nat.localhost_reachable = false;
         }
         let first = &mut hardware.network[0];
         first.enabled = true;

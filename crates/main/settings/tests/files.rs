@@ -53,6 +53,7 @@ fn a_file_whose_version_rises_is_kept_in_its_old_one() {
     let backup = directory.join("build-1.14-linux.vbox");
     assert_eq!(file.save().unwrap(), Saved { written: true, backup: Some(backup.clone()) });
     assert_eq!(file.version(), SettingsVersion::V1_19);
+    assert_eq!(file.save().unwrap(), Saved { written: false, backup: None });
     assert_eq!(fs::read(&backup).unwrap(), V4_3);
 
     // An old copy that is there already is older still, and stays.

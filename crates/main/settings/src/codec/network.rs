@@ -32,6 +32,14 @@ impl Walk {
         adapter
     }
 
+    /// Whether a card need not be named. What the NAT engine of a card that is not there would reach is not
+    /// kept: it has another default since version 1.19, which is no reason to name all cards when a file rises.
+    fn is_unnamed(&self, adapter: &NetworkAdapter) -> bool {
+        let mut unnamed = self.unnamed_adapter(adapter.slot);
+        unnamed.nat.localhost_reachable = adapter.nat.localhost_reachable;
+        *adapter == unnamed
+    }
+
     /// The kind that a missing `type` stands for.
     fn default_adapter_type(&self) -> NetworkAdapterType {
         if self.since(V::V1_16) { NetworkAdapterType::Am79C973 } else { NetworkAdapterType::Am79C970A }
@@ -42,8 +50,7 @@ impl Walk {
         let reading = archive.reading();
         let mut named: Vec<NetworkAdapter> = Vec::new();
         if !reading {
-            named =
-                hardware.network.iter().filter(|n| **n != self.unnamed_adapter(n.slot)).cloned().collect();
+            named = hardware.network.iter().filter(|n| !self.is_unnamed(n)).cloned().collect();
         }
         archive.child("Network", |a| a.list("Adapter", &mut named, |a, adapter| self.adapter(a, adapter)))?;
         if reading {

@@ -380,7 +380,8 @@ pub struct Nat {
     pub alias_log: bool,
     pub alias_proxy_only: bool,
     pub alias_use_same_ports: bool,
-    /// The guest reaches the host's loopback through the gateway address. Files that do not say are read as
+    /// The guest reaches the host's loopback through the gateway address. Not kept for cards that are not
+    /// there: neither enabled nor attached, without MAC address. Files that do not say are read as
     /// "yes" by every VirtualBox, though 7.0 leaves the attribute out when it means "no"; "no" is
     /// therefore always written.
     pub localhost_reachable: bool,
@@ -462,7 +463,7 @@ impl NetworkAdapter {
             trace_enabled: false,
             trace_file: String::new(),
             attachment: NetworkAttachment::default(),
-            nat: Nat::default(),
+            nat: Nat { localhost_reachable: false, ..Nat::default() },
             bridged_interface: String::new(),
             host_only_interface: String::new(),
             host_only_network: String::new(),

@@ -251,6 +251,34 @@ fn remove(document: &mut Element, key: &Key, base: &Element, line_break: &str) {
     }
 }
 
+/// The order in which VirtualBox writes the children of an element that has one of each, including those that are
+/// mostly left out.
+#[rustfmt::skip]
+fn order(parent: &str) -> &'static [&'static str] {
+    match parent {
+        "Machine" => &[
+            "Description", "Teleporter", "MediaRegistry", "ExtraData", "Snapshot", "Hardware", "StorageControllers",
+            "Debugging", "Autostart", "Recording", "Groups",
+        ],
+        "Hardware" => &[
+            "CPU", "Memory", "Firmware", "HID", "HPET", "Chipset", "Paravirt", "Iommu", "Boot", "Display",
+            "VideoCapture", "RemoteDisplay", "BIOS", "TrustedPlatformModule", "USBController", "USB", "Network", "UART",
+            "LPT", "AudioAdapter", "RTC", "SharedFolders", "Clipboard", "DragAndDrop", "IO", "HostPci", "EmulatedUSB",
+            "Frontend", "Guest", "GuestProperties", "StorageControllers",
+        ],
+        "CPU" => &[
+            "HardwareVirtEx", "HardwareVirtExNestedPaging", "HardwareVirtExVPID", "HardwareVirtExUX", "PAE", "IBPBOn",
+            "SpecCtrl", "SpecCtrlByHost", "L1DFlushOn", "MDSClearOn", "NestedHWVirt",
+            "HardwareVirtExVirtVmsaveVmload", "LongMode", "TripleFaultReset", "X2APIC", "APIC",
+            "HardwareVirtExLargePages", "HardwareVirtForce", "HardwareVirtExUseNativeApi", "CpuTree", "CpuIdTree",
+        ],
+        "BIOS" => &[
+            "ACPI", "IOAPIC", "APIC", "Logo", "BootMenu", "TimeOffset", "PXEDebug", "NVRAM", "SmbiosUuidLittleEndian",
+        ],
+        _ => &[],
+    }
+}
+
 /// Puts `child`, which is number `position` in `new_keys`, where it belongs among its siblings.
 fn insert(
     document: &mut Element,
@@ -269,8 +297,16 @@ fn insert(
     child.indent(line_break, &child_indent);
     let space = || Node::Text(format!("{line_break}{child_indent}"));
 
-    let after = new_keys[..position].iter().rev().find_map(|key| in_document.get(key).copied());
-    let before = new_keys[position + 1..].iter().find_map(|key| in_document.get(key).copied());
+    let order = order(canonical_name(document.name()));
+    let rank = |name: &str| order.iter().position(|n| *n == name);
+    let after = match rank(child.name()) {
+        Some(own) => document_keys.iter().rposition(|key| rank(&key.0).is_some_and(|rank| rank < own)),
+        None => new_keys[..position].iter().rev().find_map(|key| in_document.get(key).copied()),
+    };
+    let before = match rank(child.name()) {
+        Some(own) => document_keys.iter().position(|key| rank(&key.0).is_some_and(|rank| rank > own)),
+        None => new_keys[position + 1..].iter().find_map(|key| in_document.get(key).copied()),
+    };
     let after = after.or(if before.is_none() { count.checked_sub(1) } else { None });
     document.empty_tag = false;
     if let Some(at) = after.and_then(|nth| node_index(document, nth)) {
@@ -356,6 +392,18 @@ mod tests {
             "<a>\n  <b/>\n  <d/>\n</a>"
         );
         assert_eq!(merged("<a/>", "<a/>", "<a><b/></a>"), "<a>\n  <b/>\n</a>");
+    }
+
+    #[test]
+    fn an_element_goes_to_its_place_even_among_those_that_say_nothing_new() {
+        assert_eq!(
+            merged(
+                "<Hardware><CPU/><HPET enabled='false'/><mine/><Boot/></Hardware>",
+                "<Hardware><CPU/></Hardware>",
+                "<Hardware><CPU/><Paravirt provider='KVM'/></Hardware>"
+            ),
+            "<Hardware><CPU/><HPET enabled='false'/>\n  <Paravirt provider='KVM'/><mine/><Boot/></Hardware>"
+        );
     }
 
     #[test]
