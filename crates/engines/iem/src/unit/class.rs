@@ -232,8 +232,8 @@ pub fn classify(insn: &Instruction) -> Option<Class> {
         let mut info = InstructionInfoFactory::new();
         let used = info.info(insn).used_registers();
         let mm = used.iter().any(|r| r.register().is_mm());
-        // CVTPI2PS counts as MMX even with a memory operand; CVTPI2PD does not (SDM volume 2).
-        if mm || insn.code() == Code::Cvtpi2ps_xmm_mmm64 {
+        // On Intel's CPUs CVTPI2PS counts as MMX even with a memory operand; CVTPI2PD does not (SDM volume 2).
+        if mm || (insn.code() == Code::Cvtpi2ps_xmm_mmm64 && !is_amd()) {
             kind = Kind::Mmx;
             with_xmm = used.iter().any(|r| r.register().is_xmm());
         }
@@ -245,14 +245,23 @@ pub fn classify(insn: &Instruction) -> Option<Class> {
         // Bytes that FXSAVE leaves alone must come back as they were.
         (Access::ReadWrite, 512)
     } else {
-        (memory_access(insn), insn.memory_size().size() as u16)
+        (memory_access(insn, kind), insn.memory_size().size() as u16)
     };
     let align = if has_memory { alignment(insn, kind, size) } else { 1 };
     let flags = (insn.rflags_read() | insn.rflags_modified()) != 0;
     Some(Class { kind, route, access, size, align, flags, features: entry.features, with_xmm })
 }
 
-fn memory_access(insn: &Instruction) -> Access {
+/// The guest's CPU is of the host's make; where makes differ, the host's way is the right one.
+fn is_amd() -> bool {
+    static AMD: OnceLock<bool> = OnceLock::new();
+    *AMD.get_or_init(|| {
+        let vendor = crate::features::host_cpuid(0, 0).ebx.to_le_bytes();
+        vendor == *b"Auth" || vendor == *b"Hygo"
+    })
+}
+
+fn memory_access(insn: &Instruction, kind: Kind) -> Access {
     let mut factory = InstructionInfoFactory::new();
     let info = factory.info(insn);
     let (mut reads, mut writes) = (false, false);
@@ -265,6 +274,8 @@ fn memory_access(insn: &Instruction) -> Access {
             OpAccess::None | OpAccess::NoMemAccess => {}
         }
     }
+    // An x87 store with an unmasked exception leaves memory as it is.
+    reads |= writes && kind == Kind::X87;
     match (reads, writes) {
         (false, false) => Access::None,
         (true, false) => Access::Read,
@@ -287,7 +298,14 @@ fn alignment(insn: &Instruction, kind: Kind, size: u16) -> u16 {
     match (kind, insn.mnemonic()) {
         (Kind::Fxsave, _) => 16,
         (Kind::Xsave, _) => 64,
-        (Kind::Sse, Movups | Movupd | Movdqu | Lddqu | Pcmpestri | Pcmpestrm | Pcmpistri | Pcmpistrm) => 1,
+        (Kind::Sse, Movups | Movupd | Movdqu | Lddqu) => 1,
+        (Kind::Sse, Pcmpestri | Pcmpestri64 | Pcmpestrm | Pcmpestrm64 | Pcmpistri | Pcmpistrm) => 1,
+        // Intel's raise #GP.
+        (Kind::Sse, Sha1rnds4 | Sha1nexte | Sha1msg1 | Sha1msg2 | Sha256rnds2 | Sha256msg1 | Sha256msg2)
+            if is_amd() =>
+        {
+            1
+        }
         (Kind::Sse | Kind::Mmx, _) if size == 16 => 16,
         (Kind::Avx, Vmovaps | Vmovapd | Vmovdqa | Vmovntps | Vmovntpd | Vmovntdq | Vmovntdqa) => size,
         _ => 1,

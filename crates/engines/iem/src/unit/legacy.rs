@@ -141,7 +141,10 @@ pub(super) fn execute(action: Action, cpu: &mut CpuState, mem: &mut [u8]) -> Res
             cpu.xsave.0[area::YMM..area::YMM + 16 * count].fill(0);
             cpu.xsave.0[area::XMM..area::XMM + 16 * count].fill(0);
         }
-        Action::Emms => set_u16(&mut cpu.xsave, area::FTW, 0),
+        Action::Emms => {
+            x87::enter_mmx(cpu);
+            set_u16(&mut cpu.xsave, area::FTW, 0);
+        }
     }
     Ok(())
 }

@@ -240,6 +240,20 @@ fn fsave_and_frstor_return_the_same_state() {
 }
 
 #[test]
+fn registers_stay_where_they_are_when_top_changes() {
+    let mut cpu = long_mode();
+    push(&mut cpu, 1.0); // physical register 7
+    let one = st(&cpu, 0);
+    run(&mut cpu, &[0xdb, 0xe3], &mut []).unwrap(); // fninit
+    assert_eq!((st(&cpu, 7), st(&cpu, 0)), (one, [0; 10]));
+    let mut environment = [0; 28];
+    run(&mut cpu, &[0xd9, 0x30], &mut environment).unwrap(); // fnstenv
+    environment[5] = 7 << 3; // TOP in the status word
+    run(&mut cpu, &[0xd9, 0x20], &mut environment).unwrap(); // fldenv
+    assert_eq!((st(&cpu, 0), st(&cpu, 1)), (one, [0; 10]));
+}
+
+#[test]
 fn fxsave_and_fxrstor_return_the_same_state() {
     let mut cpu = long_mode();
     push(&mut cpu, 1.0);

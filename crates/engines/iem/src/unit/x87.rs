@@ -27,8 +27,9 @@ pub(super) fn update_summary(area: &mut XsaveArea) {
     set_u16(area, area::FSW, (status & !SUMMARY) | summary);
 }
 
-/// FNINIT.
+/// FNINIT. Register contents stay.
 pub(super) fn init(area: &mut XsaveArea) {
+    set_top(area, 0);
     set_u16(area, area::FCW, 0x37f);
     set_u16(area, area::FSW, 0);
     set_u16(area, area::FTW, 0);
@@ -54,17 +55,22 @@ pub(super) fn top(area: &XsaveArea) -> usize {
     usize::from((u16_at(area, area::FSW) & TOP) >> TOP_SHIFT)
 }
 
+/// Changes TOP and nothing else: the image's slots follow the physical registers.
+fn set_top(area: &mut XsaveArea, new: usize) {
+    let old = top(area);
+    if new != old {
+        // Slot i held physical register (old + i) mod 8.
+        area.0[area::ST..area::XMM].rotate_left(16 * ((new + 8 - old) % 8));
+        let status = u16_at(area, area::FSW) & !TOP;
+        set_u16(area, area::FSW, status | (new as u16) << TOP_SHIFT);
+    }
+}
+
 /// Puts ST(0) at physical register 0 without moving register contents, as every MMX instruction does, and marks all
 /// registers as used.
 pub(super) fn enter_mmx(cpu: &mut CpuState) {
     let area = &mut cpu.xsave;
-    let top = top(area);
-    if top != 0 {
-        // Slot i held physical register (top + i) mod 8; now it holds physical register i.
-        area.0[area::ST..area::XMM].rotate_right(16 * top);
-        let status = u16_at(area, area::FSW);
-        set_u16(area, area::FSW, status & !TOP);
-    }
+    set_top(area, 0);
     set_u16(area, area::FTW, 0xff);
 }
 
@@ -174,6 +180,7 @@ pub(super) fn load_environment(area: &mut XsaveArea, format: Format, image: &[u8
         (true, false) => (field(3), field(4) >> 16 & 0x7ff, field(5)),
         (false, false) => (field(3), 0, field(5)),
     };
+    set_top(area, usize::from((status & TOP) >> TOP_SHIFT));
     set_u16(area, area::FSW, status);
     set_u16(area, area::FOP, fop as u16);
     set_u64(area, area::FIP, u64::from(fip));
