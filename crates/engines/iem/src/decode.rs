@@ -29,7 +29,8 @@ fn number(r: Register) -> u8 {
         Register::CH => 0x81,
         Register::DH => 0x82,
         Register::BH => 0x83,
-        _ if r.is_gpr() => r.number() as u8,
+        // Numbers of 8-bit registers count AH to BH in.
+        _ if r.is_gpr() => r.full_register().number() as u8,
         _ => 0,
     }
 }
