@@ -67,9 +67,11 @@ struct RegC {
     request: bool,
 }
 
-const SECOND: i64 = 1_000_000_000;
+const SECOND: i128 = 1_000_000_000;
+/// No guest can set its clock farther from 1970 than this, about 30,000 years.
+const FARTHEST: i128 = 1_000_000_000_000 * SECOND;
 /// UIP goes up this long before an update and falls with it (datasheet figure 14: tBUC 244 µs).
-const UPDATE_WARNING: i64 = 244_000;
+const UPDATE_WARNING: i128 = 244_000;
 /// The time base of periodic interrupts, in Hz.
 const BASE_HZ: u64 = 32_768;
 /// Value of the alarm bytes' top bits that means "any".
@@ -124,7 +126,7 @@ impl Calendar {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Run {
     /// It runs: nanoseconds since 1970 are virtual time plus this.
-    Running { offset: i64 },
+    Running { offset: i128 },
     /// Updates are inhibited (SET, or the divider held in reset): the time bytes hold the time.
     Held,
 }
@@ -153,7 +155,7 @@ impl State {
             index: 0,
             upper_index: 0,
             nmi_masked: false,
-            run: Run::Running { offset: wall.saturating_sub(now as i64) },
+            run: Run::Running { offset: i128::from(wall) - i128::from(now) },
             weekday_shift: 0,
             seen: now,
             flags: RegC::new(),
@@ -172,11 +174,16 @@ impl State {
     }
 
     /// Nanoseconds since 1970 on the guest's clock, while it runs.
-    fn wall(&self, now: Nanos) -> Option<i64> {
+    fn wall(&self, now: Nanos) -> Option<i128> {
         match self.run {
-            Run::Running { offset } => Some(offset.saturating_add(now as i64)),
+            Run::Running { offset } => Some(offset + i128::from(now)),
             Run::Held => None,
         }
+    }
+
+    /// Seconds since 1970 on the guest's clock, while it runs.
+    fn second(&self, now: Nanos) -> Option<i64> {
+        self.wall(now).map(|wall| wall.div_euclid(SECOND) as i64)
     }
 
     fn encode(&self, value: i64) -> u8 {
@@ -284,8 +291,7 @@ impl State {
     fn advance(&mut self, now: Nanos) {
         let seen = self.seen;
         self.seen = now.max(seen);
-        if let (Some(before), Some(after)) = (self.wall(seen), self.wall(now)) {
-            let (before, after) = (before.div_euclid(SECOND), after.div_euclid(SECOND));
+        if let (Some(before), Some(after)) = (self.second(seen), self.second(now)) {
             if after > before {
                 self.flags.set_update(true);
                 if self.next_alarm(before).is_some_and(|alarm| alarm <= after) {
@@ -314,12 +320,10 @@ impl State {
     fn next_event(&self, now: Nanos) -> Option<Nanos> {
         let (b, flags) = (self.b(), self.flags);
         let at_second = |second: i64| match self.run {
-            Run::Running { offset } => {
-                Some(second.saturating_mul(SECOND).saturating_sub(offset).max(0) as Nanos)
-            }
+            Run::Running { offset } => u64::try_from(i128::from(second) * SECOND - offset).ok(),
             Run::Held => None,
         };
-        let this = self.wall(now).map(|wall| wall.div_euclid(SECOND));
+        let this = self.second(now);
         let update =
             this.filter(|_| b.update_enable() && !flags.update()).and_then(|second| at_second(second + 1));
         let alarm = this
@@ -342,8 +346,8 @@ impl State {
             | reg::WEEKDAY..=reg::YEAR
             | reg::CENTURY
             | reg::CENTURY_PS2 => {
-                if let Some(wall) = self.wall(now) {
-                    self.store_time(wall.div_euclid(SECOND));
+                if let Some(second) = self.second(now) {
+                    self.store_time(second);
                 }
                 self.bytes[usize::from(at)]
             }
@@ -369,8 +373,8 @@ impl State {
             | reg::CENTURY
             | reg::CENTURY_PS2 => {
                 let wall = self.wall(now);
-                if let Some(wall) = wall {
-                    self.store_time(wall.div_euclid(SECOND));
+                if let Some(second) = self.second(now) {
+                    self.store_time(second);
                 }
                 self.bytes[usize::from(at)] = value;
                 if at == reg::CENTURY || at == reg::CENTURY_PS2 {
@@ -392,9 +396,10 @@ impl State {
                 self.hold_or_run(fraction, now);
             }
             reg::B => {
-                let fraction = self.wall(now).map_or(now as i64 % SECOND, |wall| wall.rem_euclid(SECOND));
-                if let Some(wall) = self.wall(now) {
-                    self.store_time(wall.div_euclid(SECOND));
+                let fraction =
+                    self.wall(now).map_or(i128::from(now) % SECOND, |wall| wall.rem_euclid(SECOND));
+                if let Some(second) = self.second(now) {
+                    self.store_time(second);
                 }
                 let mut b = RegB::from_bits(value);
                 if b.set() {
@@ -405,9 +410,9 @@ impl State {
                     old.binary() != b.binary() || old.hours_24() != b.hours_24()
                 };
                 self.bytes[usize::from(at)] = b.into_bits();
-                if let Some(wall) = self.wall(now).filter(|_| format_changed) {
+                if let Some(second) = self.second(now).filter(|_| format_changed) {
                     // A running clock goes on counting in the new format.
-                    self.store_time(wall.div_euclid(SECOND));
+                    self.store_time(second);
                 }
                 self.hold_or_run(fraction, now);
             }
@@ -418,11 +423,11 @@ impl State {
     }
 
     /// Holds or runs the clock as SET and the divider now say. A clock that starts again is `fraction` into the second.
-    fn hold_or_run(&mut self, fraction: i64, now: Nanos) {
+    fn hold_or_run(&mut self, fraction: i128, now: Nanos) {
         let hold = self.b().set() || self.is_divider_held();
-        match (self.wall(now), hold) {
-            (Some(wall), true) => {
-                self.store_time(wall.div_euclid(SECOND));
+        match (self.second(now), hold) {
+            (Some(second), true) => {
+                self.store_time(second);
                 self.run = Run::Held;
             }
             (None, false) => self.run_from(fraction, now),
@@ -431,9 +436,9 @@ impl State {
     }
 
     /// Runs from the time in the time bytes.
-    fn run_from(&mut self, fraction: i64, now: Nanos) {
-        let wall = self.load_time().saturating_mul(SECOND).saturating_add(fraction);
-        self.run = Run::Running { offset: wall.saturating_sub(now as i64) };
+    fn run_from(&mut self, fraction: i128, now: Nanos) {
+        let wall = i128::from(self.load_time()) * SECOND + fraction;
+        self.run = Run::Running { offset: wall - i128::from(now) };
     }
 
     /// Reads a port.
@@ -658,7 +663,7 @@ impl ssm::Saveable for Rtc {
             Run::Held => (false, 0),
         };
         out.put_bool(running);
-        out.put_u64(offset as u64);
+        out.put_bytes(&offset.to_le_bytes());
         out.put_u64(*seen);
     }
 
@@ -673,7 +678,14 @@ impl ssm::Saveable for Rtc {
                 .invalid(format!("indexes {index:#x} and {upper_index:#x}, weekday shift {weekday_shift}")));
         }
         let nmi_masked = input.take_bool()?;
-        let (running, offset, seen) = (input.take_bool()?, input.take_u64()? as i64, input.take_u64()?);
+        let running = input.take_bool()?;
+        let mut offset = [0; 16];
+        input.take_into(&mut offset)?;
+        let offset = i128::from_le_bytes(offset);
+        if offset.unsigned_abs() > FARTHEST.unsigned_abs() {
+            return Err(input.invalid(format!("clock offset of {offset} ns")));
+        }
+        let seen = input.take_u64()?;
         input.finish()?;
         let run = if running { Run::Running { offset } } else { Run::Held };
         self.state = State {
@@ -697,7 +709,7 @@ mod tests {
     use tm::Clock;
 
     /// 2024-02-28 23:59:58 UTC, a Wednesday.
-    const WALL: i64 = 1_709_164_798 * SECOND;
+    const WALL: i64 = 1_709_164_798 * SECOND as i64;
     const S: Nanos = SECOND as Nanos;
 
     fn rd(s: &mut State, at: u8, now: Nanos) -> u8 {
