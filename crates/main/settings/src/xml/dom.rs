@@ -19,6 +19,9 @@ pub const MAX_SIZE: u64 = 64 << 20;
 /// take two elements each.
 pub const MAX_DEPTH: usize = 1024;
 
+/// Most attributes that an element may have.
+const MAX_ATTRIBUTES: usize = 256;
+
 /// A whole file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Document {
@@ -705,6 +708,12 @@ impl<'a> Parser<'a> {
                 return Err(malformed(format!("in <{}>: the value of {name} holds '<'", element.name)));
             }
             self.check_references(value)?;
+            if element.attributes.len() >= MAX_ATTRIBUTES {
+                return Err(self.position.error(
+                    format!("<{}> has more than {MAX_ATTRIBUTES} attributes", element.name),
+                    "this is not a settings file",
+                ));
+            }
             if element.attributes.iter().any(|a| a.name == name) {
                 return Err(malformed(format!("in <{}>: {name} is given twice", element.name)));
             }
@@ -853,6 +862,16 @@ mod tests {
         let nested = |depth: usize| format!("{}{}", "<a>".repeat(depth), "</a>".repeat(depth));
         assert_eq!(parse(&nested(MAX_DEPTH)).to_text(), nested(MAX_DEPTH));
         assert!(error(&nested(MAX_DEPTH + 1)).what.contains("nest deeper"));
+    }
+
+    #[test]
+    fn attributes_are_limited() {
+        let with = |count: usize| {
+            let attributes: String = (0..count).map(|n| format!(" a{n}=''")).collect();
+            Document::parse(format!("<a{attributes}/>").as_bytes())
+        };
+        assert!(with(MAX_ATTRIBUTES).is_ok());
+        assert!(with(MAX_ATTRIBUTES + 1).unwrap_err().what.contains("more than 256 attributes"));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! elements and attributes, comments, white space, spellings.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::dom::{Element, Node};
 
@@ -124,16 +124,14 @@ pub(crate) fn merge(document: &mut Element, base: &Element, new: &Element, line_
     let in_base = index(&base_keys);
     let in_new = index(&new_keys);
 
-    // From the end, so that the numbers of those still to go stay what they are.
-    for (key, base_child) in base_keys.iter().zip(&base_children).rev() {
-        if !in_new.contains_key(key) {
-            remove(document, key, base_child, line_break);
-        }
-    }
+    let going =
+        base_keys.iter().zip(base_children.iter().copied()).filter(|(key, _)| !in_new.contains_key(key));
+    remove(document, &going.collect(), line_break);
 
     let nothing = Element::EMPTY;
     let document_keys = keys(document);
     let in_document = index(&document_keys);
+    let places = places(document);
     let mut missing = Vec::new();
     for (position, (key, new_child)) in new_keys.iter().zip(&new_children).enumerate() {
         let base_child = in_base.get(key).map(|&at| base_children[at]);
@@ -141,17 +139,20 @@ pub(crate) fn merge(document: &mut Element, base: &Element, new: &Element, line_
             continue;
         }
         match in_document.get(key) {
-            Some(&at) => {
-                let child_indent = indent_of(document, at).unwrap_or_else(|| format!("{indent}  "));
-                if let Some(child) = nth_element_mut(document, at) {
+            Some(&nth) => {
+                let at = places[nth];
+                let child_indent = indent_before(document, at).unwrap_or_else(|| format!("{indent}  "));
+                if let Node::Element(child) = &mut document.children[at] {
                     merge(child, base_child.unwrap_or(&nothing), new_child, line_break, &child_indent);
                 }
             }
             None => missing.push(position),
         }
     }
-    for position in missing {
-        insert(document, &new_keys, position, new_children[position], line_break, indent);
+    // Neighbours in a list go in together.
+    let in_list = order(canonical_name(document.name())).is_empty();
+    for run in missing.chunk_by(|a, b| in_list && a + 1 == *b) {
+        insert(document, &new_keys, run, &new_children, line_break, indent);
     }
 
     let kept_before = base_keys.iter().filter(|key| in_new.contains_key(key));
@@ -182,31 +183,14 @@ fn merge_attributes(document: &mut Element, base: &Element, new: &Element) {
     }
 }
 
-/// The place among all nodes of the `nth` element.
-fn node_index(element: &Element, nth: usize) -> Option<usize> {
-    element
-        .children()
-        .iter()
-        .enumerate()
-        .filter(|(_, node)| matches!(node, Node::Element(_)))
-        .nth(nth)
-        .map(|(at, _)| at)
+/// The places of the elements among all nodes.
+fn places(element: &Element) -> Vec<usize> {
+    let elements = element.children.iter().enumerate().filter(|(_, node)| matches!(node, Node::Element(_)));
+    elements.map(|(at, _)| at).collect()
 }
 
-fn nth_element_mut(element: &mut Element, nth: usize) -> Option<&mut Element> {
-    element
-        .children
-        .iter_mut()
-        .filter_map(|node| match node {
-            Node::Element(child) => Some(child),
-            _ => None,
-        })
-        .nth(nth)
-}
-
-/// The white space between the last line break and the `nth` element.
-fn indent_of(element: &Element, nth: usize) -> Option<String> {
-    let at = node_index(element, nth)?;
+/// The white space between the last line break and the node at `at`.
+fn indent_before(element: &Element, at: usize) -> Option<String> {
     match element.children.get(at.checked_sub(1)?)? {
         Node::Text(text) => {
             let (_, space) = text.rsplit_once('\n')?;
@@ -219,36 +203,53 @@ fn indent_of(element: &Element, nth: usize) -> Option<String> {
 /// Takes out named values that a later one of the same name replaces when they are read, lest a change of the
 /// value be made to one that does not count.
 fn drop_shadowed(document: &mut Element, base: &Element) {
-    let in_base = keys(base);
-    let surplus = keys(document).into_iter().filter(|key| {
-        matches!(key.0.as_str(), "ExtraDataItem" | "Property") && key.2 > 0 && !in_base.contains(key)
-    });
-    for (name, values, _) in surplus.collect::<Vec<_>>() {
-        remove(document, &(name, values, 0), &Element::EMPTY, "");
-    }
-}
-
-/// Takes the element `key`, which was written as `base`, out of the document. What is not known about it stays
-/// behind, unless its presence would mean something.
-fn remove(document: &mut Element, key: &Key, base: &Element, line_break: &str) {
-    let parent = document.name().to_owned();
-    let Some(nth) = keys(document).iter().position(|k| k == key) else { return };
-    let Some(at) = node_index(document, nth) else { return };
-    if let Some(Node::Element(child)) = document.children.get_mut(at) {
-        if !presence_matters(&parent, &key.0) {
-            let bare = Element::new(base.name());
-            merge(child, base, &bare, line_break, "");
-            if !child.attributes().is_empty() || child.elements().next().is_some() {
-                return;
+    let in_base: HashSet<Key> = keys(base).into_iter().collect();
+    let mut surplus: HashMap<Key, usize> = HashMap::new();
+    for (name, values, number) in keys(document) {
+        if matches!(name.as_str(), "ExtraDataItem" | "Property") && number > 0 {
+            let key = (name, values, number);
+            if !in_base.contains(&key) {
+                *surplus.entry((key.0, key.1, 0)).or_default() += 1;
             }
         }
     }
-    document.children.remove(at);
-    if let Some(before) = at.checked_sub(1) {
-        if matches!(&document.children[before], Node::Text(text) if text.trim().is_empty()) {
-            document.children.remove(before);
+    let shadowed: Vec<Key> = surplus
+        .into_iter()
+        .flat_map(|((name, values, _), count)| {
+            (0..count).map(move |number| (name.clone(), values.clone(), number))
+        })
+        .collect();
+    let nothing = Element::EMPTY;
+    remove(document, &shadowed.iter().map(|key| (key, &nothing)).collect(), "");
+}
+
+/// Takes elements out of the document; each comes with what it was written as. What is not known about it stays
+/// behind, unless its presence would mean something.
+fn remove(document: &mut Element, going: &HashMap<&Key, &Element>, line_break: &str) {
+    if going.is_empty() {
+        return;
+    }
+    let parent = canonical_name(document.name()).to_owned();
+    let mut stays = vec![true; document.children.len()];
+    for (key, at) in keys(document).iter().zip(places(document)) {
+        let Some(base) = going.get(key) else { continue };
+        if let Node::Element(child) = &mut document.children[at] {
+            if !presence_matters(&parent, &key.0) {
+                merge(child, base, &Element::new(base.name()), line_break, "");
+                if !child.attributes().is_empty() || child.elements().next().is_some() {
+                    continue;
+                }
+            }
+        }
+        stays[at] = false;
+        if let Some(before) = at.checked_sub(1) {
+            if matches!(&document.children[before], Node::Text(text) if text.trim().is_empty()) {
+                stays[before] = false;
+            }
         }
     }
+    let mut stays = stays.into_iter();
+    document.children.retain(|_| stays.next().unwrap_or(true));
 }
 
 /// The order in which VirtualBox writes the children of an element that has one of each, including those that are
@@ -279,48 +280,55 @@ fn order(parent: &str) -> &'static [&'static str] {
     }
 }
 
-/// Puts `child`, which is number `position` in `new_keys`, where it belongs among its siblings.
+/// Puts the elements that have the numbers `run` in `new_keys` where they belong among their siblings.
 fn insert(
     document: &mut Element,
     new_keys: &[Key],
-    position: usize,
-    child: &Element,
+    run: &[usize],
+    new_children: &[&Element],
     line_break: &str,
     indent: &str,
 ) {
+    let (Some(&first), Some(&last)) = (run.first(), run.last()) else { return };
     let document_keys = keys(document);
     let in_document = index(&document_keys);
-    let count = document_keys.len();
+    let places = places(document);
     let child_indent =
-        (0..count).find_map(|nth| indent_of(document, nth)).unwrap_or_else(|| format!("{indent}  "));
-    let mut child = child.clone();
-    child.indent(line_break, &child_indent);
+        places.iter().find_map(|&at| indent_before(document, at)).unwrap_or_else(|| format!("{indent}  "));
     let space = || Node::Text(format!("{line_break}{child_indent}"));
+    let element = |position: &usize| {
+        let mut child = new_children[*position].clone();
+        child.indent(line_break, &child_indent);
+        Node::Element(child)
+    };
 
     let order = order(canonical_name(document.name()));
     let rank = |name: &str| order.iter().position(|n| *n == name);
-    let after = match rank(child.name()) {
-        Some(own) => document_keys.iter().rposition(|key| rank(&key.0).is_some_and(|rank| rank < own)),
-        None => new_keys[..position].iter().rev().find_map(|key| in_document.get(key).copied()),
+    let (after, before) = match rank(&new_keys[first].0) {
+        Some(own) => (
+            document_keys.iter().rposition(|key| rank(&key.0).is_some_and(|rank| rank < own)),
+            document_keys.iter().position(|key| rank(&key.0).is_some_and(|rank| rank > own)),
+        ),
+        None => (
+            new_keys[..first].iter().rev().find_map(|key| in_document.get(key).copied()),
+            new_keys[last + 1..].iter().find_map(|key| in_document.get(key).copied()),
+        ),
     };
-    let before = match rank(child.name()) {
-        Some(own) => document_keys.iter().position(|key| rank(&key.0).is_some_and(|rank| rank > own)),
-        None => new_keys[position + 1..].iter().find_map(|key| in_document.get(key).copied()),
-    };
-    let after = after.or(if before.is_none() { count.checked_sub(1) } else { None });
+    let after = after.or(if before.is_none() { places.len().checked_sub(1) } else { None });
     document.empty_tag = false;
-    if let Some(at) = after.and_then(|nth| node_index(document, nth)) {
-        document.children.splice(at + 1..at + 1, [space(), Node::Element(child)]);
-    } else if let Some(at) = before.and_then(|nth| node_index(document, nth)) {
-        document.children.splice(at..at, [Node::Element(child), space()]);
+    if let Some(nth) = after {
+        let at = places[nth] + 1;
+        let nodes: Vec<Node> = run.iter().flat_map(|position| [space(), element(position)]).collect();
+        document.children.splice(at..at, nodes);
+    } else if let Some(nth) = before {
+        let at = places[nth];
+        let nodes: Vec<Node> = run.iter().flat_map(|position| [element(position), space()]).collect();
+        document.children.splice(at..at, nodes);
     } else {
         // No element yet: what white space there is separates nothing.
         document.children.retain(|node| !matches!(node, Node::Text(text) if text.trim().is_empty()));
-        document.children.extend([
-            space(),
-            Node::Element(child),
-            Node::Text(format!("{line_break}{indent}")),
-        ]);
+        document.children.extend(run.iter().flat_map(|position| [space(), element(position)]));
+        document.children.push(Node::Text(format!("{line_break}{indent}")));
     }
 }
 
@@ -328,8 +336,8 @@ fn insert(
 fn reorder(document: &mut Element, order: &HashMap<&Key, usize>) {
     let known: Vec<(usize, usize)> = keys(document)
         .iter()
-        .enumerate()
-        .filter_map(|(nth, key)| Some((*order.get(key)?, node_index(document, nth)?)))
+        .zip(places(document))
+        .filter_map(|(key, at)| Some((*order.get(key)?, at)))
         .collect();
     let mut elements: Vec<(usize, Node)> = known
         .iter()
