@@ -11,6 +11,8 @@
 //! place, after the content is there.
 
 mod header;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::path::Path;

@@ -606,13 +606,13 @@ impl Chip {
                 self.request = Some(Request::Read { offset: self.offset(&transfer), buffer });
                 self.state.phase = Phase::Busy;
             }
-            Kind::Write => self.from_host(run * SECTOR),
+            Kind::Write => self.ask_host(run * SECTOR),
             // Four bytes of address for each sector.
-            Kind::Format { .. } => self.from_host(usize::from(transfer.last) * 4),
+            Kind::Format { .. } => self.ask_host(usize::from(transfer.last) * 4),
         }
     }
 
-    fn from_host(&mut self, len: usize) {
+    fn ask_host(&mut self, len: usize) {
         let s = &mut self.state;
         s.buffer.clear();
         s.buffer.resize(len, 0);

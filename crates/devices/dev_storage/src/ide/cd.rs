@@ -446,7 +446,7 @@ fn read_cd(first: u32, count: u32, p: &[u8; 12]) -> Answer {
 }
 
 fn raw_sectors(first: u32, data: &[u8]) -> Vec<u8> {
-    let bcd = |v: u8| (v / 10) << 4 | v % 10;
+    let bcd = |v: u8| ((v / 10) << 4) | (v % 10);
     let mut out = Vec::with_capacity(data.len() / CD_SECTOR as usize * RAW_SECTOR);
     for (i, sector) in data.chunks_exact(CD_SECTOR as usize).enumerate() {
         let start = out.len();
