@@ -79,7 +79,7 @@ impl Board {
             pgm: pgm.clone(),
             iom: iom.clone(),
             irq: Arc::new(NoInterrupts::default()),
-            clock: tm::Clock::manual(),
+            clock: tm::Clock::new(),
             tsc_frequency: frequency,
             links,
             cpuid: CpuidTable::build(&config, &crate::host_cpuid),
@@ -222,7 +222,7 @@ pub fn flat(kind: u8, dpl: u8, long: bool) -> Segment {
     }
 }
 
-/// The bytes of a segment descriptor with a 4 GiB limit (`flags`: access byte, and the upper nibble with G, D/B, L).
+/// A segment descriptor; `access` is the type byte, `flags` the nibble with G, D/B and L.
 pub fn descriptor(base: u32, limit: u32, access: u8, flags: u8) -> u64 {
     u64::from(limit & 0xffff)
         | u64::from(base & 0xff_ffff) << 16
