@@ -96,7 +96,10 @@ fn main() {
     let exit = iem.run(&mut cpu);
     let time = start.elapsed();
     println!("\n{exit:?} at {:#x}:{:#x} after {time:?}", cpu.seg[1].selector, cpu.rip);
-    println!("gpr {:x?} rflags {:x} cr0 {:x} cr2 {:x} cr3 {:x} cr4 {:x}", cpu.gpr, cpu.rflags, cpu.cr0, cpu.cr2, cpu.cr3, cpu.cr4);
+    println!(
+        "gpr {:x?} rflags {:x} cr0 {:x} cr2 {:x} cr3 {:x} cr4 {:x}",
+        cpu.gpr, cpu.rflags, cpu.cr0, cpu.cr2, cpu.cr3, cpu.cr4
+    );
     for (name, value) in iem.statistics() {
         println!("{name}: {value}");
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use cpum::cpuid::{Apic, Config, Paravirt};
-use cpum::state::{cr0, cr4, efer, rflags, seg};
+use cpum::state::{cr0, cr4, efer, seg};
 use cpum::{CpuState, CpuidTable, Descriptor, Segment, VcpuLink};
 use em::{Engine, Exit, VmContext};
 use pdm::{InterruptController, Iom};
@@ -232,5 +232,96 @@ pub fn descriptor(base: u32, limit: u32, access: u8, flags: u8) -> u64 {
         | u64::from(base >> 24) << 56
 }
 
-/// RFLAGS' interrupt flag, which tests set most.
-pub const IF: u64 = rflags::IF;
+/// A gate of 8 bytes (the first half of a long mode gate).
+pub fn gate(selector: u16, offset: u32, access: u8, ist: u8) -> u64 {
+    u64::from(offset & 0xffff)
+        | u64::from(selector) << 16
+        | u64::from(ist) << 32
+        | u64::from(access) << 40
+        | u64::from(offset >> 16) << 48
+}
+
+/// Where [`Machine::tables`] puts the descriptor tables, and where its interrupt handlers stand: vector n at `HANDLERS + 16 * n`.
+pub const GDT: u64 = 0x1_0000;
+pub const IDT: u64 = 0x1_1000;
+pub const TSS: u64 = 0x1_3000;
+pub const HANDLERS: u64 = 0x1_4000;
+/// Top of the stack that privilege 0 gets from the task state segment, and of interrupt stack 1.
+pub const STACK0: u64 = 0x1_8000;
+pub const IST1: u64 = 0x1_a000;
+/// Selectors of [`Machine::tables`].
+pub const CODE0: u16 = 0x08;
+pub const DATA0: u16 = 0x10;
+pub const CODE3: u16 = 0x1b;
+pub const DATA3: u16 = 0x23;
+pub const TASK: u16 = 0x28;
+
+impl Machine {
+    /// Lays out GDT, IDT (every vector ends in HLT, callable from privilege 3) and a task state segment, as the current mode wants
+    /// them, and loads the registers.
+    pub fn tables(&mut self) {
+        let long = self.cpu.msr.efer & efer::LMA != 0;
+        let code_flags = if long { 0xa } else { 0xc };
+        let tss_limit = 0x67;
+        for (n, d) in [
+            (1, descriptor(0, 0xfffff, 0x9b, code_flags)),
+            (2, descriptor(0, 0xfffff, 0x93, 0xc)),
+            (3, descriptor(0, 0xfffff, 0xfb, code_flags)),
+            (4, descriptor(0, 0xfffff, 0xf3, 0xc)),
+            (5, descriptor(TSS as u32, tss_limit, 0x8b, 0)),
+        ] {
+            self.put(GDT + 8 * n, &d.to_le_bytes());
+        }
+        for v in 0..256u64 {
+            let handler = HANDLERS + 16 * v;
+            self.put(handler, &[0xf4]);
+            let g = gate(CODE0, handler as u32, 0xee, 0);
+            if long {
+                self.put(IDT + 16 * v, &g.to_le_bytes());
+                self.put(IDT + 16 * v + 8, &[0; 8]);
+            } else {
+                self.put(IDT + 8 * v, &g.to_le_bytes());
+            }
+        }
+        if long {
+            self.put(TSS + 4, &STACK0.to_le_bytes());
+            self.put(TSS + 0x24, &IST1.to_le_bytes());
+        } else {
+            self.put(TSS + 4, &(STACK0 as u32).to_le_bytes());
+            self.put(TSS + 8, &u32::from(DATA0).to_le_bytes());
+        }
+        self.cpu.gdtr = cpum::state::TableRegister { base: GDT, limit: 0xff };
+        self.cpu.idtr = cpum::state::TableRegister { base: IDT, limit: 0xfff };
+        self.cpu.tr = Segment {
+            base: TSS,
+            limit: tss_limit,
+            attr: Descriptor::new().with_kind(11).with_present(true),
+            selector: TASK,
+        };
+        for s in 0..6 {
+            self.cpu.seg[s].selector = if s == seg::CS { CODE0 } else { DATA0 };
+        }
+        self.cpu.gpr[4] = 0x9000;
+    }
+
+    /// Goes to privilege 3 with the segments of [`Machine::tables`].
+    pub fn drop_privilege(&mut self, rip: u64, rsp: u64) {
+        let long = self.cpu.msr.efer & efer::LMA != 0;
+        for s in 0..6 {
+            let (kind, selector) = if s == seg::CS { (11, CODE3) } else { (3, DATA3) };
+            self.cpu.seg[s] = Segment { selector, ..flat(kind, 3, long && s == seg::CS) };
+        }
+        self.cpu.rip = rip;
+        self.cpu.gpr[4] = rsp;
+    }
+
+    /// The vector whose handler of [`Machine::tables`] the CPU halted in.
+    ///
+    /// # Panics
+    /// If it halted elsewhere.
+    pub fn halted_in_handler(&self) -> u8 {
+        let at = self.cpu.rip.wrapping_sub(HANDLERS + 1);
+        assert!(at % 16 == 0 && at / 16 < 256, "halted at {:#x}", self.cpu.rip);
+        (at / 16) as u8
+    }
+}
