@@ -17,7 +17,7 @@
 //!   read as zero: CPUID.7.EBX bit 13 ("deprecates FCS and FDS") is set, bit 6 ("FDP on exceptions only") is clear. In real and
 //!   virtual-8086 mode FIP and FDP hold linear addresses, as their FSTENV format wants.
 //! * An unmasked SSE overflow or underflow always sets PE too; a CPU leaves it clear if the result would have been exact with an
-//!   unbounded exponent.
+//!   unbounded exponent. A dot product with an unmasked exception reports the flags of all its steps; a CPU stops at the first.
 //! * Where makes differ in what raises #GP or switches to MMX, the host's make decides; the guest's CPU is of the same make.
 //! * MXCSR bit 17 (AMD's misaligned mode) does not exist.
 
