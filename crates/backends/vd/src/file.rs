@@ -13,8 +13,6 @@ const ZEROS: usize = 1 << 20;
 pub(crate) trait FileIo: Send + Sync {
     /// Length in bytes.
     fn len(&self) -> io::Result<u64>;
-    /// Length in bytes of the storage the file takes on the host.
-    fn allocated(&self) -> io::Result<u64>;
     /// Fills `out` from `offset` on; bytes past the end are zero.
     fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()>;
     /// Writes all of `data` at `offset`.
@@ -64,14 +62,6 @@ impl FileIo for HostFile {
             return Ok(rustix::fs::seek(&self.fd, SeekFrom::End(0))?);
         }
         Ok(u64::try_from(rustix::fs::fstat(&self.fd)?.st_size).unwrap_or(0))
-    }
-
-    fn allocated(&self) -> io::Result<u64> {
-        if self.device {
-            return self.len();
-        }
-        // st_blocks counts 512-byte units on Linux whatever the file system's block size is.
-        Ok(u64::try_from(rustix::fs::fstat(&self.fd)?.st_blocks).unwrap_or(0).saturating_mul(512))
     }
 
     fn read_at(&self, mut offset: u64, mut out: &mut [u8]) -> io::Result<()> {
@@ -154,10 +144,6 @@ impl MemoryFile {
 impl FileIo for MemoryFile {
     fn len(&self) -> io::Result<u64> {
         Ok(self.bytes.lock().len() as u64)
-    }
-
-    fn allocated(&self) -> io::Result<u64> {
-        self.len()
     }
 
     fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {

@@ -10,14 +10,11 @@ use crate::format::{Begin, Extent, Facts, Layout, Place, Variant};
 
 pub(crate) struct Raw {
     size: u64,
-    variant: Variant,
 }
 
 impl Raw {
     pub(crate) fn open(file: &dyn FileIo) -> io::Result<Self> {
-        let size = file.len()?;
-        let variant = if file.allocated()? < size { Variant::Dynamic } else { Variant::Fixed };
-        Ok(Self { size, variant })
+        Ok(Self { size: file.len()? })
     }
 
     pub(crate) fn create(file: &dyn FileIo, size: u64, variant: Variant) -> io::Result<()> {
@@ -32,7 +29,8 @@ impl Raw {
 impl Layout for Raw {
     fn facts(&self) -> Facts {
         Facts {
-            variant: self.variant,
+            // Whether the file is sparse is the file system's business.
+            variant: Variant::Fixed,
             size: ByteSize(self.size),
             uuid: None::<Uuid>,
             modification: None,

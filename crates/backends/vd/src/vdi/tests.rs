@@ -174,10 +174,6 @@ impl FileIo for DiskFile {
         Ok(self.0.lock().now.len() as u64)
     }
 
-    fn allocated(&self) -> io::Result<u64> {
-        self.len()
-    }
-
     fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         MemoryFile::new(&self.0.lock().now).read_at(offset, out)
     }

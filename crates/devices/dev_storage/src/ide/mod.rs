@@ -102,11 +102,12 @@ pub struct CdIdentity {
 }
 
 impl CdIdentity {
-    /// VirtualBox's CD drive in place `number` (0–3).
+    /// VirtualBox's CD drive in place `number` (0–3), with the serial number of drives whose medium has no UUID.
     pub fn virtualbox(number: u32) -> Self {
+        let ports = if number < 2 { "01f003f6" } else { "01700376" };
         Self {
             model: "VBOX CD-ROM".into(),
-            serial: format!("VB{number}-01700376"),
+            serial: format!("VB{number:x}-{ports}"),
             vendor: "VBOX".into(),
             product: "CD-ROM".into(),
             revision: "1.0".into(),
@@ -205,8 +206,8 @@ impl Ide {
             vendor: 0x8086,
             device: model.device_id(),
             revision: if model == Model::Piix4 { 1 } else { 0 },
-            // IDE controller in legacy mode with bus master.
-            class: [0x01, 0x01, 0x80],
+            // IDE controller with bus master; both channels in legacy mode, said to be switchable as VirtualBox says.
+            class: [0x01, 0x01, 0x8a],
             ..Identity::default()
         });
         // IDETIM of both channels, decoding enabled; slave timing, ultra DMA control and timing, I/O configuration.
@@ -215,6 +216,10 @@ impl Ide {
         space.allow(0x40, &[0xff; 5]);
         space.allow(0x48, &[0x0f, 0, 0x33, 0x33]);
         space.allow(0x54, &[0xff; 4]);
+        if model == Model::Ich6 {
+            // 80-conductor cables everywhere; the write buffer on.
+            space.set_u16(0x54, 0x04f0);
+        }
         let ports: Arc<dyn PortHandler> = Arc::new(BusMasterPorts(this.clone()));
         let bar = Bar::Io { size: 16, widest: Width::Dword, handler: ports };
         bus.add(at, "ide", space, vec![(4, bar)], this.clone());
