@@ -98,7 +98,9 @@ pub trait InterruptController: Send + Sync {
     /// IA32_APIC_BASE as set by WRMSR; false if the value is invalid (#GP).
     fn set_apic_base(&self, vcpu: VcpuId, value: u64) -> bool;
 
-    /// x2APIC MSRs 0x800–0x8ff and IA32_TSC_DEADLINE (0x6e0): `None` where reading faults.
+    /// x2APIC MSRs 0x800–0x8ff and IA32_TSC_DEADLINE (0x6e0): `None` where reading faults. The deadline is in ticks of the VM-wide
+    /// time-stamp counter here: the engine adds the vCPU's own offset when it reads a value other than 0, and subtracts it when it
+    /// writes one.
     fn read_msr(&self, vcpu: VcpuId, msr: u32) -> Option<u64>;
     /// As above for writing; false where it faults.
     fn write_msr(&self, vcpu: VcpuId, msr: u32, value: u64) -> bool;
