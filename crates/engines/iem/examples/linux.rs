@@ -100,6 +100,11 @@ fn main() {
         "gpr {:x?} rflags {:x} cr0 {:x} cr2 {:x} cr3 {:x} cr4 {:x}",
         cpu.gpr, cpu.rflags, cpu.cr0, cpu.cr2, cpu.cr3, cpu.cr4
     );
+    let mut bytes = [0; 96];
+    let around = cpu.rip.wrapping_sub(48);
+    if iem::GuestMemory::read_bytes(iem.core(), &cpu, around, &mut bytes).is_ok() {
+        println!("code at {around:#x}: {}", bytes.iter().map(|b| format!("{b:02x} ")).collect::<String>());
+    }
     for (name, value) in iem.statistics() {
         println!("{name}: {value}");
     }

@@ -43,6 +43,7 @@ mod number {
     pub(super) const AMD_SYSCFG: u32 = 0xc001_0010;
     pub(super) const AMD_HWCR: u32 = 0xc001_0015;
     pub(super) const AMD_INT_PENDING: u32 = 0xc001_0055;
+    pub(super) const AMD_NB_CFG: u32 = 0xc001_001f;
     pub(super) const AMD_LS_CFG: u32 = 0xc001_1020;
     pub(super) const AMD_DE_CFG: u32 = 0xc001_1029;
 }
@@ -99,7 +100,7 @@ pub(crate) fn read(core: &mut Core, cpu: &CpuState, msr: u32) -> Result<u64, Fau
         GS_BASE => cpu.seg[seg::GS].base,
         KERNEL_GS_BASE => m.kernel_gs_base,
         TSC_AUX => m.tsc_aux,
-        AMD_SYSCFG | AMD_INT_PENDING | AMD_LS_CFG if amd => 0,
+        AMD_SYSCFG | AMD_NB_CFG | AMD_INT_PENDING | AMD_LS_CFG if amd => 0,
         AMD_HWCR if amd => HWCR_TSC_FREQ_SEL,
         AMD_DE_CFG if amd => DE_CFG_LFENCE,
         _ => match fixed_mtrr(msr) {
@@ -167,7 +168,7 @@ pub(crate) fn write(core: &mut Core, cpu: &mut CpuState, msr: u32, v: u64) -> Re
         GS_BASE => cpu.seg[seg::GS].base = canonical_or_fault(v)?,
         KERNEL_GS_BASE => cpu.msr.kernel_gs_base = canonical_or_fault(v)?,
         TSC_AUX => cpu.msr.tsc_aux = v & 0xffff_ffff,
-        AMD_SYSCFG | AMD_INT_PENDING | AMD_LS_CFG | AMD_HWCR | AMD_DE_CFG if amd => {}
+        AMD_SYSCFG | AMD_NB_CFG | AMD_INT_PENDING | AMD_LS_CFG | AMD_HWCR | AMD_DE_CFG if amd => {}
         _ => match fixed_mtrr(msr) {
             Some(n) => cpu.msr.mtrr_fixed[n] = v,
             None => {
