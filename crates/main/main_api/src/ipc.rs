@@ -38,38 +38,9 @@ pub const READY: &str = "ready";
 /// How long a client tries to reach a service before it gives up.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
-/// The configuration directory: `$VBOX_USER_HOME`, or `VirtualBox` in `$XDG_CONFIG_HOME` or in `.config` of the home
-/// directory. A `.VirtualBox` of VirtualBox 4.2 or older is used where it exists already.
+/// The user's configuration directory.
 pub fn config_dir() -> ApiResult<PathBuf> {
-    let variable = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    if let Some(dir) = variable("VBOX_USER_HOME") {
-        return std::path::absolute(dir).map_err(|e| ApiError::fail(e.to_string()));
-    }
-    let home = home_dir()?;
-    let legacy = home.join(".VirtualBox");
-    if legacy.is_dir() {
-        return Ok(legacy);
-    }
-    Ok(variable("XDG_CONFIG_HOME")
-        .filter(|d| d.is_absolute())
-        .unwrap_or_else(|| home.join(".config"))
-        .join("VirtualBox"))
-}
-
-/// The home directory: `$HOME`, but for root that of the account database.
-fn home_dir() -> ApiResult<PathBuf> {
-    let uid = rustix::process::getuid().as_raw();
-    let home = std::env::var_os("HOME").filter(|v| !v.is_empty()).map(PathBuf::from);
-    if uid != 0 && home.is_some() {
-        return home.ok_or_else(|| ApiError::fail("no home directory"));
-    }
-    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let entry = passwd.lines().map(|l| l.split(':').collect::<Vec<_>>());
-    let from_database = entry.into_iter().find(|f| f.get(2).and_then(|u| u.parse().ok()) == Some(uid));
-    from_database
-        .and_then(|f| f.get(5).map(PathBuf::from))
-        .or(home)
-        .ok_or_else(|| ApiError::fail("Cannot tell the home directory: HOME is not set"))
+    settings::Environment::of_process().config_directory().map_err(|e| ApiError::fail(e.to_string()))
 }
 
 fn file_error(what: &str, path: &Path, error: &dyn std::fmt::Display) -> ApiError {
