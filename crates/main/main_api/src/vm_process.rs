@@ -161,7 +161,7 @@ struct Shared {
     state: Mutex<State>,
     backend: Mutex<Option<Arc<dyn ConsoleBackend>>>,
     backend_set: Condvar,
-    /// Console calls that are being answered.
+    /// Console calls that are being answered, and operations whose outcome their client has not asked for yet.
     pending: AtomicUsize,
     finished: AtomicBool,
 }
@@ -442,23 +442,30 @@ impl Service for ProcessService {
 /// One console connection.
 struct ConsoleService {
     shared: Arc<Shared>,
-    progress: Mutex<HashMap<u32, Arc<Progress>>>,
+    operations: Mutex<HashMap<u32, Operation>>,
     next_progress: AtomicU32,
 }
 
-/// Counts a call that is being answered.
-struct Pending<'a>(&'a AtomicUsize);
+/// An operation of a console client.
+struct Operation {
+    progress: Arc<Progress>,
+    /// Keeps the process from ending before the client has learnt the outcome.
+    unknown: Option<Pending>,
+}
 
-impl<'a> Pending<'a> {
-    fn new(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::SeqCst);
-        Self(count)
+/// Counts in [`Shared::pending`].
+struct Pending(Arc<Shared>);
+
+impl Pending {
+    fn new(shared: &Arc<Shared>) -> Self {
+        shared.pending.fetch_add(1, Ordering::SeqCst);
+        Self(shared.clone())
     }
 }
 
-impl Drop for Pending<'_> {
+impl Drop for Pending {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
+        self.0.pending.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -472,7 +479,7 @@ const OBJECTS: [(&str, &Interface); 5] = [
 
 impl ConsoleService {
     fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, progress: Mutex::new(HashMap::new()), next_progress: AtomicU32::new(1) }
+        Self { shared, operations: Mutex::new(HashMap::new()), next_progress: AtomicU32::new(1) }
     }
 
     fn progress(&self, path: &str) -> Option<(ProgressObject, &'static Interface)> {
@@ -482,9 +489,26 @@ impl ConsoleService {
             Some((number, "ErrorInfo")) => (number, &IVirtualBoxErrorInfo::INTERFACE),
             Some(_) => return None,
         };
-        let progress = lock(&self.progress).get(&number.parse().ok()?)?.clone();
+        let progress = lock(&self.operations).get(&number.parse().ok()?)?.progress.clone();
         let path = format!("{}/Progress/{number}", paths::CONSOLE);
         Some((ProgressObject { progress, path }, interface))
+    }
+
+    /// The client has read the outcome: the result code of a success, the text of a failure.
+    fn outcome_known(&self, object: &ProgressObject, interface: &Interface, attr: &AttrDesc) {
+        let Some((outcome, _)) = object.progress.outcome() else { return };
+        let last = match outcome {
+            Ok(()) => (IProgress::INTERFACE.name, IProgress::ResultCode.name),
+            Err(_) => (IVirtualBoxErrorInfo::INTERFACE.name, IVirtualBoxErrorInfo::Text.name),
+        };
+        if last == (interface.name, attr.name) {
+            let mut operations = lock(&self.operations);
+            if let Some(operation) =
+                operations.values_mut().find(|o| Arc::ptr_eq(&o.progress, &object.progress))
+            {
+                operation.unknown = None;
+            }
+        }
     }
 
     /// Runs `operation` on a thread of its own.
@@ -495,7 +519,8 @@ impl ConsoleService {
     ) -> ApiResult<ObjRef<IProgress>> {
         let number = self.next_progress.fetch_add(1, Ordering::Relaxed);
         let progress = Arc::new(Progress::new(description, 1, false));
-        lock(&self.progress).insert(number, progress.clone());
+        let unknown = Some(Pending::new(&self.shared));
+        lock(&self.operations).insert(number, Operation { progress: progress.clone(), unknown });
         let spawned = std::thread::Builder::new()
             .name("operation".into())
             .spawn(move || progress.complete(operation()));
@@ -601,9 +626,13 @@ impl Service for ConsoleService {
         interface: &'static Interface,
         attr: &'static AttrDesc,
     ) -> ApiResult<Value<'static>> {
-        let _pending = Pending::new(&self.shared.pending);
+        let _pending = Pending::new(&self.shared);
         match self.progress(path) {
-            Some((progress, _)) => PROGRESS_READS.read(&progress, interface, attr),
+            Some((progress, _)) => {
+                let value = PROGRESS_READS.read(&progress, interface, attr)?;
+                self.outcome_known(&progress, interface, attr);
+                Ok(value)
+            }
             None => READS.read(&self.shared.backend()?, interface, attr),
         }
     }
@@ -627,7 +656,7 @@ impl Service for ConsoleService {
         method: &'static MethodDesc,
         args: Vec<Value<'static>>,
     ) -> ApiResult<Vec<Value<'static>>> {
-        let _pending = Pending::new(&self.shared.pending);
+        let _pending = Pending::new(&self.shared);
         if let Some((progress, _)) = self.progress(path) {
             return PROGRESS_CALLS.call(&progress, interface, method, args);
         }
@@ -638,6 +667,10 @@ impl Service for ConsoleService {
             return Ok(vec![progress.into_value()]);
         }
         CALLS.call(&backend, interface, method, args)
+    }
+
+    fn detached(&self, _peer: &Peer) {
+        lock(&self.operations).clear();
     }
 
     /// A screen shot or a pause must not hold up the scan codes of the same client.

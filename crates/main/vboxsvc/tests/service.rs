@@ -98,7 +98,14 @@ fn another_user_is_refused() {
         return;
     }
     let home = Home::new("foreign");
-    let _client = home.client();
+    // A socket directory of its own, since it is opened to others for a moment.
+    let mut command = helper("client_process");
+    command
+        .env("TEST_CONFIG", home.config())
+        .env("VBOX_IPC_SOCKETID", format!("test-{}", std::process::id()));
+    let mut client = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(client.stdout.as_mut().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().contains("connected")));
     let socket = fs::read_to_string(home.config().join("VBoxSVC.lock")).unwrap();
     let socket = std::path::Path::new(socket.trim());
     // Let the other user reach the socket, so that only the check of credentials stands in the way.
@@ -119,11 +126,12 @@ fn another_user_is_refused() {
         let output = command.arg(socket).output().unwrap();
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     };
-    let before = fs::metadata(dir).unwrap().permissions();
     fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
     fs::set_permissions(socket, fs::Permissions::from_mode(0o777)).unwrap();
     let (own, foreign) = (attempt("0"), attempt("65534"));
-    fs::set_permissions(dir, before).unwrap();
+    drop(client.stdin.take());
+    client.wait().unwrap();
+    fs::remove_dir_all(dir).unwrap();
     assert_ne!(own, "0", "the attempt itself does not work");
     // An end of file (or a reset) instead of an answer.
     assert!(foreign == "0" || foreign.is_empty(), "{foreign}");

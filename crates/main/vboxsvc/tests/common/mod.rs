@@ -88,6 +88,8 @@ impl Drop for Home {
         let pid = self.service_pid();
         if pid != 0 {
             kill(pid);
+            let socket = fs::read_to_string(self.config().join("VBoxSVC.lock")).unwrap_or_default();
+            let _ = fs::remove_file(socket.trim());
         }
         for entry in fs::read_dir(self.config().join("VMs")).into_iter().flatten().flatten() {
             let line = fs::read_to_string(entry.path()).unwrap_or_default();
