@@ -1,6 +1,7 @@
 //! Decoded blocks: straight-line code of one page, kept by where its bytes lie in host memory, and valid while nobody writes
 //! there.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
@@ -40,6 +41,10 @@ pub(crate) struct Block {
     pub(crate) branch: Option<Op>,
     /// Modes may have changed behind it.
     pub(crate) system: bool,
+    /// It goes on at one of at most two places.
+    pub(crate) direct: bool,
+    /// The blocks found there, by linear address and mode.
+    links: [Cell<Jump>; 2],
     /// Bytes of code.
     pub(crate) len: u64,
     /// Where the bytes lie; none for code outside memory, which is not kept.
@@ -55,6 +60,22 @@ impl Block {
     }
 }
 
+impl Block {
+    /// The block that followed this one at `pc` before.
+    #[inline(always)]
+    pub(crate) fn next(&self, pc: u64, key: u64) -> Option<u32> {
+        self.links.iter().map(Cell::get).find(|l| l.pc == pc && l.key == key).map(|l| l.block)
+    }
+
+    /// Remembers which block follows at `pc`.
+    pub(crate) fn link(&self, pc: u64, key: u64, block: u32) {
+        if self.direct {
+            let free = self.links[0].get().key != key;
+            self.links[usize::from(!free)].set(Jump { pc, key, block });
+        }
+    }
+}
+
 /// What decoding found.
 pub(crate) struct Decoded {
     pub(crate) block: Block,
@@ -67,6 +88,7 @@ pub(crate) fn decode_block(bytes: &[u8], bits: u32, cpuid: &cpum::CpuidTable, si
     let mut body = Vec::new();
     let mut branch = None;
     let mut system = false;
+    let mut direct = true;
     let mut at = 0;
     let mut crosses = false;
     let mut decoder = Decoder::new(bits, bytes, DecoderOptions::NONE);
@@ -106,6 +128,7 @@ pub(crate) fn decode_block(bytes: &[u8], bits: u32, cpuid: &cpum::CpuidTable, si
             }
             Ends::Branch | Ends::SystemBranch => {
                 branch = Some(op);
+                direct = insn.near_branch_target() != 0;
                 system = ends == Ends::SystemBranch;
                 break;
             }
@@ -114,7 +137,16 @@ pub(crate) fn decode_block(bytes: &[u8], bits: u32, cpuid: &cpum::CpuidTable, si
             break;
         }
     }
-    let block = Block { body: body.into(), branch, system, len: at as u64, source: None, second: None };
+    let block = Block {
+        body: body.into(),
+        branch,
+        system,
+        direct,
+        links: [const { Cell::new(NO_JUMP) }; 2],
+        len: at as u64,
+        source: None,
+        second: None,
+    };
     Decoded { block, crosses }
 }
 

@@ -184,6 +184,11 @@ impl Core {
         }
     }
 
+    /// Instructions executed so far.
+    pub fn instructions(&self) -> u64 {
+        self.stats.instructions
+    }
+
     // ---- flags ----
 
     /// Puts the arithmetic flags into RFLAGS.

@@ -96,13 +96,10 @@ impl Iem {
         };
         let Self { core, blocks } = self;
         let result = match &found {
-            Ok(Found::Kept(index)) => {
-                let block = &blocks.list[*index as usize];
-                if !core.long && cpu.rip + (block.len - 1) > cpu.seg[seg::CS].limit.into() {
-                    return self.step(cpu);
-                }
-                execute(core, cpu, block)
-            }
+            Ok(Found::Kept(index)) => match chain(core, blocks, cpu, *index) {
+                Some(result) => result,
+                None => return self.step(cpu),
+            },
             Ok(Found::Single(block)) => execute(core, cpu, block),
             Ok(Found::Retry) => Ok(()),
             Err(fault) => Err(Raised { fault: *fault, via_ss: false }),
@@ -179,6 +176,35 @@ impl Iem {
 #[inline(always)]
 fn raised(op: &Op, fault: Fault) -> Raised {
     Raised { fault, via_ss: op.flags & VIA_SS != 0 }
+}
+
+/// Runs a valid block and those that follow it, as long as they are known and nobody wants attention. `None`: the block reaches
+/// past its segment.
+#[inline(always)]
+fn chain(core: &mut Core, blocks: &Blocks, cpu: &mut CpuState, mut index: u32) -> Option<Result<(), Raised>> {
+    let mut first = true;
+    loop {
+        let block = &blocks.list[index as usize];
+        if !core.long && cpu.rip + (block.len - 1) > cpu.seg[seg::CS].limit.into() {
+            return if first { None } else { Some(Ok(())) };
+        }
+        first = false;
+        let result = execute(core, cpu, block);
+        if result.is_err() || core.stop || core.resync || !core.link.pending().is_empty() {
+            return Some(result);
+        }
+        let pc = Iem::pc(core, cpu);
+        index = match block.next(pc, core.key) {
+            Some(next) if blocks.list[next as usize].valid() => next,
+            _ => match blocks.jump(pc, core.key) {
+                Some(next) => {
+                    block.link(pc, core.key, next);
+                    next
+                }
+                None => return Some(Ok(())),
+            },
+        };
+    }
 }
 
 /// Runs a block to its end, or until an instruction asks to stop.

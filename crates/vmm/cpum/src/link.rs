@@ -81,6 +81,7 @@ impl VcpuLink {
     }
 
     /// What is raised now: one load, for the engine's poll.
+    #[inline]
     pub fn pending(&self) -> ForcedActions {
         ForcedActions(self.actions.load(Ordering::Acquire))
     }

@@ -26,6 +26,7 @@ pub struct CodePage {
 
 impl CodePage {
     /// The write count that decoded code remembers and compares.
+    #[inline]
     pub fn generation(&self) -> u32 {
         self.generation.load(Ordering::Acquire)
     }
@@ -36,6 +37,7 @@ impl CodePage {
     }
 
     /// Whether any code was decoded from the page, so that writes must be traced.
+    #[inline]
     pub fn has_code(&self) -> bool {
         self.granules.load(Ordering::SeqCst) != 0
     }
@@ -198,6 +200,7 @@ impl HostMemory {
     }
 
     /// The code record of page number `page`.
+    #[inline]
     pub fn code_page(&self, page: u64) -> Option<&CodePage> {
         self.code.get(page as usize)
     }
