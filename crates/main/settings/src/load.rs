@@ -91,6 +91,12 @@ pub(crate) fn version_text(document: &Document) -> String {
 }
 
 pub(crate) fn load<S: Section>(document: &Document) -> Result<(S, SettingsVersion), LoadError> {
+    let (settings, version, _) = walk(document)?;
+    Ok((settings, version))
+}
+
+/// Reads a document, and gives the walk with which it is written the same way.
+fn walk<S: Section>(document: &Document) -> Result<(S, SettingsVersion, Walk), LoadError> {
     let root = document.root();
     let (_, version) = version(root)?;
     let Some(element) = root.element(S::ELEMENT) else {
@@ -106,14 +112,15 @@ pub(crate) fn load<S: Section>(document: &Document) -> Result<(S, SettingsVersio
         return Err(ContentError::new(line, column, what, mend).into());
     };
     let mut settings = S::default();
-    settings.walk(&mut Walk::new(version), &mut Archive::Read(element))?;
-    Ok((settings, version))
+    let mut walk = Walk::new(version);
+    settings.walk(&mut walk, &mut Archive::Read(element))?;
+    Ok((settings, version, walk))
 }
 
-/// The settings as VirtualBox would write them in `version`.
-fn write<S: Section + Clone>(settings: &S, version: SettingsVersion) -> Result<Element, ContentError> {
+/// The settings as VirtualBox would write them.
+fn write<S: Section + Clone>(settings: &S, mut walk: Walk) -> Result<Element, ContentError> {
     let mut element = Element::new(S::ELEMENT);
-    settings.clone().walk(&mut Walk::new(version), &mut Archive::Write(&mut element))?;
+    settings.clone().walk(&mut walk, &mut Archive::Write(&mut element))?;
     element.check_expressible()?;
     Ok(element)
 }
@@ -122,13 +129,13 @@ pub(crate) fn apply<S: Section + Clone + PartialEq>(
     settings: &S,
     document: &mut Document,
 ) -> Result<Applied, LoadError> {
-    let (loaded, from) = load::<S>(document)?;
+    let (loaded, from, walk) = walk::<S>(document)?;
     if *settings == loaded {
         return Ok(Applied { changed: false, from, to: from });
     }
     let to = from.max(settings.lowest_version());
-    let mut base = write(&loaded, from)?;
-    let new = write(settings, to)?;
+    let mut base = write(&loaded, walk)?;
+    let new = write(settings, walk.raised_to(to))?;
 
     let mut changed = document.clone();
     let line_break = changed.line_break();
@@ -149,7 +156,7 @@ pub(crate) fn apply<S: Section + Clone + PartialEq>(
     // something else than is wanted, it differs from what is read back.
     let (now, _) = load::<S>(&changed)?;
     if now != *settings {
-        let base = write(&now, to)?;
+        let base = write(&now, walk.raised_to(to))?;
         if let Some(element) = changed.root_mut().element_mut(S::ELEMENT) {
             merge(element, &base, &new, line_break, &indent);
         }
@@ -185,7 +192,7 @@ pub(crate) fn create<S: Section + Clone>(settings: &S) -> Result<Document, Conte
     let mut root = Element::new("VirtualBox");
     root.set_attribute("xmlns", NAMESPACE);
     root.set_attribute("version", &version.attribute());
-    root.push(Node::Element(write(settings, version)?));
+    root.push(Node::Element(write(settings, Walk::new(version))?));
     root.indent("\n", "");
     Ok(Document::new(root))
 }

@@ -35,6 +35,7 @@ impl MachineSettings {
         hardware.cpu.large_pages = true;
         hardware.bios.ioapic = os.recommended_ioapic();
         hardware.bios.smbios_uuid_little_endian = true;
+        hardware.bios.auto_serial_num_gen = true;
         hardware.tpm.tpm_type = os.recommended_tpm();
         for port in &mut hardware.serial_ports {
             port.enabled = port.slot < os.serial_ports();

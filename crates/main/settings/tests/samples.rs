@@ -352,6 +352,25 @@ fn a_file_rises_to_the_lowest_version_that_can_say_it() {
 }
 
 #[test]
+fn video_capture_is_read_and_changed_where_it_stands() {
+    let in_hardware = String::from_utf8(MACHINES[3].1.to_vec()).unwrap();
+    let capture = "<VideoCapture screens=\"1\" file=\".\" fps=\"25\"/>";
+    let outside = in_hardware
+        .replace(capture, "")
+        .replace("</Autostart>", "")
+        .replace("<Autostart", &format!("{capture}<Autostart"));
+    for text in [in_hardware, outside] {
+        let mut document = document(text.as_bytes());
+        let (mut settings, version) = MachineSettings::load(&document).unwrap();
+        assert_eq!(settings.recording.screens[0].file, ".");
+        settings.recording.screens[0].fps = 30;
+        let applied = settings.apply(&mut document).unwrap();
+        assert_eq!((applied.changed, applied.to), (true, version));
+        assert_eq!(document.to_text(), text.replace("fps=\"25\"", "fps=\"30\""));
+    }
+}
+
+#[test]
 fn a_rise_adds_nothing_but_what_changed_and_other_defaults() {
     assert_eq!(
         changed_lines("6.1", |m| m.hardware.iommu = Iommu::Amd),

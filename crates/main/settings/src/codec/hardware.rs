@@ -1,6 +1,7 @@
 //! `<Hardware>`, without network and storage.
 
 use super::Walk;
+use super::machine::video_capture;
 use super::shared::{string_map, usb_filters};
 use crate::model::*;
 use crate::version::SettingsVersion as V;
@@ -51,8 +52,12 @@ impl Walk {
             a.attribute("accelerate3D", &mut display.accelerate_3d, false)?;
             a.attribute("accelerate2DVideo", &mut display.accelerate_2d_video, false)
         })?;
-        if !self.since(V::V1_19) {
-            self.video_capture(a, h.display.monitor_count, recording)?;
+        if a.reading() {
+            *recording = Recording::default();
+            self.capture_in_hardware |= a.has_child("VideoCapture");
+        }
+        if !self.since(V::V1_19) && self.capture_in_hardware {
+            video_capture(a, h.display.monitor_count, recording)?;
         }
         self.remote_display(a, &mut h.remote_display)?;
         bios(a, &mut h.bios, &mut h.nvram)?;
@@ -493,7 +498,8 @@ fn bios(a: &mut Archive<'_>, b: &mut Bios, nvram: &mut Nvram) -> Outcome {
             a.attribute("keyId", &mut nvram.key_id, String::new())?;
             a.attribute("keyStore", &mut nvram.key_store, String::new())
         })?;
-        a.flag("SmbiosUuidLittleEndian", &mut b.smbios_uuid_little_endian, false)
+        a.flag("SmbiosUuidLittleEndian", &mut b.smbios_uuid_little_endian, false)?;
+        a.flag("AutoSerialNumGen", &mut b.auto_serial_num_gen, false)
     })
 }
 

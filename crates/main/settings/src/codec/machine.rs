@@ -107,7 +107,13 @@ impl Walk {
             a.attribute_if(write, "delay", &mut autostart.delay, 0)?;
             a.attribute_if(write, "autostop", &mut autostart.autostop, AutostopType::Disabled)
         })?;
-        if self.since(V::V1_19) { self.recording(a, recording) } else { Ok(()) }
+        if self.since(V::V1_19) {
+            self.recording(a, recording)
+        } else if !self.capture_in_hardware {
+            video_capture(a, hardware.display.monitor_count, recording)
+        } else {
+            Ok(())
+        }
     }
 
     fn snapshot(&mut self, a: &mut Archive<'_>, s: &mut Snapshot, depth: usize) -> Outcome {
@@ -162,37 +168,6 @@ impl Walk {
         Ok(())
     }
 
-    /// `<VideoCapture>`, which stood below the hardware from version 1.14 to 1.18: one set of values for all
-    /// screens, and a bit for each screen that is recorded.
-    pub(super) fn video_capture(&mut self, a: &mut Archive<'_>, monitors: u32, r: &mut Recording) -> Outcome {
-        if a.reading() {
-            *r = Recording::default();
-        }
-        a.presence("VideoCapture", *r != Recording::default(), |a| {
-            a.attribute("enabled", &mut r.enabled, false)?;
-            let mut bitmap =
-                r.screens.iter().filter(|s| s.enabled && s.id < MAX_SCREENS).fold(0, |b, s| b | 1u64 << s.id);
-            a.attribute("screens", &mut bitmap, 0)?;
-            let mut first = r.screens.first().cloned().unwrap_or_else(|| RecordingScreen::new(0));
-            let default = RecordingScreen::new(0);
-            a.attribute("maxTime", &mut first.max_time_s, 0)?;
-            a.attribute("options", &mut first.options, default.options)?;
-            path(a, "file", &mut first.file)?;
-            a.attribute("maxSize", &mut first.max_size_mb, 0)?;
-            let size = (first.width, first.height) != (default.width, default.height);
-            a.attribute_if(size, "horzRes", &mut first.width, default.width)?;
-            a.attribute_if(size, "vertRes", &mut first.height, default.height)?;
-            a.attribute("rate", &mut first.rate_kbps, default.rate_kbps)?;
-            a.always("fps", &mut first.fps, default.fps)?;
-            if a.reading() {
-                r.screens = (0..monitors.clamp(1, MAX_SCREENS))
-                    .map(|id| RecordingScreen { id, enabled: bitmap >> id & 1 == 1, ..first.clone() })
-                    .collect();
-            }
-            Ok(())
-        })
-    }
-
     /// `<Recording>`, since version 1.19.
     fn recording(&mut self, a: &mut Archive<'_>, r: &mut Recording) -> Outcome {
         let mut named: Vec<_> =
@@ -216,6 +191,34 @@ impl Walk {
         }
         Ok(())
     }
+}
+
+/// `<VideoCapture>` from version 1.14 to 1.18: one set of values for all screens, and a bit for each screen that
+/// is recorded.
+pub(super) fn video_capture(a: &mut Archive<'_>, monitors: u32, r: &mut Recording) -> Outcome {
+    a.presence("VideoCapture", *r != Recording::default(), |a| {
+        a.attribute("enabled", &mut r.enabled, false)?;
+        let mut bitmap =
+            r.screens.iter().filter(|s| s.enabled && s.id < MAX_SCREENS).fold(0, |b, s| b | 1u64 << s.id);
+        a.attribute("screens", &mut bitmap, 0)?;
+        let mut first = r.screens.first().cloned().unwrap_or_else(|| RecordingScreen::new(0));
+        let default = RecordingScreen::new(0);
+        a.attribute("maxTime", &mut first.max_time_s, 0)?;
+        a.attribute("options", &mut first.options, default.options)?;
+        path(a, "file", &mut first.file)?;
+        a.attribute("maxSize", &mut first.max_size_mb, 0)?;
+        let size = (first.width, first.height) != (default.width, default.height);
+        a.attribute_if(size, "horzRes", &mut first.width, default.width)?;
+        a.attribute_if(size, "vertRes", &mut first.height, default.height)?;
+        a.attribute("rate", &mut first.rate_kbps, default.rate_kbps)?;
+        a.always("fps", &mut first.fps, default.fps)?;
+        if a.reading() {
+            r.screens = (0..monitors.clamp(1, MAX_SCREENS))
+                .map(|id| RecordingScreen { id, enabled: bitmap >> id & 1 == 1, ..first.clone() })
+                .collect();
+        }
+        Ok(())
+    })
 }
 
 impl Default for RecordingScreen {

@@ -19,11 +19,19 @@ pub(crate) struct Walk {
     version: SettingsVersion,
     /// The machine's guest OS type, which decides what network cards and ports are that the file does not name.
     os: Option<&'static OsType>,
+    /// Before version 1.19 `<VideoCapture>` stands below the hardware, where VirtualBox 4.3 to 6.0 have it, and not
+    /// beside it, where 6.1 and 7.0 look for it. A file that has one keeps it where it is.
+    capture_in_hardware: bool,
 }
 
 impl Walk {
     pub(crate) fn new(version: SettingsVersion) -> Self {
-        Self { version, os: None }
+        Self { version, os: None, capture_in_hardware: false }
+    }
+
+    /// The walk that raises to `version` what this one has read.
+    pub(crate) fn raised_to(self, version: SettingsVersion) -> Self {
+        Self { version, ..self }
     }
 
     /// Whether the file is at least of this version.

@@ -303,6 +303,8 @@ pub struct Bios {
     pub pxe_debug: bool,
     /// Files that do not say mean "no"; machines are created with "yes".
     pub smbios_uuid_little_endian: bool,
+    /// Number the disks' serials and the like automatically; as above for files that do not say.
+    pub auto_serial_num_gen: bool,
 }
 
 impl Default for Bios {
@@ -319,6 +321,7 @@ impl Default for Bios {
             time_offset: 0,
             pxe_debug: false,
             smbios_uuid_little_endian: false,
+            auto_serial_num_gen: false,
         }
     }
 }

@@ -744,19 +744,16 @@ fn is_name(name: &str) -> bool {
         && name.chars().all(|c| start(c) || c.is_ascii_digit() || c == '-' || c == '.')
 }
 
-/// Escapes an attribute's value as libxml2 does, which is what VirtualBox writes with.
+/// Escapes an attribute's value as libxml2 does, which is what VirtualBox writes with: all but ASCII by number,
+/// because the XML declaration names no encoding.
 fn escape_attribute(value: &str) -> String {
     let mut out = String::with_capacity(value.len());
     for c in value.chars() {
         match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
             '"' => out.push_str("&quot;"),
             '\n' => out.push_str("&#10;"),
-            '\r' => out.push_str("&#13;"),
             '\t' => out.push_str("&#9;"),
-            c => out.push(c),
+            c => escape_char(&mut out, c),
         }
     }
     out
@@ -764,16 +761,20 @@ fn escape_attribute(value: &str) -> String {
 
 fn escape_text(value: &str) -> String {
     let mut out = String::with_capacity(value.len());
-    for c in value.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '\r' => out.push_str("&#13;"),
-            c => out.push(c),
-        }
-    }
+    value.chars().for_each(|c| escape_char(&mut out, c));
     out
+}
+
+fn escape_char(out: &mut String, c: char) {
+    match c {
+        '&' => out.push_str("&amp;"),
+        '<' => out.push_str("&lt;"),
+        '>' => out.push_str("&gt;"),
+        '\r' => out.push_str("&#13;"),
+        // Left as it is, to be found by the check for what XML cannot express.
+        c if c.is_ascii() || !is_xml_char(c) => out.push(c),
+        c => out.push_str(&format!("&#x{:X};", u32::from(c))),
+    }
 }
 
 #[cfg(test)]
@@ -815,6 +816,15 @@ mod tests {
         document.root_mut().set_attribute("c", "new");
         assert_eq!(document.to_text(), "<a b=\"q&quot;&lt;&amp;&gt;&#10;&#9;&#13;'\" c=\"new\"/>");
         assert_eq!(parse(&document.to_text()).root().attribute("b").unwrap(), "q\"<&>\n\t\r'");
+    }
+
+    #[test]
+    fn what_is_not_ascii_is_written_by_number() {
+        let mut document = parse("<a/>");
+        document.root_mut().set_attribute("b", "á€\u{1f980}");
+        document.root_mut().set_text("é");
+        assert_eq!(document.to_text(), "<a b=\"&#xE1;&#x20AC;&#x1F980;\">&#xE9;</a>");
+        assert_eq!(parse(&document.to_text()).root().attribute("b").unwrap(), "á€\u{1f980}");
     }
 
     #[test]

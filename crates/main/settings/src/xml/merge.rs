@@ -259,7 +259,7 @@ fn order(parent: &str) -> &'static [&'static str] {
     match parent {
         "Machine" => &[
             "Description", "Teleporter", "MediaRegistry", "ExtraData", "Snapshot", "Hardware", "StorageControllers",
-            "Debugging", "Autostart", "Recording", "Groups",
+            "Debugging", "Autostart", "VideoCapture", "Recording", "Groups",
         ],
         "Hardware" => &[
             "CPU", "Memory", "Firmware", "HID", "HPET", "Chipset", "Paravirt", "Iommu", "Boot", "Display",
@@ -275,6 +275,7 @@ fn order(parent: &str) -> &'static [&'static str] {
         ],
         "BIOS" => &[
             "ACPI", "IOAPIC", "APIC", "Logo", "BootMenu", "TimeOffset", "PXEDebug", "NVRAM", "SmbiosUuidLittleEndian",
+            "AutoSerialNumGen",
         ],
         _ => &[],
     }
