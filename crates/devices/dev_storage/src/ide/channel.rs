@@ -523,6 +523,7 @@ impl Channel {
     pub(crate) fn start_dma(&mut self, phase: Phase) {
         self.state.phase = phase;
         self.state.pos = 0;
+        self.state.block_end = 0;
         self.active().status = status::READY | status::DRQ;
     }
 

@@ -595,6 +595,18 @@ fn a_restored_controller_goes_on_where_the_saved_one_stood() {
 }
 
 #[test]
+fn a_short_packet_answer_that_waits_for_dma_can_be_saved() {
+    let r = rig();
+    r.packet(&[0x25], 0, true);
+    let saved = r.save();
+    let other = rig();
+    other.ide.lock().load(Reader::new("piix3ide", 1, &saved)).unwrap();
+    other.prd(0x1000, &[(0x2000, 8, true)]);
+    other.out(BM, 9);
+    assert_eq!(other.memory(0x2000, 8), [0, 0, 0, 63, 0, 0, 8, 0]);
+}
+
+#[test]
 fn spoilt_states_are_refused_and_change_nothing() {
     let r = rig();
     r.packet(&[0x28, 0, 0, 0, 0, 7, 0, 0, 2], 0x0c00, false);
