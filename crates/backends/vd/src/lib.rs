@@ -16,6 +16,7 @@ mod format;
 mod image;
 mod queue;
 mod raw;
+mod units;
 mod vdi;
 
 pub use error::Error;

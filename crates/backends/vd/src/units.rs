@@ -1,0 +1,233 @@
+//! Growing images in general: a map with one 32-bit word for each *unit* (block, grain) of the virtual disk, and units in the
+//! file in the order in which they were first written. VDI, VMDK and VHD differ in what a word means and where the map
+//! lies ([`UnitFormat`]); how units are found, allocated and made durable is the same and lives here.
+//!
+//! **Order of writes.** A new unit's content is written first. Its map word goes to the file with the next flush, after the data
+//! have been made durable, and is made durable before the flush returns. So the map in the file never names a unit
+//! that does not exist.
+//!
+//! Units never move while an image is open, so readers take no lock: a map word changes once, from "nowhere" to its place,
+//! after the content is there.
+
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use parking_lot::{Mutex, MutexGuard};
+
+use crate::file::FileIo;
+use crate::format::{Allocation, Begin, Extent, Place};
+
+/// What a format's map words mean.
+pub(crate) trait UnitFormat: Send + Sync {
+    /// Bytes of the virtual disk that a word stands for.
+    fn unit(&self) -> u64;
+
+    /// Where the unit with this word lies; `File` gives the offset of its first byte.
+    fn place(&self, word: u32) -> Place;
+
+    /// The part of the file that the unit with this word takes, with whatever stands in front of its data.
+    fn storage(&self, word: u32) -> Range<u64>;
+
+    /// The word of a unit stored from file offset `end` on or a little later; `None` when the format has no more.
+    fn word_from(&self, end: u64) -> Option<u32>;
+
+    /// Writes what stands in front of a new unit's data.
+    fn prepare(&self, _file: &dyn FileIo, _word: u32) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Makes the map in the file take these words, from the one for unit number `first` on.
+    fn write_words(&self, file: &dyn FileIo, first: u32, words: &[u32]) -> io::Result<()>;
+
+    /// Writes what depends on where the units end, at file offset `end`: counts, footers. Runs before the map is written and made
+    /// durable together with it.
+    fn write_end(&self, _file: &dyn FileIo, _end: u64) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The units of an opened image.
+pub(crate) struct Units<F> {
+    format: F,
+    map: Box<[AtomicU32]>,
+    alloc: Mutex<Alloc>,
+    flush: Mutex<FlushState>,
+    dirty: AtomicBool,
+}
+
+struct Alloc {
+    /// File offset behind the last unit.
+    end: u64,
+    /// Length of the file as far as we wrote it.
+    file_len: u64,
+    /// Numbers of units whose map words are not in the file yet.
+    pending: Vec<u32>,
+}
+
+#[derive(Default)]
+struct FlushState {
+    /// The host lost data it had accepted: nothing can be promised any more.
+    failed: bool,
+}
+
+/// Why a map was refused: the number of a word, the word, and what is wrong.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum MapFault {
+    /// It names a place in front of the first unit or past the end of the file.
+    Outside { unit: usize, at: u64 },
+    /// It names what another word names, in part or whole.
+    Shared { unit: usize, at: u64 },
+}
+
+impl<F: UnitFormat> Units<F> {
+    /// Checks `words` against the file: units lie in `first..file_len`, apart from one another. The last unit may be cut
+    /// short by the file's end; what is missing reads as zeros.
+    pub(crate) fn open(format: F, words: Vec<u32>, first: u64, file_len: u64) -> Result<Self, MapFault> {
+        let mut used: Vec<(u32, u32)> = Vec::new();
+        for (unit, &word) in words.iter().enumerate() {
+            if let Place::File(_) = format.place(word) {
+                let storage = format.storage(word);
+                if storage.start < first || storage.start >= file_len {
+                    return Err(MapFault::Outside { unit, at: storage.start });
+                }
+                used.push((word, unit as u32));
+            }
+        }
+        used.sort_unstable();
+        for pair in used.windows(2) {
+            let (before, after) = (format.storage(pair[0].0), format.storage(pair[1].0));
+            if before.end > after.start {
+                return Err(MapFault::Shared { unit: pair[0].1.max(pair[1].1) as usize, at: after.start });
+            }
+        }
+        let end = used.last().map_or(first, |&(word, _)| format.storage(word).end);
+        Ok(Self {
+            format,
+            map: words.into_iter().map(AtomicU32::new).collect(),
+            alloc: Mutex::new(Alloc { end, file_len, pending: Vec::new() }),
+            flush: Mutex::default(),
+            dirty: AtomicBool::new(false),
+        })
+    }
+
+    pub(crate) fn format(&self) -> &F {
+        &self.format
+    }
+
+    pub(crate) fn map(&self, offset: u64, len: u64) -> Extent {
+        let size = self.format.unit();
+        let within = offset % size;
+        let len = len.min(size - within);
+        let place = match self.map.get((offset / size) as usize) {
+            Some(word) => match self.format.place(word.load(Ordering::Acquire)) {
+                Place::File(at) => Place::File(at + within),
+                other => other,
+            },
+            None => Place::Absent,
+        };
+        Extent { place, len }
+    }
+
+    pub(crate) fn begin(&self, file: &dyn FileIo, offset: u64) -> io::Result<Begin<'_>> {
+        let unit = (offset / self.format.unit()) as u32;
+        let mut alloc = self.alloc.lock();
+        if let Place::File(_) = self.format.place(self.map[unit as usize].load(Ordering::Acquire)) {
+            return Ok(Begin::Mapped);
+        }
+        let Some(word) = self.format.word_from(alloc.end) else {
+            return Err(io::ErrorKind::StorageFull.into());
+        };
+        let Range { start, end } = self.format.storage(word);
+        if alloc.file_len < end {
+            file.set_len(end)?;
+        }
+        if alloc.file_len > start {
+            // Left behind by a write that was not finished, or a footer that moves on.
+            file.zero(start, alloc.file_len.min(end) - start)?;
+        }
+        alloc.file_len = alloc.file_len.max(end);
+        self.format.prepare(file, word)?;
+        Ok(Begin::Allocated(Box::new(NewUnit { units: self, alloc, unit, word })))
+    }
+
+    pub(crate) fn flush(&self, file: &dyn FileIo) -> io::Result<()> {
+        let mut state = self.flush.lock();
+        if state.failed {
+            return Err(io::Error::other("an earlier flush failed"));
+        }
+        let (mut pending, end) = {
+            let mut alloc = self.alloc.lock();
+            self.dirty.store(false, Ordering::Release);
+            (std::mem::take(&mut alloc.pending), alloc.end)
+        };
+        let result = file.sync().and_then(|()| {
+            if pending.is_empty() {
+                return Ok(());
+            }
+            self.format.write_end(file, end)?;
+            self.write_pending(file, &mut pending)?;
+            file.sync()
+        });
+        state.failed = result.is_err();
+        result
+    }
+
+    fn write_pending(&self, file: &dyn FileIo, pending: &mut [u32]) -> io::Result<()> {
+        pending.sort_unstable();
+        for run in pending.chunk_by(|a, b| a + 1 == *b) {
+            let words: Vec<u32> =
+                run.iter().map(|&unit| self.map[unit as usize].load(Ordering::Acquire)).collect();
+            self.format.write_words(file, run[0], &words)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn is_dirty(&self) -> bool {
+        self.dirty.load(Ordering::Acquire)
+    }
+}
+
+/// A unit at the end of the file that no map word names yet. Holds the allocation lock, so the next one waits.
+struct NewUnit<'a, F> {
+    units: &'a Units<F>,
+    alloc: MutexGuard<'a, Alloc>,
+    unit: u32,
+    word: u32,
+}
+
+impl<F: UnitFormat> Allocation for NewUnit<'_, F> {
+    fn start(&self) -> u64 {
+        u64::from(self.unit) * self.len()
+    }
+
+    fn len(&self) -> u64 {
+        self.units.format.unit()
+    }
+
+    fn file_offset(&self) -> u64 {
+        match self.units.format.place(self.word) {
+            Place::File(at) => at,
+            // `word_from` gives words of stored units.
+            _ => self.units.format.storage(self.word).start,
+        }
+    }
+
+    fn commit(mut self: Box<Self>) {
+        self.alloc.end = self.units.format.storage(self.word).end;
+        let unit = self.unit;
+        self.alloc.pending.push(unit);
+        self.units.dirty.store(true, Ordering::Release);
+        self.units.map[unit as usize].store(self.word, Ordering::Release);
+    }
+}
+
+/// Little-endian words.
+pub(crate) fn words_from(bytes: &[u8]) -> Vec<u32> {
+    bytes.chunks_exact(4).map(|w| u32::from_le_bytes([w[0], w[1], w[2], w[3]])).collect()
+}
+
+/// Words as little-endian bytes.
+pub(crate) fn words_to(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|w| w.to_le_bytes()).collect()
+}
