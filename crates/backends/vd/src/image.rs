@@ -14,6 +14,7 @@ use crate::file::{FileIo, HostFile, MemoryFile};
 use crate::format::{Begin, Facts, Format, Layout, Place, Variant, probe_file};
 use crate::raw::Raw;
 use crate::vdi::{self, CreateError, NewVdi, Vdi};
+use crate::vmdk::{self, Vmdk};
 
 /// Discards are cut to whole units of this size in the file: holes smaller than a page of the host give nothing back.
 const DISCARD_UNIT: u64 = 4096;
@@ -96,6 +97,7 @@ fn layout(file: &dyn FileIo, path: &Path, format: Format) -> Result<Box<dyn Layo
     Ok(match format {
         Format::Raw => Box::new(Raw::open(file).map_err(|e| Error::host("read from", path, e))?),
         Format::Vdi => Box::new(Vdi::open(file, path)?),
+        Format::Vmdk => Box::new(Vmdk::open(file, path)?),
         other => return Err(unsupported(path, other)),
     })
 }
@@ -388,6 +390,7 @@ pub fn info(path: &Path, format: Option<Format>) -> Result<MediumInfo, Error> {
     let facts = match format {
         Format::Raw => Raw::open(&file).map_err(host)?.facts(),
         Format::Vdi => vdi::read_facts(&file, path)?,
+        Format::Vmdk => vmdk::read_facts(&file, path)?,
         other => return Err(unsupported(path, other)),
     };
     Ok(medium_info(format, facts, file.len().map_err(host)?))
@@ -433,7 +436,9 @@ fn create_with(
         return bad_size("the size is not a multiple of 512 bytes");
     }
     match (options.format, options.variant) {
-        (Format::Vdi, _) | (Format::Raw, Variant::Dynamic | Variant::Fixed) => {}
+        (Format::Vdi, _)
+        | (Format::Raw, Variant::Dynamic | Variant::Fixed)
+        | (Format::Vmdk, Variant::Dynamic) => {}
         (format, variant) => return Err(Error::NoSuchVariant { format, variant }),
     }
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
@@ -461,6 +466,12 @@ fn fill(
     let size = options.size.0;
     match options.format {
         Format::Raw => Raw::create(&file, size, options.variant).map_err(host)?,
+        Format::Vmdk => {
+            let uuid = options.uuid.unwrap_or_else(Uuid::new_v4);
+            if !vmdk::create(&file, path, size, uuid).map_err(host)? {
+                return Err(Error::BadSize { format: Format::Vmdk, size, why: "the limit is 4 TiB" });
+            }
+        }
         _ => {
             let new = NewVdi {
                 variant: options.variant,

@@ -14,10 +14,13 @@ mod error;
 mod file;
 mod format;
 mod image;
+#[cfg(test)]
+mod power_cut;
 mod queue;
 mod raw;
 mod units;
 mod vdi;
+mod vmdk;
 
 pub use error::Error;
 pub use format::{Format, Variant, probe};

@@ -133,6 +133,30 @@ fn vdi_keeps_random_writes_over_closing() {
 }
 
 #[test]
+fn a_vmdk_tells_its_uuid_and_compressed_ones_are_refused_by_name() {
+    let dir = Dir::new();
+    let path = dir.file("a.vmdk");
+    create(&path, Format::Vmdk, Variant::Dynamic, 100 * MIB);
+    let before = vd::info(&path, None).unwrap();
+    assert_eq!((before.format, before.variant), (Format::Vmdk, Variant::Dynamic));
+    assert_eq!(before.logical_size.0, 100 * MIB);
+    assert!(before.uuid.is_some());
+    let image = Image::open(&path, OpenMode::ReadWrite, Format::Vmdk).unwrap();
+    image.write(99 * MIB, &[3; 4096]).unwrap();
+    drop(image);
+    let after = vd::info(&path, None).unwrap();
+    assert_eq!(after.uuid, before.uuid);
+    assert_ne!(after.modification_uuid, before.modification_uuid);
+    let packed = dir.file("packed.vmdk");
+    let convert = ["convert", "-O", "vmdk", "-o", "subformat=streamOptimized"];
+    let files = [path.to_str().unwrap(), packed.to_str().unwrap()];
+    let Some((ok, text)) = qemu_img(&[&convert[..], &files[..]].concat()) else { return };
+    assert!(ok, "{text}");
+    let error = vd::info(&packed, None).unwrap_err();
+    assert!(error.to_string().contains("stream-optimized"), "{error}");
+}
+
+#[test]
 fn the_first_write_renews_the_modification_uuid() {
     let dir = Dir::new();
     let path = dir.file("a.vdi");
@@ -299,27 +323,33 @@ fn a_queue_answers_every_request_and_records_new_blocks_when_dropped() {
 }
 
 #[test]
-fn qemu_finds_our_vdi_sound_and_equal() {
+fn qemu_finds_our_images_sound_and_equal() {
     let dir = Dir::new();
-    for (name, variant) in [("dynamic.vdi", Variant::Dynamic), ("fixed.vdi", Variant::Fixed)] {
+    for (name, format, variant) in [
+        ("dynamic.vdi", Format::Vdi, Variant::Dynamic),
+        ("fixed.vdi", Format::Vdi, Variant::Fixed),
+        ("sparse.vmdk", Format::Vmdk, Variant::Dynamic),
+    ] {
         let (path, raw) = (dir.file(name), dir.file("model.img"));
-        let size = 21 * MIB + 512;
-        create(&path, Format::Vdi, variant, size);
+        let size = 40 * MIB + 512;
+        create(&path, format, variant, size);
         let mut model = vec![0; size as usize];
-        let image = Image::open(&path, OpenMode::ReadWrite, Format::Vdi).unwrap();
-        random_load(&image, &mut model, 11, 30);
-        drop(image);
+        for seed in [11, 12] {
+            let image = Image::open(&path, OpenMode::ReadWrite, format).unwrap();
+            random_load(&image, &mut model, seed, 30);
+        }
         std::fs::write(&raw, &model).unwrap();
         let (path, raw) = (path.to_str().unwrap(), raw.to_str().unwrap());
-        let Some((ok, text)) = qemu_img(&["check", "-f", "vdi", path]) else { return };
+        let qemu = format.name().to_lowercase();
+        let Some((ok, text)) = qemu_img(&["check", "-f", &qemu, path]) else { return };
         assert!(ok, "{text}");
-        let (ok, text) = qemu_img(&["compare", "-f", "vdi", "-F", "raw", path, raw]).unwrap();
+        let (ok, text) = qemu_img(&["compare", "-f", &qemu, "-F", "raw", path, raw]).unwrap();
         assert!(ok, "{text}");
     }
 }
 
 #[test]
-fn we_read_and_write_qemus_vdi() {
+fn we_read_and_write_qemus_images() {
     let dir = Dir::new();
     let (raw, path) = (dir.file("model.img"), dir.file("qemu.vdi"));
     let size = (13 * MIB + 1024) as usize;
@@ -330,13 +360,18 @@ fn we_read_and_write_qemus_vdi() {
         model[at..at + 66_000].fill(random.next() as u8);
     }
     std::fs::write(&raw, &model).unwrap();
-    for options in ["static=off", "static=on"] {
+    for (format, options) in [
+        (Format::Vdi, "static=off"),
+        (Format::Vdi, "static=on"),
+        (Format::Vmdk, "subformat=monolithicSparse"),
+    ] {
         let (raw, path) = (raw.to_str().unwrap(), path.to_str().unwrap());
-        let convert = ["convert", "-f", "raw", "-O", "vdi", "-o", options, raw, path];
+        let qemu = format.name().to_lowercase();
+        let convert = ["convert", "-f", "raw", "-O", &qemu, "-o", options, raw, path];
         let Some((ok, text)) = qemu_img(&convert) else { return };
         assert!(ok, "{text}");
-        assert_eq!(vd::probe(Path::new(path)).unwrap(), Format::Vdi);
-        let image = Image::open(Path::new(path), OpenMode::ReadWrite, Format::Vdi).unwrap();
+        assert_eq!(vd::probe(Path::new(path)).unwrap(), format);
+        let image = Image::open(Path::new(path), OpenMode::ReadWrite, format).unwrap();
         let mut out = vec![1; size];
         image.read(0, &mut out).unwrap();
         assert!(out == model, "{options}");
@@ -346,9 +381,9 @@ fn we_read_and_write_qemus_vdi() {
         let other = dir.file("changed.img");
         std::fs::write(&other, &changed).unwrap();
         let (ok, text) =
-            qemu_img(&["compare", "-f", "vdi", "-F", "raw", path, other.to_str().unwrap()]).unwrap();
+            qemu_img(&["compare", "-f", &qemu, "-F", "raw", path, other.to_str().unwrap()]).unwrap();
         assert!(ok, "{text}");
-        let (ok, text) = qemu_img(&["check", "-f", "vdi", path]).unwrap();
+        let (ok, text) = qemu_img(&["check", "-f", &qemu, path]).unwrap();
         assert!(ok, "{text}");
     }
 }

@@ -1,0 +1,248 @@
+//! Power cuts between any two writes, for every format that allocates.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use uuid::Uuid;
+
+use crate::file::{FileIo, MemoryFile};
+use crate::format::Format;
+use crate::image::{Image, OpenMode};
+
+const SECTOR: usize = 512;
+
+/// A disk whose cache loses power: writes reach the platter at a flush, and before it in any number.
+#[derive(Default)]
+struct Disk {
+    now: Vec<u8>,
+    durable: Vec<u8>,
+    /// Since the last flush: new length, or bytes at an offset.
+    pending: Vec<Pending>,
+    /// File operations so far, and after which one the power goes.
+    operations: usize,
+    cut_after: usize,
+}
+
+enum Pending {
+    Len(usize),
+    Bytes(usize, Vec<u8>),
+}
+
+impl Disk {
+    fn step(&mut self) -> io::Result<()> {
+        if self.operations >= self.cut_after {
+            return Err(io::Error::other("no power"));
+        }
+        self.operations += 1;
+        Ok(())
+    }
+
+    /// What is on the platter: each sector of each write since the last flush may be there or not.
+    fn platter(&self, random: &mut Random) -> Vec<u8> {
+        let mut out = self.durable.clone();
+        // From "nearly all" to "nearly none".
+        let odds = random.below(9) + 1;
+        for pending in &self.pending {
+            match pending {
+                Pending::Len(len) => {
+                    if random.below(10) < odds {
+                        out.resize(*len, 0);
+                    }
+                }
+                Pending::Bytes(offset, bytes) => {
+                    let mut at = *offset;
+                    while at < offset + bytes.len() {
+                        let end = ((at / SECTOR + 1) * SECTOR).min(offset + bytes.len());
+                        if random.below(10) < odds {
+                            out.resize(out.len().max(end), 0);
+                            out[at..end].copy_from_slice(&bytes[at - offset..end - offset]);
+                        }
+                        at = end;
+                    }
+                }
+            }
+        }
+        out
+    }
+}
+
+struct DiskFile(Arc<Mutex<Disk>>);
+
+impl FileIo for DiskFile {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.lock().now.len() as u64)
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        MemoryFile::new(&self.0.lock().now).read_at(offset, out)
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let mut disk = self.0.lock();
+        disk.step()?;
+        let start = offset as usize;
+        let end = start + data.len();
+        let len = disk.now.len().max(end);
+        disk.now.resize(len, 0);
+        disk.now[start..end].copy_from_slice(data);
+        disk.pending.push(Pending::Bytes(start, data.to_vec()));
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let mut disk = self.0.lock();
+        disk.step()?;
+        disk.now.resize(len as usize, 0);
+        disk.pending.push(Pending::Len(len as usize));
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let mut disk = self.0.lock();
+        disk.step()?;
+        disk.durable = disk.now.clone();
+        disk.pending.clear();
+        Ok(())
+    }
+
+    fn zero(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.write_at(offset, &vec![0; len as usize])
+    }
+
+    fn reserve(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.set_len(offset + len)
+    }
+}
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) % limit
+    }
+}
+
+/// What each sector may hold after a cut: what the last flush covered, or anything written since.
+struct Model {
+    flushed: Vec<u8>,
+    since: Vec<Vec<u8>>,
+}
+
+impl Model {
+    fn allows(&self, sector: usize, value: u8) -> bool {
+        self.flushed[sector] == value || self.since[sector].contains(&value)
+    }
+}
+
+/// Writes, flushes and discards at random until done or until the power goes.
+fn load(image: &Image, model: &mut Model, random: &mut Random, steps: usize) {
+    let sectors = model.flushed.len() as u64;
+    for _ in 0..steps {
+        let first = random.below(sectors);
+        let count = (1 + random.below(12)).min(sectors - first);
+        let range = first as usize..(first + count) as usize;
+        let result = match random.below(10) {
+            0 | 1 => {
+                let result = image.flush();
+                if result.is_ok() {
+                    for (flushed, since) in model.flushed.iter_mut().zip(&mut model.since) {
+                        *flushed = since.pop().unwrap_or(*flushed);
+                        since.clear();
+                    }
+                }
+                result
+            }
+            2 => {
+                // A discarded sector reads as before or as zeros; then as zeros, unless it lies in part of a unit.
+                image.discard(first * 512, count * 512).inspect(|()| {
+                    for sector in range {
+                        let mut out = [0; SECTOR];
+                        image.read(sector as u64 * 512, &mut out).unwrap();
+                        model.since[sector].push(out[0]);
+                    }
+                })
+            }
+            _ => {
+                let value = random.below(256) as u8;
+                for sector in range.clone() {
+                    model.since[sector].push(value);
+                }
+                image.write(first * 512, &vec![value; range.len() * SECTOR])
+            }
+        };
+        if result.is_err() {
+            return;
+        }
+    }
+}
+
+/// Runs random loads on an image in `bytes`, cuts the power after so many file operations, and checks what is left.
+fn cut_power(format: Format, bytes: &[u8], seeds: u64, cuts: std::iter::StepBy<std::ops::Range<usize>>) {
+    let path = Path::new("cut.image");
+    let open = |file: Box<dyn FileIo>| Image::from_file(file, path, OpenMode::ReadWrite, format, None);
+    let sectors = (open(Box::new(MemoryFile::new(bytes))).unwrap().size().0 / 512) as usize;
+    for seed in 1..=seeds {
+        for cut_after in cuts.clone() {
+            let mut random = Random(seed * 1000 + cut_after as u64 + 1);
+            let disk = Arc::new(Mutex::new(Disk {
+                now: bytes.to_vec(),
+                durable: bytes.to_vec(),
+                cut_after,
+                ..Disk::default()
+            }));
+            let mut model = Model { flushed: vec![0; sectors], since: vec![Vec::new(); sectors] };
+            let image = open(Box::new(DiskFile(disk.clone()))).unwrap();
+            load(&image, &mut model, &mut random, 60);
+            disk.lock().cut_after = 0;
+            drop(image);
+            let platter = disk.lock().platter(&mut random);
+
+            let image = open(Box::new(MemoryFile::new(&platter)))
+                .unwrap_or_else(|e| panic!("seed {seed}, cut after {cut_after}: {e}"));
+            let mut after = vec![0; sectors * SECTOR];
+            image.read(0, &mut after).unwrap();
+            for (sector, bytes) in after.chunks(SECTOR).enumerate() {
+                assert!(
+                    bytes.iter().all(|&b| b == bytes[0]),
+                    "seed {seed}, cut after {cut_after}: torn sector {sector}"
+                );
+                assert!(
+                    model.allows(sector, bytes[0]),
+                    "seed {seed}, cut after {cut_after}: sector {sector} holds {}, flushed was {}, written since {:?}",
+                    bytes[0],
+                    model.flushed[sector],
+                    model.since[sector]
+                );
+            }
+            // The image goes on working: nothing left behind shows up in new blocks.
+            let values: Vec<u8> = after.chunks(SECTOR).map(|s| s[0]).collect();
+            for sector in (0..sectors).step_by(7) {
+                image.write((sector * SECTOR) as u64, &[0x3c; SECTOR]).unwrap();
+            }
+            image.read(0, &mut after).unwrap();
+            for (sector, bytes) in after.chunks(SECTOR).enumerate() {
+                let expected = if sector % 7 == 0 { 0x3c } else { values[sector] };
+                assert_eq!(bytes, [expected; SECTOR], "sector {sector}");
+            }
+        }
+    }
+}
+
+#[test]
+fn after_a_power_cut_a_vdi_opens_and_holds_what_was_flushed() {
+    cut_power(Format::Vdi, &crate::vdi::tests::small_image(24), 12, (0..160).step_by(3));
+}
+
+#[test]
+fn after_a_power_cut_a_vmdk_opens_and_holds_what_was_flushed() {
+    let file = MemoryFile::default();
+    let size = 10 * 0x1_0000;
+    assert!(crate::vmdk::create(&file, Path::new("cut.vmdk"), size, Uuid::from_u128(1)).unwrap());
+    let bytes = file.bytes.lock().clone();
+    cut_power(Format::Vmdk, &bytes, 4, (0..160).step_by(3));
+}

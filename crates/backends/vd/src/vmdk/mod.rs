@@ -1,0 +1,359 @@
+//! VMDK images in one file (`monolithicSparse`): a header, a text descriptor, two copies of a directory with tables of
+//! sector numbers, then grains of usually 64 KiB. Source: VMware "Virtual Disk Format 5.0" section 4, VirtualBox
+//! `src/VBox/Storage/VMDK.cpp`.
+//!
+//! ```text
+//! 0  magic "KDMV"   4  version   8  flags   12 capacity u64   20 grain size u64   28 descriptor offset u64
+//! 36 descriptor size u64   44 table entries u32   48 second directory u64   56 directory u64   64 overhead u64
+//! 72 unclean u8   73 "\n \r\n"   77 compression u16                      (sizes and offsets in sectors of 512 bytes)
+//! ```
+//!
+//! Images in several files, compressed ones (`streamOptimized`) and ones on raw disks are refused by name.
+
+mod descriptor;
+
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+
+use parking_lot::Mutex;
+use uuid::Uuid;
+use vbox_types::ByteSize;
+
+use crate::error::Error;
+use crate::file::FileIo;
+use crate::format::{Begin, Extent, Facts, Format, Layout, Place, Variant};
+use crate::units::{MapFault, UnitFormat, Units, words_from, words_to};
+use descriptor::{Descriptor, ExtentKind, new_descriptor};
+
+const SECTOR: u64 = 512;
+const MAGIC: &[u8] = b"KDMV";
+/// Entries of a grain table, fixed by all makers.
+const TABLE_ENTRIES: u32 = 512;
+/// Sectors of a grain table.
+const TABLE_SECTORS: u64 = TABLE_ENTRIES as u64 * 4 / SECTOR;
+const GRAIN_SECTORS: u64 = 128;
+const DESCRIPTOR_SECTORS: u64 = 20;
+/// Most bytes of a descriptor that are read.
+const MAX_DESCRIPTOR: u64 = 1 << 20;
+/// Most grains whose table entries we load: 4 TiB in grains of 64 KiB.
+const MAX_GRAINS: u64 = 1 << 26;
+/// Header flag: a table entry of 1 means a grain of zeros.
+const FLAG_ZERO_GRAINS: u32 = 1 << 2;
+const FLAG_COMPRESSED: u32 = 1 << 16;
+const RESTORE: &str = "restore the file from a copy";
+
+/// The fields of the binary header that matter.
+#[derive(Clone, Debug)]
+struct Header {
+    flags: u32,
+    capacity: u64,
+    grain: u64,
+    descriptor: Range<u64>,
+    second_directory: u64,
+    directory: u64,
+    overhead: u64,
+}
+
+/// How grains are found: the map of [`Units`] is all tables one after the other.
+struct Tables {
+    header: Header,
+    /// File offset of each table, of the primary and of the second copy (none if 0).
+    tables: Vec<[u64; 2]>,
+}
+
+impl UnitFormat for Tables {
+    fn unit(&self) -> u64 {
+        self.header.grain * SECTOR
+    }
+
+    fn place(&self, word: u32) -> Place {
+        match word {
+            0 => Place::Absent,
+            1 if self.header.flags & FLAG_ZERO_GRAINS != 0 => Place::Zero,
+            word => Place::File(u64::from(word) * SECTOR),
+        }
+    }
+
+    fn storage(&self, word: u32) -> Range<u64> {
+        let start = u64::from(word) * SECTOR;
+        start..start + self.unit()
+    }
+
+    fn word_from(&self, end: u64) -> Option<u32> {
+        u32::try_from(end.div_ceil(self.unit()).checked_mul(self.header.grain)?).ok()
+    }
+
+    fn write_words(&self, file: &dyn FileIo, first: u32, words: &[u32]) -> io::Result<()> {
+        let mut unit = first;
+        let mut rest = words;
+        while !rest.is_empty() {
+            let (table, entry) = (unit / TABLE_ENTRIES, unit % TABLE_ENTRIES);
+            let (now, later) = rest.split_at(rest.len().min((TABLE_ENTRIES - entry) as usize));
+            // The second copy first: one of both is whole at any moment.
+            for &offset in self.tables[table as usize].iter().rev().filter(|&&offset| offset != 0) {
+                file.write_at(offset + 4 * u64::from(entry), &words_to(now))?;
+            }
+            unit += now.len() as u32;
+            rest = later;
+        }
+        Ok(())
+    }
+}
+
+/// A VMDK image at work.
+pub(crate) struct Vmdk {
+    units: Units<Tables>,
+    descriptor: Descriptor,
+    modification: Mutex<Option<Uuid>>,
+}
+
+fn damaged(path: &Path, offset: u64, what: String) -> Error {
+    Error::Damaged { path: path.to_owned(), offset, what, mend: RESTORE }
+}
+
+fn unsupported(path: &Path, what: String) -> Error {
+    Error::Unsupported { path: path.to_owned(), what }
+}
+
+fn read_header(file: &dyn FileIo, path: &Path) -> Result<(Header, Descriptor), Error> {
+    let host = |e| Error::host("read from", path, e);
+    let mut raw = [0; 512];
+    file.read_at(0, &mut raw).map_err(host)?;
+    if raw.starts_with(b"# Disk DescriptorFile") || raw.starts_with(b"COWD") {
+        return Err(unsupported(path, "VMDK images of several files".into()));
+    }
+    if !raw.starts_with(MAGIC) {
+        return Err(Error::WrongFormat {
+            path: path.to_owned(),
+            format: Format::Vmdk,
+            what: "the signature at offset 0x0 is missing".into(),
+        });
+    }
+    let u32_at = |at: usize| u32::from_le_bytes([raw[at], raw[at + 1], raw[at + 2], raw[at + 3]]);
+    let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
+    let (version, flags) = (u32_at(4), u32_at(8));
+    if !(1..=3).contains(&version) {
+        return Err(unsupported(path, format!("VMDK version {version}")));
+    }
+    if flags & FLAG_COMPRESSED != 0 || u64_at(56) == u64::MAX {
+        return Err(unsupported(path, "compressed (stream-optimized) VMDK images".into()));
+    }
+    if u32_at(44) != TABLE_ENTRIES {
+        return Err(damaged(path, 44, format!("{} entries in a grain table instead of 512", u32_at(44))));
+    }
+    let (capacity, grain) = (u64_at(12), u64_at(20));
+    if !grain.is_power_of_two() || !(8..=0x8000).contains(&grain) {
+        return Err(damaged(path, 20, format!("grain size of {grain} sectors")));
+    }
+    let file_len = file.len().map_err(host)?;
+    let sectors = |at: usize, count: u64| -> Result<u64, Error> {
+        let offset = u64_at(at);
+        match offset.checked_add(count).and_then(|end| end.checked_mul(SECTOR)) {
+            Some(end) if end <= file_len => Ok(offset * SECTOR),
+            _ => Err(damaged(path, at as u64, format!("sector {offset} lies past the file's end"))),
+        }
+    };
+    if capacity.div_ceil(grain) > MAX_GRAINS {
+        return Err(unsupported(path, format!("a disk of {capacity} sectors in grains of {grain}")));
+    }
+    let directory_sectors = (capacity.div_ceil(grain).div_ceil(TABLE_ENTRIES.into()) * 4).div_ceil(SECTOR);
+    let descriptor_sectors = u64_at(36);
+    if descriptor_sectors * SECTOR > MAX_DESCRIPTOR || descriptor_sectors > MAX_DESCRIPTOR {
+        return Err(damaged(path, 36, format!("a descriptor of {descriptor_sectors} sectors")));
+    }
+    let start = sectors(28, descriptor_sectors)?;
+    let header = Header {
+        flags,
+        capacity,
+        grain,
+        descriptor: start..start + descriptor_sectors * SECTOR,
+        second_directory: if u64_at(48) == 0 { 0 } else { sectors(48, directory_sectors)? },
+        directory: sectors(56, directory_sectors)?,
+        overhead: sectors(64, 0)?,
+    };
+    let mut text = vec![0; (header.descriptor.end - start) as usize];
+    file.read_at(start, &mut text).map_err(host)?;
+    Ok((header, Descriptor::parse(&text)))
+}
+
+fn facts(header: &Header, descriptor: &Descriptor) -> Facts {
+    let parent = descriptor.uuid("ddb.uuid.parent");
+    let child = descriptor.value("parentCID").is_some_and(|cid| !cid.eq_ignore_ascii_case("ffffffff"));
+    Facts {
+        variant: if parent.is_some() || child { Variant::Differencing } else { Variant::Dynamic },
+        size: ByteSize(header.capacity * SECTOR),
+        uuid: descriptor.uuid("ddb.uuid.image"),
+        modification: descriptor.uuid("ddb.uuid.modification"),
+        parent,
+        parent_modification: descriptor.uuid("ddb.uuid.parentmodification"),
+        comment: descriptor.value("ddb.comment").unwrap_or_default().to_owned(),
+    }
+}
+
+/// The facts in a VMDK file's header and descriptor, without its tables.
+pub(crate) fn read_facts(file: &dyn FileIo, path: &Path) -> Result<Facts, Error> {
+    read_header(file, path).map(|(header, descriptor)| facts(&header, &descriptor))
+}
+
+impl Vmdk {
+    /// Reads and checks header, descriptor, directory and tables.
+    pub(crate) fn open(file: &dyn FileIo, path: &Path) -> Result<Self, Error> {
+        let host = |e| Error::host("read from", path, e);
+        let (header, descriptor) = read_header(file, path)?;
+        match descriptor.extents() {
+            Ok(extents) if extents.len() == 1 && extents[0].kind == ExtentKind::Sparse => {}
+            Ok(extents) => {
+                let kinds: Vec<_> = extents.iter().map(|e| format!("{:?}", e.kind)).collect();
+                return Err(unsupported(path, format!("VMDK extents {}", kinds.join(", "))));
+            }
+            Err(line) => {
+                return Err(damaged(path, header.descriptor.start, format!("bad extent line \"{line}\"")));
+            }
+        }
+        let file_len = file.len().map_err(host)?;
+        let grains = header.capacity.div_ceil(header.grain);
+        let count = grains.div_ceil(TABLE_ENTRIES.into()) as usize;
+        let directory = |at: u64| -> Result<Vec<u32>, Error> {
+            let mut bytes = vec![0; 4 * count];
+            if at != 0 {
+                file.read_at(at, &mut bytes).map_err(host)?;
+            }
+            Ok(words_from(&bytes))
+        };
+        let (first, second) = (directory(header.directory)?, directory(header.second_directory)?);
+        // Tables apart from one another bound what is loaded by the file's size.
+        let mut places: Vec<u32> = first.iter().chain(&second).copied().filter(|&s| s != 0).collect();
+        places.sort_unstable();
+        if let Some(pair) = places.windows(2).find(|p| u64::from(p[1] - p[0]) < TABLE_SECTORS) {
+            let what = format!("two grain tables share sector {}", pair[1]);
+            return Err(damaged(path, header.directory, what));
+        }
+        let mut tables = Vec::with_capacity(count);
+        if let Some(&last) = places.last()
+            && (u64::from(last) + TABLE_SECTORS) * SECTOR > file_len
+        {
+            let what = format!("a grain table at sector {last} lies past the file's end");
+            return Err(damaged(path, header.directory, what));
+        }
+        let mut words = Vec::new();
+        let mut table = [0; TABLE_ENTRIES as usize * 4];
+        for (index, (&a, &b)) in first.iter().zip(&second).enumerate() {
+            if a == 0 {
+                return Err(unsupported(path, format!("VMDK images without grain table {index}")));
+            }
+            tables.push([u64::from(a) * SECTOR, u64::from(b) * SECTOR]);
+            file.read_at(u64::from(a) * SECTOR, &mut table).map_err(host)?;
+            words.extend(words_from(&table));
+        }
+        words.truncate(grains as usize);
+        // Grains lie behind everything that finds them.
+        let tables_end = tables.iter().flatten().max().map_or(0, |at| at + TABLE_SECTORS * SECTOR);
+        let start = header.overhead.max(header.descriptor.end).max(tables_end);
+        let offsets: Vec<u64> = tables.iter().map(|t| t[0]).collect();
+        let modification = descriptor.uuid("ddb.uuid.modification");
+        let units = Units::open(Tables { header, tables }, words, start, file_len).map_err(|fault| {
+            let (unit, what) = match fault {
+                MapFault::Outside { unit, at } => {
+                    (unit, format!("grain {unit} at 0x{at:x} lies outside the data of the file"))
+                }
+                MapFault::Shared { unit, at } => {
+                    (unit, format!("grain {unit} shares its place at 0x{at:x} with another one"))
+                }
+            };
+            let (table, entry) = (unit / TABLE_ENTRIES as usize, unit % TABLE_ENTRIES as usize);
+            damaged(path, offsets[table] + 4 * entry as u64, what)
+        })?;
+        Ok(Self { units, descriptor, modification: Mutex::new(modification) })
+    }
+}
+
+/// Writes a new image of `size` bytes into an empty file; `Ok(false)` if it would be too large.
+pub(crate) fn create(file: &dyn FileIo, path: &Path, size: u64, uuid: Uuid) -> io::Result<bool> {
+    let capacity = size / SECTOR;
+    let grains = capacity.div_ceil(GRAIN_SECTORS);
+    if grains > MAX_GRAINS {
+        return Ok(false);
+    }
+    let tables = grains.div_ceil(TABLE_ENTRIES.into());
+    let directory_sectors = (4 * tables).div_ceil(SECTOR);
+    let copy_sectors = directory_sectors + tables * TABLE_SECTORS;
+    let second = 1 + DESCRIPTOR_SECTORS;
+    let first = second + copy_sectors;
+    let overhead = (first + copy_sectors).next_multiple_of(GRAIN_SECTORS);
+    file.set_len(overhead * SECTOR)?;
+    for directory in [second, first] {
+        let words: Vec<u32> =
+            (0..tables).map(|i| (directory + directory_sectors + i * TABLE_SECTORS) as u32).collect();
+        file.write_at(directory * SECTOR, &words_to(&words))?;
+    }
+    let name: String = path.file_name().unwrap_or_default().to_string_lossy().replace(['"', '\n'], "_");
+    let modification = Uuid::new_v4();
+    let content = modification.as_fields().0 & 0x7fff_ffff;
+    let mut text = new_descriptor(capacity, &name, uuid, modification, content).into_bytes();
+    text.truncate((DESCRIPTOR_SECTORS * SECTOR) as usize);
+    file.write_at(SECTOR, &text)?;
+    // The signature comes last: a file that was not finished is no image.
+    file.sync()?;
+    let mut raw = [0; 512];
+    let mut put = |at: usize, bytes: &[u8]| raw[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, MAGIC);
+    put(4, &1u32.to_le_bytes());
+    // Line ends can be tested; the second directory is in use.
+    put(8, &3u32.to_le_bytes());
+    put(12, &capacity.to_le_bytes());
+    put(20, &GRAIN_SECTORS.to_le_bytes());
+    put(28, &1u64.to_le_bytes());
+    put(36, &DESCRIPTOR_SECTORS.to_le_bytes());
+    put(44, &TABLE_ENTRIES.to_le_bytes());
+    put(48, &second.to_le_bytes());
+    put(56, &first.to_le_bytes());
+    put(64, &overhead.to_le_bytes());
+    put(73, b"\n \r\n");
+    file.write_at(0, &raw)?;
+    file.sync()?;
+    Ok(true)
+}
+
+impl Layout for Vmdk {
+    fn facts(&self) -> Facts {
+        let facts = facts(&self.units.format().header, &self.descriptor);
+        Facts { modification: *self.modification.lock(), ..facts }
+    }
+
+    fn map(&self, offset: u64, len: u64) -> Extent {
+        self.units.map(offset, len)
+    }
+
+    fn begin(&self, file: &dyn FileIo, offset: u64) -> io::Result<Begin<'_>> {
+        self.units.begin(file, offset)
+    }
+
+    /// Also renews the content identifier, by which VMware tells that a parent has changed.
+    fn modified(&self, file: &dyn FileIo) -> io::Result<()> {
+        let uuid = Uuid::new_v4();
+        let content = format!("{:08x}", uuid.as_fields().0 & 0x7fff_ffff);
+        let start = self.units.format().header.descriptor.start;
+        let values = [("CID", content), ("ddb.uuid.modification", uuid.to_string())];
+        for (key, value) in values {
+            // Other makers' descriptors may lack the key, or write it at another length.
+            if self.descriptor.value(key).is_some_and(|old| old.len() == value.len())
+                && let Some(at) = self.descriptor.value_offset(key)
+            {
+                file.write_at(start + at as u64, value.as_bytes())?;
+                if key != "CID" {
+                    *self.modification.lock() = Some(uuid);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn flush(&self, file: &dyn FileIo) -> io::Result<()> {
+        self.units.flush(file)
+    }
+
+    fn is_dirty(&self) -> bool {
+        self.units.is_dirty()
+    }
+}
