@@ -1,4 +1,19 @@
 //! The settings files of VirtualBox: machines (`.vbox`) and the installation (`VirtualBox.xml`).
+//!
+//! ```no_run
+//! # fn main() -> Result<(), settings::SettingsError> {
+//! let mut file = settings::MachineFile::open("/vm/x/x.vbox".as_ref())?;
+//! file.settings.hardware.memory.ram_mb = 2048;
+//! file.save()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A file is read into a document tree that keeps every byte ([`xml`]), and from there into typed values
+//! ([`model`]). Saving writes the typed values out twice, as they were read and as they are now, and merges only the
+//! difference into the document; what is not ours stays as it stood. One description per element (`codec`) serves
+//! reading and writing, with the defaults of each settings version. The file's version rises only if it cannot
+//! express the settings (`bump`), and then a copy of the old file stays beside it ([`file`]).
 
 mod bump;
 mod codec;
