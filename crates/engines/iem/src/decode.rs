@@ -116,8 +116,19 @@ fn address(insn: &Instruction, op: &mut Op) {
     }
 }
 
+/// The segment of the memory operand. In 64-bit mode prefixes other than FS and GS change nothing, not even whether a bad
+/// address is #GP or #SS.
+pub(crate) fn effective_segment(insn: &Instruction, long: bool) -> Register {
+    if long && matches!(insn.segment_prefix(), Register::ES | Register::CS | Register::SS | Register::DS) {
+        let mut bare = *insn;
+        bare.set_segment_prefix(Register::None);
+        return bare.memory_segment();
+    }
+    insn.memory_segment()
+}
+
 fn segment_of(insn: &Instruction, op: &mut Op) {
-    op.seg = segment_number(insn.memory_segment());
+    op.seg = segment_number(effective_segment(insn, op.flags & LONG != 0));
     if op.seg >= seg::FS as u8 {
         op.flags |= SEG_BASE;
     }

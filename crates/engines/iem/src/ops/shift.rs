@@ -125,9 +125,12 @@ pub(crate) fn double<const LEFT: bool, const CL: bool, T: Cell>(
     let b = reg::<T>(cpu, op.b);
     let apply = |a: T| if LEFT { flags::shld(a, b, n) } else { flags::shrd(a, b, n) };
     if n == 0 {
-        let a = load_rm::<T>(core, cpu, op, op.a)?;
-        if !op.memory() {
-            set_reg(cpu, op.a, a);
+        // Nothing changes, but memory must be writable and the upper half of a 32-bit register is cleared.
+        if op.memory() {
+            let at = linear::<T>(cpu, op, true)?;
+            core.update(cpu, at, |a: T| a)?;
+        } else {
+            set_reg(cpu, op.a, reg::<T>(cpu, op.a));
         }
         return Ok(());
     }

@@ -6,6 +6,7 @@ use cpum::state::{XsaveArea, gpr};
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
 use super::{area, set_u64, u64_at, vector_number, x87};
+use crate::decode::effective_segment;
 use crate::{Fault, GuestMemory};
 
 type Vector = [u8; 32];
@@ -45,8 +46,8 @@ pub(super) fn execute(
     }
 }
 
-fn segment(insn: &Instruction) -> usize {
-    insn.memory_segment().number() & 7
+fn segment(insn: &Instruction, cpu: &CpuState) -> usize {
+    effective_segment(insn, cpu.is_64bit()).number() & 7
 }
 
 /// Writes the chosen elements of `data`, after probing all of them.
@@ -94,7 +95,7 @@ fn masked_bytes(insn: &Instruction, cpu: &mut CpuState, memory: &mut dyn GuestMe
         (value(insn.op1_register())?, value(insn.op2_register())?, 16)
     };
     let offset = |i: usize| base.wrapping_add(i as u64) & wrap;
-    write_chosen(cpu, memory, segment(insn), offset, &data[..len], 1, |i| mask[i] & 0x80 != 0)?;
+    write_chosen(cpu, memory, segment(insn, cpu), offset, &data[..len], 1, |i| mask[i] & 0x80 != 0)?;
     if mmx {
         x87::enter_mmx(cpu);
     }
@@ -116,11 +117,11 @@ fn masked(
     let at = |i: usize| offset.wrapping_add((i * element) as u64);
     if insn.op0_kind() == OpKind::Memory {
         let data = vector(&cpu.xsave, number(2)?);
-        return write_chosen(cpu, memory, segment(insn), at, &data[..len], element, chosen);
+        return write_chosen(cpu, memory, segment(insn, cpu), at, &data[..len], element, chosen);
     }
     let mut value = [0; 32];
     for i in (0..len / element).filter(|&i| chosen(i)) {
-        let linear = memory.linear(cpu, segment(insn), at(i), element as u32, false)?;
+        let linear = memory.linear(cpu, segment(insn, cpu), at(i), element as u32, false)?;
         memory.read_bytes(cpu, linear, &mut value[i * element..(i + 1) * element])?;
     }
     set_vector(&mut cpu.xsave, number(0)?, &value);
@@ -178,7 +179,7 @@ fn gather(insn: &Instruction, cpu: &mut CpuState, memory: &mut dyn GuestMemory) 
                 offset &= 0xffff_ffff;
             }
             outcome = memory
-                .linear(cpu, segment(insn), offset, data as u32, false)
+                .linear(cpu, segment(insn, cpu), offset, data as u32, false)
                 .and_then(|linear| memory.read_bytes(cpu, linear, &mut value[bytes.clone()]));
             if outcome.is_err() {
                 break;

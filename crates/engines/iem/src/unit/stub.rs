@@ -74,6 +74,22 @@ pub(super) struct Stub {
     pub(super) flags: bool,
     /// The instruction switches the x87 unit to MMX.
     pub(super) mmx: bool,
+    /// VCVTPS2PH, which ignores flush mode: where its results are.
+    pub(super) halves: Option<Halves>,
+}
+
+/// Half-precision results: how many, in a register or (`None`) in memory.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Halves {
+    pub(super) count: usize,
+    pub(super) register: Option<u8>,
+}
+
+fn halves(insn: &Instruction) -> Option<Halves> {
+    (insn.mnemonic() == Mnemonic::Vcvtps2ph).then(|| Halves {
+        count: if insn.op1_register().is_ymm() { 8 } else { 4 },
+        register: (insn.op0_kind() == OpKind::Register).then(|| insn.op0_register().number() as u8),
+    })
 }
 
 pub(super) struct Built {
@@ -180,6 +196,7 @@ pub(super) fn build(key: &Instruction, original: &Instruction, class: &Class, fo
         mxcsr: false,
         flags: false,
         mmx: class.kind == Kind::Mmx,
+        halves: halves(key),
     };
     if class.route == Route::Memory {
         return Some(Built { stub, code: Vec::new() });

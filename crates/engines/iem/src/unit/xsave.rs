@@ -5,6 +5,7 @@ use cpum::state::{XsaveArea, gpr};
 use iced_x86::{Instruction, Mnemonic};
 
 use super::{MXCSR_DEFAULT, MXCSR_MASK, area, mxcsr, set_mxcsr, set_u16, set_u64, u16_at, u64_at, x87};
+use crate::decode::effective_segment;
 use crate::{Fault, GuestMemory};
 
 /// State components.
@@ -87,7 +88,7 @@ pub(super) fn execute(
     let wide = matches!(insn.mnemonic(), Xsave64 | Xsaveopt64 | Xsavec64 | Xrstor64);
     let requested = (cpu.gpr[gpr::RDX] << 32) | (cpu.gpr[gpr::RAX] & 0xffff_ffff);
     let components = requested & cpu.xcr0 & (X87 | SSE | AVX);
-    let segment = insn.memory_segment().number() & 7;
+    let segment = effective_segment(insn, cpu.is_64bit()).number() & 7;
     let restore = matches!(insn.mnemonic(), Xrstor | Xrstor64);
     let size = if components & AVX != 0 && !restore { XsaveArea::SIZE } else { HEADER_END };
     let linear = memory.linear(cpu, segment, offset, size as u32, !restore)?;
