@@ -27,11 +27,15 @@ pub fn differences(assembled: &Assembled, iem: &Outcome, host: &Outcome) -> Vec<
     let hex = |value: u64| format!("{value:#x}");
     differ("trap".into(), format!("{}", iem.trap.vector), format!("{}", host.trap.vector));
     if host.trap.vector == PAGE_FAULT {
-        differ("page fault code".into(), hex(u64::from(iem.trap.code)), hex(u64::from(host.trap.code)));
+        // Linux says "present" of all kernel addresses.
+        let hidden = u32::from(host.trap.address >> 63 != 0);
+        let code = |outcome: &Outcome| hex(u64::from(outcome.trap.code | hidden));
+        differ("page fault code".into(), code(iem), code(host));
         differ("page fault address".into(), hex(iem.trap.address), hex(host.trap.address));
     }
     differ("rip".into(), hex(iem.state.rip), hex(host.state.rip));
-    let mask = (rflags::ARITH | rflags::DF) & !undefined;
+    let system = rflags::DF | rflags::IF | rflags::IOPL;
+    let mask = (rflags::ARITH | system) & !undefined;
     differ("flags".into(), hex(iem.state.rflags & mask), hex(host.state.rflags & mask));
     for (i, name) in NAMES.iter().enumerate() {
         differ((*name).into(), hex(iem.state.gpr[i]), hex(host.state.gpr[i]));

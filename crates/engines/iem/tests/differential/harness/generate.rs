@@ -12,7 +12,7 @@ use iced_x86::{
 use iem::unit::{Features, classify};
 
 use super::random::Random;
-use super::{CODE, CODE_LEN, DATA, DATA_LEN, State, TABLE, TABLE_LEN};
+use super::{CODE, CODE_LEN, DATA, DATA_LEN, State, TABLE, TABLE_LEN, USER_CODE, USER_STACK};
 
 /// Room left at the ends of the data for operands that reach further than their address.
 const MARGIN: u64 = 1024;
@@ -23,6 +23,14 @@ pub struct Group {
     pub insn: Instruction,
     /// The instruction is a branch over the next group.
     pub skips: bool,
+    /// The setup instruction whose 64-bit immediate becomes the address behind the group.
+    pub target: Option<usize>,
+}
+
+impl Group {
+    fn plain(setup: Vec<Instruction>, insn: Instruction) -> Self {
+        Self { setup, insn, skips: false, target: None }
+    }
 }
 
 /// A test case.
@@ -253,7 +261,7 @@ impl Generator {
             Jg_rel32_64,
             Jmp_rel32_64,
         ]);
-        Group { setup: Vec::new(), insn: Instruction::with_branch(code, CODE).unwrap(), skips: true }
+        Group { skips: true, ..Group::plain(Vec::new(), Instruction::with_branch(code, CODE).unwrap()) }
     }
 
     /// Strings, stack and flags instructions, whose registers have to be prepared.
@@ -261,7 +269,20 @@ impl Generator {
         use Code::*;
         let mut setup = Vec::new();
         let middle = DATA + DATA_LEN as u64 / 2;
-        let spot = |random: &mut Random| middle - 2048 + random.below(4096) as u64;
+        let spot = |random: &mut Random| {
+            if random.percent(3) {
+                // At the ends of what is mapped.
+                let end = random.pick(&[DATA, TABLE + TABLE_LEN as u64]);
+                return end - 64 + random.below(128) as u64;
+            }
+            middle - 2048 + random.below(4096) as u64
+        };
+        if self.random.percent(25) {
+            return self.transfer();
+        }
+        if self.random.percent(2) {
+            return Some(self.forbidden());
+        }
         let insn = match self.random.below(3) {
             0 => {
                 let code = self.random.pick(&[
@@ -328,8 +349,9 @@ impl Generator {
                     0 => Instruction::with(Pushfq),
                     1 => Instruction::with(Pushfw),
                     2 => {
-                        // POPF takes what is pushed here: arithmetic flags and DF.
-                        let value = self.random.next() as i32 & 0xcd5;
+                        // POPF takes what is pushed here: arithmetic flags, DF, and IF and IOPL, which it must not change.
+                        // AC would hit the signal handler; NT and ID would stay set on the host.
+                        let value = self.random.next() as i32 & 0x3ed5;
                         setup.push(Instruction::with1(Pushq_imm32, value).ok()?);
                         Instruction::with(Popfq)
                     }
@@ -361,7 +383,105 @@ impl Generator {
                 self.random.pick(&[Cld, Std, Cld, Clc, Stc, Cmc, Lahf, Sahf, Cbw, Cwde, Cdqe, Cwd, Cdq, Cqo]),
             ),
         };
-        Some(Group { setup, insn, skips: false })
+        Some(Group::plain(setup, insn))
+    }
+
+    /// Jumps, calls and returns to the instruction behind.
+    fn transfer(&mut self) -> Option<Group> {
+        use Code::*;
+        let register = loop {
+            let register = self.gpr(8);
+            if register != Register::RSP {
+                break register;
+            }
+        };
+        let stack = DATA + DATA_LEN as u64 / 2 + self.random.below(2048) as u64;
+        let push = |value: u64| Instruction::with1(Pushq_imm32, value as i32);
+        let mut setup = vec![mov(register, 0)];
+        let kind = self.random.below(8);
+        if kind > 1 {
+            setup.push(mov(Register::RSP, stack));
+        }
+        let insn = match kind {
+            0 => Instruction::with1(Jmp_rm64, register).ok()?,
+            1 => {
+                let code = self.random.pick(&[
+                    Loop_rel8_64_RCX,
+                    Loope_rel8_64_RCX,
+                    Loopne_rel8_64_RCX,
+                    Jrcxz_rel8_64,
+                ]);
+                return Some(Group::plain(Vec::new(), Instruction::with_branch(code, CODE).ok()?));
+            }
+            2 => Instruction::with1(Call_rm64, register).ok()?,
+            3 => {
+                return Some(Group::plain(
+                    vec![mov(Register::RSP, stack)],
+                    Instruction::with_branch(Call_rel32_64, CODE).ok()?,
+                ));
+            }
+            4 => {
+                setup.push(Instruction::with1(Push_r64, register).ok()?);
+                Instruction::with(Retnq)
+            }
+            5 => {
+                setup.push(Instruction::with1(Push_r64, register).ok()?);
+                Instruction::with1(Retnq_imm16, self.random.below(64) as u32).ok()?
+            }
+            6 => {
+                setup.push(push(USER_CODE.into()).ok()?);
+                setup.push(Instruction::with1(Push_r64, register).ok()?);
+                Instruction::with(Retfq)
+            }
+            _ => {
+                setup.push(push(USER_STACK.into()).ok()?);
+                setup.push(push(stack - 1024).ok()?);
+                setup.push(push(self.random.next() & 0xcd5 | rflags::FIXED | rflags::IF).ok()?);
+                setup.push(push(USER_CODE.into()).ok()?);
+                setup.push(Instruction::with1(Push_r64, register).ok()?);
+                Instruction::with(Iretq)
+            }
+        };
+        Some(Group { target: Some(0), ..Group::plain(setup, insn) })
+    }
+
+    /// What user code may not do.
+    fn forbidden(&mut self) -> Group {
+        use Code::*;
+        let simple = [
+            Cli, Sti, Hlt, Clts, Invd, Wbinvd, Wrmsr, Rdmsr, Swapgs, Sysretq, Ud2, In_AL_DX, Out_DX_EAX,
+            Iretq,
+        ];
+        let insn = match self.random.below(4) {
+            0 => Instruction::with2(
+                Mov_r64_cr,
+                Register::RAX,
+                self.random.pick(&[Register::CR0, Register::CR2, Register::CR3]),
+            ),
+            1 => Instruction::with2(
+                Mov_dr_r64,
+                self.random.pick(&[Register::DR0, Register::DR7]),
+                Register::RBX,
+            ),
+            2 => Instruction::with1(Lgdt_m1664, MemoryOperand::with_displ(DATA + MARGIN, 8)),
+            _ => {
+                let code = self.random.pick(&simple);
+                return match code {
+                    In_AL_DX => Group::plain(
+                        Vec::new(),
+                        Instruction::with2(code, Register::AL, Register::DX).unwrap(),
+                    ),
+                    Out_DX_EAX => Group::plain(
+                        Vec::new(),
+                        Instruction::with2(code, Register::DX, Register::EAX).unwrap(),
+                    ),
+                    // Returns to whatever lies on the stack: an address that is not canonical.
+                    Iretq => Group::plain(vec![mov(Register::RSP, 1 << 60)], Instruction::with(code)),
+                    _ => Group::plain(Vec::new(), Instruction::with(code)),
+                };
+            }
+        };
+        Group::plain(Vec::new(), insn.unwrap())
     }
 
     fn gpr(&mut self, bytes: usize) -> Register {
@@ -551,7 +671,7 @@ impl Generator {
         self.tame(&mut insn, &mut setup);
         // AH to BH exclude REX; such combinations have no encoding.
         Encoder::new(64).encode(&insn, CODE).ok()?;
-        Some(Group { setup, insn, skips: false })
+        Some(Group::plain(setup, insn))
     }
 
     /// Chooses an addressing form that reaches the data.
@@ -570,7 +690,19 @@ impl Generator {
             target = target.min(DATA + DATA_LEN as u64 - MARGIN);
         }
         let random = &mut self.random;
-        match random.below(10) {
+        let mut form = random.below(10);
+        if random.percent(2) {
+            // Somewhere that faults, in whole or in part.
+            target = match random.below(6) {
+                0 => DATA - random.below(64) as u64,
+                1 => TABLE + TABLE_LEN as u64 - random.below(64) as u64,
+                2 => CODE + random.below(CODE_LEN) as u64,
+                3 => random.below(4096) as u64,
+                _ => (1 << 47) + (random.next() >> 18),
+            };
+            form = form.max(2);
+        }
+        match form {
             0 => {
                 insn.set_memory_base(Register::RIP);
                 insn.set_memory_displ_size(8);
@@ -768,11 +900,24 @@ impl Case {
                 emit(&define, undefined, &mut at, &mut bytes, &mut placed);
                 undefined = 0;
             }
-            for insn in &group.setup {
+            let mut setup_at = None;
+            for (i, insn) in group.setup.iter().enumerate() {
                 emit(insn, undefined, &mut at, &mut bytes, &mut placed);
+                if group.target == Some(i) {
+                    setup_at = Some(bytes.len());
+                }
             }
             let start = bytes.len();
-            emit(&group.insn, undefined, &mut at, &mut bytes, &mut placed);
+            let mut insn = group.insn;
+            if insn.is_loop() || insn.is_loopcc() || insn.is_jcx_short() {
+                insn.set_near_branch64(at + 2);
+            } else if insn.is_call_near() {
+                insn.set_near_branch64(at + 5);
+            }
+            emit(&insn, undefined, &mut at, &mut bytes, &mut placed);
+            if let Some(end) = setup_at {
+                bytes[end - 8..end].copy_from_slice(&at.to_le_bytes());
+            }
             if always_writes_flags(&group.insn) {
                 undefined &=
                     !(group.insn.rflags_written() | group.insn.rflags_cleared() | group.insn.rflags_set());
@@ -807,8 +952,9 @@ impl Case {
 impl Assembled {
     /// Flags (RFLAGS bits) that are undefined when a sequence has ended with `rip`: at a fault, or past the final INT3.
     pub fn undefined_at(&self, rip: u64) -> u64 {
-        let last = self.placed.last().map_or(0, |p| p.undefined);
-        rflags_of(self.placed.iter().find(|p| p.ip == rip).map_or(last, |p| p.undefined))
+        // A fault can be inside: FSTCW is WAIT and FNSTCW.
+        let at = self.placed.iter().rev().find(|p| p.ip <= rip);
+        rflags_of(at.map_or(0, |p| p.undefined))
     }
 }
 

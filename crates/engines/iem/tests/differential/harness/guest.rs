@@ -11,7 +11,7 @@ use iem::testing::{Board, descriptor, flat};
 use pgm::HostMemory;
 
 use super::generate::{Assembled, Case};
-use super::{CODE, CODE_LEN, DATA, DATA_LEN, Outcome, State, TABLE_LEN, Trap};
+use super::{CODE, CODE_LEN, DATA, DATA_LEN, Outcome, State, TABLE_LEN, Trap, USER_CODE, USER_STACK};
 
 /// Linear address of physical address zero for the handlers and their tables: a place that random addresses do not hit and
 /// that the host does not use.
@@ -28,10 +28,8 @@ const DATA_AT: u64 = 0x10_0000;
 const CODE_AT: u64 = 0x20_0000;
 const RAM: u64 = 4 << 20;
 
-const KERNEL_CODE: u16 = 0x08;
-const USER_DATA: u16 = 0x18 | 3;
-const USER_CODE: u16 = 0x20 | 3;
-const TASK: u16 = 0x28;
+const KERNEL_CODE: u16 = 0x10;
+const TASK: u16 = 0x40;
 const VECTORS: u64 = 32;
 
 pub struct Guest {
@@ -71,9 +69,10 @@ impl Guest {
             }
         }
         put(GDT + u64::from(KERNEL_CODE), descriptor(0, 0xf_ffff, 0x9b, 0xa));
-        put(GDT + 0x10, descriptor(0, 0xf_ffff, 0x93, 0xc));
-        put(GDT + u64::from(USER_DATA & !3), descriptor(0, 0xf_ffff, 0xf3, 0xc));
+        put(GDT + u64::from(USER_STACK & !3), descriptor(0, 0xf_ffff, 0xf3, 0xc));
         put(GDT + u64::from(USER_CODE & !3), descriptor(0, 0xf_ffff, 0xfb, 0xa));
+        // No I/O permission map.
+        put(TSS + 0x60, 0x68 << 48);
         put(TSS + 4, SYSTEM + STACK_TOP);
         for vector in 0..VECTORS {
             let handler = SYSTEM + HANDLERS + 16 * vector;
@@ -87,7 +86,7 @@ impl Guest {
         }
 
         let mut cpu = CpuState::reset(0);
-        cpu.cr0 = cr0::PE | cr0::PG | cr0::MP | cr0::NE | cr0::ET | cr0::WP;
+        cpu.cr0 = cr0::PE | cr0::PG | cr0::MP | cr0::NE | cr0::ET | cr0::WP | cr0::AM;
         cpu.cr3 = pml4;
         cpu.cr4 = cr4::PAE | cr4::OSFXSR | cr4::OSXMMEXCPT | cr4::OSXSAVE;
         cpu.msr.efer = efer::LME | efer::LMA | efer::SCE;
@@ -97,9 +96,11 @@ impl Guest {
             segment.selector = selector;
             segment
         };
-        cpu.seg = [segment(USER_DATA, DATA_RW, false); 6];
+        // Null, as Linux leaves them in 64-bit programs.
+        cpu.seg = [Segment { selector: 0, ..segment(0, DATA_RW, false) }; 6];
+        cpu.seg[seg::SS] = segment(USER_STACK, DATA_RW, false);
         cpu.seg[seg::CS] = segment(USER_CODE, CODE_RX, true);
-        cpu.gdtr = TableRegister { base: SYSTEM + GDT, limit: 0x37 };
+        cpu.gdtr = TableRegister { base: SYSTEM + GDT, limit: 0x4f };
         cpu.idtr = TableRegister { base: SYSTEM + IDT, limit: (16 * VECTORS - 1) as u16 };
         cpu.tr = Segment {
             base: SYSTEM + TSS,

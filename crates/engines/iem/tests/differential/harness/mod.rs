@@ -24,6 +24,10 @@ pub const TABLE_LEN: usize = 4096;
 pub const CODE: u64 = 0x2000_0000;
 pub const CODE_LEN: usize = 16 * 4096;
 
+/// Linux's selectors of 64-bit user code and its stack.
+pub const USER_CODE: u16 = 0x33;
+pub const USER_STACK: u16 = 0x2b;
+
 /// What a sequence starts from and leaves.
 #[derive(Clone)]
 pub struct State {

@@ -154,8 +154,16 @@ impl Drop for Native {
 unsafe fn map(at: u64, len: usize, protection: i32, fd: i32) {
     let kind = if fd < 0 { libc::MAP_PRIVATE | libc::MAP_ANONYMOUS } else { libc::MAP_SHARED };
     // SAFETY: NOREPLACE never hits an existing mapping.
-    let got =
-        unsafe { libc::mmap(at as *mut c_void, len, protection, kind | libc::MAP_FIXED_NOREPLACE, fd, 0) };
+    let got = unsafe {
+        libc::mmap(
+            at as *mut c_void,
+            len,
+            protection,
+            kind | libc::MAP_FIXED_NOREPLACE | libc::MAP_POPULATE,
+            fd,
+            0,
+        )
+    };
     assert_eq!(got as u64, at, "address {at:#x} is taken");
 }
 
