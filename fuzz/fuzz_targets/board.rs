@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use cpum::VcpuLink;
 use dev_apic::{Apic, ApicConfig};
-use dev_pc::{acpi_pm::AcpiPm, fw_cfg::FwCfg, hpet::Hpet, i440fx::I440Fx, pic::Pic, piix3::Piix3, piix3::Wiring};
+use dev_pc::{
+    acpi_pm::AcpiPm, fw_cfg::FwCfg, hpet::Hpet, i440fx::I440Fx, pic::Pic, piix3::Piix3, piix3::Wiring,
+};
 use libfuzzer_sys::fuzz_target;
 use parking_lot::Mutex;
 use pdm::connector::{SystemControl, SystemRequest};
@@ -101,8 +103,8 @@ impl Board {
 
 /// Ports worth hitting.
 const PORTS: [u16; 24] = [
-    0x20, 0x21, 0xa0, 0xa1, 0x4d0, 0x4d1, 0xb2, 0xb3, 0xcf8, 0xcf9, 0xcfc, 0xcfd, 0xcfe, 0xcff, 0x510, 0x511, 0x514,
-    0x518, 0x600, 0x602, 0x604, 0x60c, 0x700, 0x702,
+    0x20, 0x21, 0xa0, 0xa1, 0x4d0, 0x4d1, 0xb2, 0xb3, 0xcf8, 0xcf9, 0xcfc, 0xcfd, 0xcfe, 0xcff, 0x510, 0x511,
+    0x514, 0x518, 0x600, 0x602, 0x604, 0x60c, 0x700, 0x702,
 ];
 
 fuzz_target!(|bytes: &[u8]| {
@@ -132,7 +134,11 @@ fuzz_target!(|bytes: &[u8]| {
             }
             3 => {
                 let devfn = [0, 8, 0x38][usize::from(op[1]) % 3];
-                board.iom.write(Port(0xcf8), Width::Dword, 0x8000_0000 | devfn << 8 | u32::from(selector & 0xfc));
+                board.iom.write(
+                    Port(0xcf8),
+                    Width::Dword,
+                    0x8000_0000 | devfn << 8 | u32::from(selector & 0xfc),
+                );
                 board.iom.write(Port(0xcfc + (selector & 3)), width, value as u32);
             }
             4 => {

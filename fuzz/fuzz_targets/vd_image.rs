@@ -32,13 +32,41 @@ fn vdi() -> Vec<u8> {
     file
 }
 
+/// A sound VMDK file of eight grains of 4 KiB, two of them in the file: header, descriptor, directory, table, grains.
+fn vmdk() -> Vec<u8> {
+    let mut file = vec![0; 0x4000];
+    file[..4].copy_from_slice(b"KDMV");
+    for (at, value) in [
+        (4, 1u32),
+        (8, 3),
+        (12, 64),
+        (20, 8),
+        (28, 1),
+        (36, 1),
+        (44, 512),
+        (56, 2),
+        (64, 16),
+        // Directory and table.
+        (0x400, 3),
+        (0x604, 16),
+        (0x60c, 24),
+    ] {
+        file[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    }
+    let text =
+        b"version=1\nCID=00000001\nparentCID=ffffffff\ncreateType=\"monolithicSparse\"\nRW 64 SPARSE \"a\"\n";
+    file[0x200..0x200 + text.len()].copy_from_slice(text);
+    file
+}
+
 fuzz_target!(|bytes: &[u8]| {
     let mut input = Input(bytes);
-    if input.byte() & 1 == 0 {
-        return vd::exercise(input.0);
-    }
     // A sound file with words changed, cut or extended.
-    let mut file = vdi();
+    let mut file = match input.byte() % 3 {
+        0 => return vd::exercise(input.0),
+        1 => vdi(),
+        _ => vmdk(),
+    };
     file.resize(usize::from(input.word()), 0xee);
     while !input.is_empty() {
         let at = usize::from(input.word());

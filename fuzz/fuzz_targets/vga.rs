@@ -36,7 +36,8 @@ fuzz_target!(|bytes: &[u8]| {
         (0x3ce, 2),
         (0x3d4, 2),
     ];
-    bench.memory = vec![(0xa_0000, 0x2_0000), (0xa_0000, 0x1_0000), (0xb_8000, 0x1000), (0xe000_0000, 8 << 20)];
+    bench.memory =
+        vec![(0xa_0000, 0x2_0000), (0xa_0000, 0x1_0000), (0xb_8000, 0x1000), (0xe000_0000, 8 << 20)];
     // Pictures and states of 8 MB take long: a few for each input.
     let mut pictures = 0;
     let mut special = |_: u8, _: &mut Bytes<'_>| {
