@@ -97,7 +97,8 @@ pub fn probe(path: &Path) -> Result<Format, Error> {
 pub(crate) fn probe_file(file: &dyn FileIo) -> std::io::Result<Format> {
     let mut head = [0; 512];
     file.read_at(0, &mut head)?;
-    let starts: [(&[u8], Format); 8] = [
+    let starts: [(&[u8], Format); 9] = [
+        (b"conectix", Format::Vhd),
         (b"KDMV", Format::Vmdk),
         (b"COWD", Format::Vmdk),
         (b"# Disk DescriptorFile", Format::Vmdk),
@@ -185,6 +186,9 @@ pub(crate) trait Layout: Send + Sync {
 
     /// Where the range from `offset` on lies; the answer covers at least one and at most `len` bytes.
     fn map(&self, offset: u64, len: u64) -> Extent;
+
+    /// The range at `offset`, which lies in the file, is about to be written, for formats that note it.
+    fn before_write(&self, file: &dyn FileIo, offset: u64) -> std::io::Result<()>;
 
     /// Sets storage aside for the unit around `offset`, which [`Layout::map`] had nowhere.
     fn begin(&self, file: &dyn FileIo, offset: u64) -> std::io::Result<Begin<'_>>;

@@ -14,6 +14,7 @@ use crate::file::{FileIo, HostFile, MemoryFile};
 use crate::format::{Begin, Facts, Format, Layout, Place, Variant, probe_file};
 use crate::raw::Raw;
 use crate::vdi::{self, CreateError, NewVdi, Vdi};
+use crate::vhd::{self, Vhd};
 use crate::vmdk::{self, Vmdk};
 
 /// Discards are cut to whole units of this size in the file: holes smaller than a page of the host give nothing back.
@@ -98,6 +99,7 @@ fn layout(file: &dyn FileIo, path: &Path, format: Format) -> Result<Box<dyn Layo
         Format::Raw => Box::new(Raw::open(file).map_err(|e| Error::host("read from", path, e))?),
         Format::Vdi => Box::new(Vdi::open(file, path)?),
         Format::Vmdk => Box::new(Vmdk::open(file, path)?),
+        Format::Vhd => Box::new(Vhd::open(file, path)?),
         other => return Err(unsupported(path, other)),
     })
 }
@@ -236,7 +238,11 @@ impl Image {
             let piece = &data[done..done + extent.len as usize];
             match extent.place {
                 Place::File(to) => {
-                    self.file.write_at(to, piece).map_err(|e| Error::host("write to", &self.path, e))?;
+                    let written = self
+                        .layout
+                        .before_write(&*self.file, at)
+                        .and_then(|()| self.file.write_at(to, piece));
+                    written.map_err(|e| Error::host("write to", &self.path, e))?;
                 }
                 // Zeros onto zeros: nothing changes, and the image stays small.
                 Place::Zero if is_zero(piece) => {}
@@ -391,6 +397,7 @@ pub fn info(path: &Path, format: Option<Format>) -> Result<MediumInfo, Error> {
         Format::Raw => Raw::open(&file).map_err(host)?.facts(),
         Format::Vdi => vdi::read_facts(&file, path)?,
         Format::Vmdk => vmdk::read_facts(&file, path)?,
+        Format::Vhd => vhd::read_facts(&file, path)?,
         other => return Err(unsupported(path, other)),
     };
     Ok(medium_info(format, facts, file.len().map_err(host)?))
@@ -437,7 +444,7 @@ fn create_with(
     }
     match (options.format, options.variant) {
         (Format::Vdi, _)
-        | (Format::Raw, Variant::Dynamic | Variant::Fixed)
+        | (Format::Raw | Format::Vhd, Variant::Dynamic | Variant::Fixed)
         | (Format::Vmdk, Variant::Dynamic) => {}
         (format, variant) => return Err(Error::NoSuchVariant { format, variant }),
     }
@@ -470,6 +477,12 @@ fn fill(
             let uuid = options.uuid.unwrap_or_else(Uuid::new_v4);
             if !vmdk::create(&file, path, size, uuid).map_err(host)? {
                 return Err(Error::BadSize { format: Format::Vmdk, size, why: "the limit is 4 TiB" });
+            }
+        }
+        Format::Vhd => {
+            let uuid = options.uuid.unwrap_or_else(Uuid::new_v4);
+            if !vhd::create(&file, options.variant, size, uuid).map_err(host)? {
+                return Err(Error::BadSize { format: Format::Vhd, size, why: "the limit is 2040 GiB" });
             }
         }
         _ => {

@@ -20,6 +20,7 @@ mod queue;
 mod raw;
 mod units;
 mod vdi;
+mod vhd;
 mod vmdk;
 
 pub use error::Error;

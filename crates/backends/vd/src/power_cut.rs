@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use uuid::Uuid;
 
 use crate::file::{FileIo, MemoryFile};
-use crate::format::Format;
+use crate::format::{Format, Variant};
 use crate::image::{Image, OpenMode};
 
 const SECTOR: usize = 512;
@@ -245,4 +245,13 @@ fn after_a_power_cut_a_vmdk_opens_and_holds_what_was_flushed() {
     assert!(crate::vmdk::create(&file, Path::new("cut.vmdk"), size, Uuid::from_u128(1)).unwrap());
     let bytes = file.bytes.lock().clone();
     cut_power(Format::Vmdk, &bytes, 4, (0..160).step_by(3));
+}
+
+#[test]
+fn after_a_power_cut_a_vhd_opens_and_holds_what_was_flushed() {
+    let file = MemoryFile::default();
+    let size = (2 << 20) + 0x4_0000;
+    assert!(crate::vhd::create(&file, Variant::Dynamic, size, Uuid::from_u128(1)).unwrap());
+    let bytes = file.bytes.lock().clone();
+    cut_power(Format::Vhd, &bytes, 3, (0..160).step_by(5));
 }

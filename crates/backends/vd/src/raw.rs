@@ -44,6 +44,10 @@ impl Layout for Raw {
         Extent { place: Place::File(offset), len }
     }
 
+    fn before_write(&self, _file: &dyn FileIo, _offset: u64) -> io::Result<()> {
+        Ok(())
+    }
+
     fn begin(&self, _file: &dyn FileIo, _offset: u64) -> io::Result<Begin<'_>> {
         Ok(Begin::Mapped)
     }

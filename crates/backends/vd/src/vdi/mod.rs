@@ -246,6 +246,10 @@ impl Layout for Vdi {
         self.units.map(offset, len)
     }
 
+    fn before_write(&self, _file: &dyn FileIo, _offset: u64) -> io::Result<()> {
+        Ok(())
+    }
+
     fn begin(&self, file: &dyn FileIo, offset: u64) -> io::Result<Begin<'_>> {
         self.units.begin(file, offset)
     }
