@@ -126,12 +126,7 @@ fuzz_target!(|bytes: &[u8]| {
             0 => {
                 board.iom.read(port, width);
             }
-            1 | 2 => {
-                // The longest fw_cfg transfers only cost time.
-                if port != Port(0x518) || value & 0xff == 0 {
-                    board.iom.write(port, width, value as u32);
-                }
-            }
+            1 | 2 => board.iom.write(port, width, value as u32),
             3 => {
                 let devfn = [0, 8, 0x38][usize::from(op[1]) % 3];
                 board.iom.write(

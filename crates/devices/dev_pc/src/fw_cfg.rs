@@ -54,6 +54,9 @@ mod dma {
     pub(super) const WRITE: u32 = 1 << 4;
 }
 
+/// A DMA read writes at most this many zeros behind an item's end, so that no guest can have gigabytes of them written at a stroke.
+static ZEROS: [u8; 0x1_0000] = [0; 0x1_0000];
+
 /// Longest file name with its terminating zero.
 const NAME_SIZE: usize = 56;
 
@@ -214,14 +217,9 @@ impl FwCfg {
             let rest = self.rest();
             let count = rest.len().min(length as usize);
             self.pgm.write(address, &rest[..count]);
-            // Past the item's end there are zeros.
-            let zeros = [0; 4096];
-            let mut done = count as u64;
-            while done < u64::from(length) {
-                let step = (u64::from(length) - done).min(zeros.len() as u64);
-                self.pgm.write(address.wrapping_add(done), &zeros[..step as usize]);
-                done += step;
-            }
+            // Past the item's end there are zeros, of which nobody needs many.
+            let zeros = (length as usize - count).min(ZEROS.len());
+            self.pgm.write(address.wrapping_add(count as u64), &ZEROS[..zeros]);
             self.advance(length);
         } else if control & dma::WRITE != 0 {
             result = dma::ERROR;
