@@ -384,12 +384,15 @@ impl Proxy<IProgress> {
             if last.as_ref() != Some(&state) {
                 each(&state);
             }
+            if state.completed && state.result_code == 0 {
+                // No further question: a VM process that has been told to end may do so now.
+                return Ok(());
+            }
             if state.completed {
-                break;
+                return self.result();
             }
             last = Some(state);
         }
-        self.result()
     }
 
     /// The outcome of a completed operation.

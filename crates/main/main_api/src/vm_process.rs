@@ -293,11 +293,8 @@ impl Shared {
         let service = Connection::from(&messages);
         // Held across the call, so that no state change falls between the state told and the connection's use.
         let mut state = lock(&self.state);
-        let (id, settings_file, settings, log_folder) = call(
-            &service,
-            IVMProcessControl::RegisterVM,
-            (self.id.to_string(), std::process::id(), state.machine),
-        )?;
+        let (id, settings_file, settings, log_folder) =
+            call(&service, IVMProcessControl::RegisterVM, (self.id.to_string(), state.machine))?;
         state.service = Some(service);
         let id = Uuid::parse_str(&id).map_err(|e| ApiError::fail(format!("Bad machine id: {e}")))?;
         let config = MachineConfig {

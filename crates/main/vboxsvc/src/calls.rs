@@ -67,7 +67,7 @@ fn service(t: &mut CallTable<Context>) {
     })
     .add(ISession::UnlockMachine, |c, ()| c.svc.unlock_session(own_session(c)?))
     .add(ISession::OpenConsole, |c, ()| c.svc.open_console(own_session(c)?))
-    .add(IVMProcessControl::RegisterVM, |c, (machine, _pid, state)| {
+    .add(IVMProcessControl::RegisterVM, |c, (machine, state)| {
         let id = c.svc.state.lock().find(&machine)?.id;
         c.svc.register_vm(&c.peer, id, state)
     })
@@ -211,6 +211,7 @@ fn open_medium(
     }
     let location = absolute(location)?;
     if let Some(id) = state.media.at_location(kind, &location) {
+        state.media.medium_mut(id)?.closed = false;
         return Ok(ObjRef::new(medium_path(id)));
     }
     let file_error = |e: vd::Error| {
@@ -279,6 +280,12 @@ fn create_medium(
     } else {
         state.global.default_machine_folder().join(location)
     };
+    if let Some(id) = state.media.at_location(kind, &location) {
+        // A client that gave up before it created the storage leaves nothing that counts.
+        if state.media.medium(id)?.phase == Phase::NotCreated {
+            state.media.remove(id);
+        }
+    }
     if let Some(id) = state.media.at_location(kind, &location) {
         return Err(ApiError::new(
             ResultCode::ObjectInUse,

@@ -115,6 +115,19 @@ impl State {
         )
     }
 
+    /// Looks again at a machine whose settings file could not be used.
+    pub(crate) fn retry(&mut self, peer: u64, reference: MachineRef) {
+        let Ok(machine) = self.resolve(peer, reference) else { return };
+        if machine.access_error.is_none() || !self.machines.contains_key(&machine.id) {
+            return;
+        }
+        let again = Machine::load(machine.id, machine.file.clone());
+        if again.access_error.is_none() {
+            tracing::info!(machine = %again.id, "machine is accessible again");
+        }
+        self.add_machine(again);
+    }
+
     /// Finishes a rename that the service was killed in.
     fn finish_rename(&mut self, config_dir: &Path) -> ApiResult<()> {
         let note = config_dir.join(RENAME_NOTE);
@@ -124,10 +137,13 @@ impl State {
             && let Ok(id) = Uuid::try_parse(id)
         {
             tracing::warn!(machine = %id, old, new, "finishing a rename that was interrupted");
-            move_machine_files(Path::new(old), Path::new(new))?;
+            if let Err(error) = move_machine_files(Path::new(old), Path::new(new)) {
+                tracing::error!(machine = %id, %error, "the rename cannot be finished");
+            }
+            let there = if Path::new(new).exists() { new } else { old };
             self.global.edit(|settings| {
                 for entry in settings.machines.iter_mut().filter(|e| e.uuid == id) {
-                    entry.settings_file = (*new).to_owned();
+                    entry.settings_file = (*there).to_owned();
                 }
             })?;
         }
@@ -522,7 +538,7 @@ impl Svc {
                     CleanupMode::DetachAllReturnNone | CleanupMode::UnregisterOnly => false,
                 };
                 if wanted && users_of(&state, medium).is_empty() {
-                    returned.push(ObjRef::new(medium_path(medium)));
+                    returned.push(medium);
                 }
             }
             settings.media_registry = Default::default();
@@ -531,14 +547,11 @@ impl Svc {
             }
             machine.settings = Arc::new(settings);
         }
-        state.media.forget_owner(id);
+        self.close_media_of(&mut state, id, &returned);
         tracing::info!(machine = %id, name = machine.settings.name, "unregistered");
         state.unregistered.insert(id, (peer.id, machine));
         state.emit(IEventSource::OnMachineRegistered, (id.to_string(), false));
-        if mode == CleanupMode::UnregisterOnly {
-            self.forget_unused_media(&mut state);
-        }
-        Ok(returned)
+        Ok(returned.into_iter().map(|medium| ObjRef::new(medium_path(medium))).collect())
     }
 
     /// IMachine::deleteConfig: deletes the media given, then the machine's own files.
@@ -578,7 +591,6 @@ impl Svc {
             if outcome.is_ok() {
                 state.unregistered.remove(&id);
             }
-            svc.forget_unused_media(&mut state);
             drop(state);
             progress.complete(outcome);
             svc.wake_main();
@@ -636,22 +648,24 @@ impl Svc {
         Ok(())
     }
 
-    /// Forgets media that no settings file has on record any more, once nothing is attached to them. Media that a
-    /// client has opened and attached to nothing stay until the service ends.
-    pub(crate) fn forget_unused_media(&self, state: &mut State) {
-        let unused: Vec<Uuid> = state
-            .media
-            .ids()
-            .filter(|id| {
-                state
-                    .media
-                    .find(*id)
-                    .is_some_and(|m| m.registries.is_empty() && m.phase == crate::media::Phase::NotCreated)
-            })
-            .filter(|id| users_of(state, *id).is_empty())
-            .collect();
-        for id in unused {
-            state.media.remove(id);
+    /// The machine is registered no more. A medium that was on record only in its file goes on record with another machine
+    /// that attaches it, or is closed; those in `keep` stay known to the client that may want to delete them.
+    fn close_media_of(&self, state: &mut State, machine: Uuid, keep: &[Uuid]) {
+        for medium in state.media.forget_owner(machine) {
+            if let Some(user) = users_of(state, medium).first().copied() {
+                if let Ok(medium) = state.media.medium_mut(medium) {
+                    medium.registries.push(user);
+                }
+                if let Err(error) = self.store_state(state, user) {
+                    tracing::error!(machine = %user, %medium, %error, "cannot take over a medium");
+                }
+            } else if keep.contains(&medium) {
+                if let Ok(medium) = state.media.medium_mut(medium) {
+                    medium.closed = true;
+                }
+            } else {
+                state.media.remove(medium);
+            }
         }
     }
 }
@@ -679,6 +693,7 @@ fn complete(state: &mut State, id: Uuid, settings: &MachineSettings) -> ApiResul
             && medium.registries.is_empty()
         {
             medium.registries.push(id);
+            medium.closed = false;
         }
     }
     let machine = state.machine(id)?;

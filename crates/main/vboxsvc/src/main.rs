@@ -9,6 +9,7 @@ mod attrs_machine;
 mod calls;
 mod calls_machine;
 mod calls_storage;
+mod descriptors;
 mod host;
 mod limits;
 mod logfile;
@@ -82,6 +83,7 @@ fn main() -> ExitCode {
 }
 
 fn run(auto_shutdown: bool) -> ApiResult<()> {
+    descriptors::close_inherited();
     // A terminal's Ctrl-C for the client is none for the service.
     let _ = rustix::process::setsid();
     let config_dir = ipc::config_dir()?;

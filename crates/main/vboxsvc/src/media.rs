@@ -38,6 +38,8 @@ pub(crate) struct Medium {
     pub(crate) registries: Vec<Uuid>,
     /// Whether the file is there.
     pub(crate) phase: Phase,
+    /// No longer listed: known only to the client that unregistered its machine and may want to delete it.
+    pub(crate) closed: bool,
     /// From the file, when it was last looked at.
     pub(crate) info: Option<Info>,
     pub(crate) last_error: String,
@@ -70,6 +72,7 @@ impl Medium {
             parent: None,
             registries: Vec::new(),
             phase: Phase::There,
+            closed: false,
             info: None,
             last_error: String::new(),
             users: BTreeMap::new(),
@@ -168,7 +171,7 @@ impl MediaPool {
     /// The base media of a kind, in the order of their locations.
     pub(crate) fn of_kind(&self, kind: DriveType) -> Vec<Uuid> {
         let mut found: Vec<&Medium> =
-            self.media.values().filter(|m| m.kind == kind && m.parent.is_none()).collect();
+            self.media.values().filter(|m| m.kind == kind && m.parent.is_none() && !m.closed).collect();
         found.sort_by(|a, b| a.location.cmp(&b.location));
         found.into_iter().map(|m| m.id).collect()
     }
@@ -361,11 +364,16 @@ impl MediaPool {
         }
     }
 
-    /// The machine is no longer registered: media on record only there are forgotten.
-    pub(crate) fn forget_owner(&mut self, machine: Uuid) {
-        for medium in self.media.values_mut() {
+    /// The machine's settings file no longer counts. Returns the media that are on record nowhere now.
+    pub(crate) fn forget_owner(&mut self, machine: Uuid) -> Vec<Uuid> {
+        let mut orphans = Vec::new();
+        for medium in self.media.values_mut().filter(|m| m.registries.contains(&machine)) {
             medium.registries.retain(|r| *r != machine);
+            if medium.registries.is_empty() {
+                orphans.push(medium.id);
+            }
         }
+        orphans
     }
 }
 

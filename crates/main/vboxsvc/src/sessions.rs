@@ -107,7 +107,6 @@ impl Svc {
         {
             machine.lock = Lock::None;
             detach_all(state, id);
-            self.forget_unused_media(state);
             state.emit(IEventSource::OnSessionStateChanged, (id.to_string(), SessionState::Unlocked));
         }
         self.changed.notify_all();

@@ -554,6 +554,9 @@ impl Service for ApiService {
         match object {
             Object::Machine(reference, part) => {
                 let whole = part == Part::Machine;
+                if whole && attr.name == IMachine::Accessible.name {
+                    self.0.state.lock().retry(peer.id, reference);
+                }
                 let view = self.0.state.lock().view(peer.id, reference, part)?;
                 if view.meta.access_error.is_some() && whole && !WITHOUT_SETTINGS.contains(&attr.name) {
                     return Err(ApiError::new(

@@ -461,6 +461,32 @@ fn media_are_created_attached_locked_and_deleted_with_their_machine() {
 }
 
 #[test]
+fn a_medium_outlives_the_machine_in_whose_file_it_was_on_record() {
+    let home = Home::new("heir");
+    let client = home.client();
+    let (one, two) = (create(&client, "one"), create(&client, "two"));
+    let disk = home.dir.join("disk.vdi").display().to_string();
+    let args = ("VDI".to_owned(), disk.clone(), AccessMode::ReadWrite, DeviceType::HardDisk);
+    let medium = client.at(client.virtual_box().call(IVirtualBox::CreateMedium, args).unwrap());
+    client.at(medium.call(IMedium::CreateBaseStorage, (1 << 20, vec![])).unwrap()).wait(|_| {}).unwrap();
+    for machine in [&one, &two] {
+        let session = client.lock_machine(machine, LockType::Write).unwrap();
+        let m = session.machine().unwrap();
+        m.call(IMachine::AddStorageController, ("IDE".into(), StorageBus::IDE)).unwrap();
+        m.call(IMachine::AttachDevice, ("IDE".into(), 0, 0, DeviceType::HardDisk, medium.reference()))
+            .unwrap();
+        m.call(IMachine::SaveSettings, ()).unwrap();
+    }
+    let media = one.call(IMachine::Unregister, (CleanupMode::DetachAllReturnHardDisksOnly,)).unwrap();
+    assert!(media.is_empty(), "a disk that another machine uses was given up for deletion");
+    home.kill_service();
+    let client = home.client();
+    let disks = client.virtual_box().read(IVirtualBox::HardDisks).unwrap();
+    assert_eq!(disks.len(), 1);
+    assert_eq!(client.at(disks[0].clone()).read(IMedium::Location).unwrap(), disk);
+}
+
+#[test]
 fn renaming_a_machine_takes_its_folder_and_media_along() {
     let home = Home::new("rename");
     let client = home.client();
@@ -514,6 +540,20 @@ fn a_machine_whose_file_is_gone_is_inaccessible_and_tells_why() {
     assert!(error.read(IVirtualBoxErrorInfo::Text).unwrap().contains(&file));
     machine.call(IMachine::Unregister, (CleanupMode::UnregisterOnly,)).unwrap();
     assert_eq!(fs::read_to_string(&file).unwrap(), "<VirtualBox broken");
+
+    // What is mended is found again without a restart.
+    let other = create(&client, "other");
+    let file = other.read(IMachine::SettingsFilePath).unwrap();
+    let text = fs::read_to_string(&file).unwrap();
+    home.kill_service();
+    fs::write(&file, "").unwrap();
+    let client = home.client();
+    let machines = client.virtual_box().read(IVirtualBox::Machines).unwrap();
+    let other = client.at(machines[0].clone());
+    assert!(!other.read(IMachine::Accessible).unwrap());
+    fs::write(&file, text).unwrap();
+    assert!(other.read(IMachine::Accessible).unwrap());
+    assert_eq!(other.read(IMachine::Name).unwrap(), "other");
 }
 
 #[test]

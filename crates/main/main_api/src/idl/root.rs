@@ -24,11 +24,11 @@ interface! {
     /// What a VM process calls. At [`crate::paths::ROOT`].
     IVMProcessControl {
         methods {
-            /// Makes the caller the VM process of a machine, which it may do when it was started for that purpose or when
-            /// the machine has no session. The descriptor is the liveness lock (see [`crate::liveness`]) already held.
-            /// Returns the machine's id, its settings file, its effective settings as the text of a `.vbox` file
-            /// (media locations absolute), the log folder and the front-end's environment changes.
-            RegisterVM(nameOrId: String, pid: u32, state: MachineState) -> (
+            /// Makes the caller the VM process of a machine: it was started for that, or the machine has no session, or it
+            /// was the machine's VM process with an earlier service. The caller must hold the machine's liveness lock
+            /// (see [`crate::liveness`]). Returns the machine's id, its settings file, its effective settings as the text
+            /// of a `.vbox` file (locations of media absolute) and its log folder.
+            RegisterVM(nameOrId: String, state: MachineState) -> (
                 id: String, settingsFile: String, settings: String, logFolder: String);
             /// Tells the machine's state. An error belongs to `Stuck`, `Aborted` and to `PoweredOff` after a failed start.
             SetState(state: MachineState, errorCode: u32, errorText: String, errorComponent: String, errorInterface: String) -> ();
@@ -46,8 +46,6 @@ interface! {
         methods {
             /// Serves a console client on the descriptor, one end of a socket pair.
             AddConsoleClient(connection: OwnedFd) -> ();
-            /// Tells that the service ends and the VM process must find its successor.
-            ServiceGone() -> ();
         }
     }
 }
@@ -276,9 +274,6 @@ interface! {
             OnSessionStateChanged(machineId: String, state: SessionState);
             OnExtraDataChanged(machineId: String, key: String, value: String);
             OnMediumRegistered(mediumId: String, mediumType: DeviceType, registered: bool);
-            OnProgressPercentageChanged(progressId: String, percent: i32);
-            OnProgressTaskCompleted(progressId: String);
-            OnVBoxSVCAvailabilityChanged(available: bool);
         }
     }
 }
