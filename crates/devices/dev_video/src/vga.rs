@@ -49,8 +49,8 @@ pub fn vram_size(wanted: ByteSize) -> ByteSize {
 pub struct Vga {
     vram: Arc<HostMemory>,
     clock: Arc<Clock>,
-    /// Where the windows lie; `None` until the device is registered.
-    pgm: Option<Arc<Pgm>>,
+    /// Where the windows lie, once the device is registered. It holds the device, not the other way round.
+    pgm: Weak<Pgm>,
     /// The window as memory, laid over the one with registers, and what it shows.
     direct: Option<(MapHandle, u64)>,
     state: State,
@@ -61,7 +61,7 @@ impl Vga {
     pub fn new(vram: ByteSize, clock: Arc<Clock>) -> std::io::Result<Arc<Mutex<Self>>> {
         let vram = Arc::new(HostMemory::new("vram", vram_size(vram))?);
         let state = State::power_on(vram.len());
-        Ok(Arc::new(Mutex::new(Self { vram, clock, pgm: None, direct: None, state })))
+        Ok(Arc::new(Mutex::new(Self { vram, clock, pgm: Weak::new(), direct: None, state })))
     }
 
     /// Claims ports and the memory window, and plugs the adapter in at `at`.
@@ -72,7 +72,7 @@ impl Vga {
         iom.register(Port(0x1ce), 3, Width::Word, this.clone());
         let vram = {
             let mut vga = this.lock();
-            vga.pgm = Some(pgm.clone());
+            vga.pgm = Arc::downgrade(pgm);
             vga.vram.clone()
         };
         pgm.map(WINDOW, WINDOW_SIZE, Layer::Chipset, Backing::mmio(mmio_handler(this, 0)));
@@ -99,7 +99,7 @@ impl Vga {
 
     /// Lets the CPU at memory through the window where that shows it one to one.
     fn sync(&mut self) {
-        let Some(pgm) = &self.pgm else { return };
+        let Some(pgm) = self.pgm.upgrade() else { return };
         let wanted = self.state.direct_window().filter(|&offset| offset + DIRECT_SIZE <= self.vram.len());
         let backing = |offset| Backing::ram(self.vram.clone(), offset);
         match (self.direct, wanted) {
