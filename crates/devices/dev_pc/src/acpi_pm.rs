@@ -609,7 +609,7 @@ impl Device for AcpiPm {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::assert_saved_state_survives;
+    use crate::testing::{assert_golden, assert_saved_state_survives};
     use pdm::IrqSink;
     use pdm::irq::IrqPin;
     use pgm::Pgm;
@@ -760,6 +760,7 @@ mod tests {
         one.iom.write(Port(SMI_COMMAND), Width::Byte, ACPI_ENABLE.into());
         one.write(pm::ENABLE, Width::Word, 0x100);
         one.device.lock().press_power_button();
+        assert_golden(&one.device, include_str!("golden/acpi_pm.v1.hex"));
         assert_saved_state_survives(&one.device, &other.device);
         assert!(other.sci());
         assert_eq!(other.read(pm::ENABLE, Width::Word), 0x100);

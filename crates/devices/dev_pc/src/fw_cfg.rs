@@ -336,7 +336,7 @@ impl BootDevice {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::assert_saved_state_survives;
+    use crate::testing::{assert_golden, assert_saved_state_survives};
     use pgm::{Backing, HostMemory, Layer};
 
     struct Machine {
@@ -450,6 +450,7 @@ mod tests {
         let (one, other) = (machine(), machine());
         one.select(key::ID);
         one.bytes(1);
+        assert_golden(&one.device, include_str!("golden/fw_cfg.v1.hex"));
         assert_saved_state_survives(&one.device, &other.device);
         assert_eq!(other.bytes(4), [0, 0, 0, 0]);
     }

@@ -434,7 +434,7 @@ impl Device for Hpet {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::assert_saved_state_survives;
+    use crate::testing::{assert_golden, assert_saved_state_survives};
     use pdm::IrqSink;
 
     /// Counts rising edges and holds levels of all inputs.
@@ -587,6 +587,7 @@ mod tests {
         one.write(reg::CONFIG, 1);
         one.write(reg::TIMER + 0x20, 21 << 9 | 1 << 2);
         one.write(reg::TIMER + 0x28, 1000);
+        assert_golden(&one.device, include_str!("golden/hpet.v1.hex"));
         assert_saved_state_survives(&one.device, &other.device);
         other.run_to(1000);
         assert_eq!(other.edges(21), 1);

@@ -284,7 +284,7 @@ impl Device for I440Fx {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::assert_saved_state_survives;
+    use crate::testing::{assert_golden, assert_saved_state_survives};
     use vbox_types::ByteSize;
 
     struct Pc {
@@ -398,6 +398,7 @@ mod tests {
     fn a_saved_bridge_comes_back_with_its_shadow() {
         let (one, other) = (pc(), pc());
         one.set_register(0x59, 0x30);
+        assert_golden(&one.bridge, include_str!("golden/i440fx.v1.hex"));
         assert_saved_state_survives(&one.bridge, &other.bridge);
         assert_eq!(other.byte(0xf_fff0), 0);
     }

@@ -68,4 +68,15 @@ mod testing {
         let newer = ssm::Reader::new("test", other.lock().unit_version() + 1, &bytes);
         assert!(matches!(other.lock().load(newer), Err(ssm::Error::Newer { .. })));
     }
+
+    /// Holds a unit's format still: `one` must save the bytes of the golden file (hexadecimal, made when the version was
+    /// introduced). Another format needs another version, and a golden file of its own beside the old one.
+    pub(crate) fn assert_golden<D: Saveable>(one: &Arc<Mutex<D>>, golden: &str) {
+        let mut out = ssm::Writer::new();
+        let one = one.lock();
+        one.save(&mut out);
+        let text: String = out.into_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        let golden: String = golden.split_whitespace().collect();
+        assert_eq!(text, golden, "golden file of {} version {}", one.unit_name(), one.unit_version());
+    }
 }

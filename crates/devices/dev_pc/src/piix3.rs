@@ -373,7 +373,7 @@ impl Device for Piix3 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::assert_saved_state_survives;
+    use crate::testing::{assert_golden, assert_saved_state_survives};
     use pgm::Pgm;
 
     #[derive(Default)]
@@ -483,6 +483,7 @@ mod tests {
         let (one, other) = (board(), board());
         one.route(2, 11);
         other.wiring.intx(DevFn::new(3, 0), 1).set(true);
+        assert_golden(&one.bridge, include_str!("golden/piix3.v1.hex"));
         assert_saved_state_survives(&one.bridge, &other.bridge);
         assert_eq!(other.pic.0.lock().to_owned(), 1 << 11);
         other.bridge.lock().reset();
