@@ -10,7 +10,7 @@ fn cpu_seconds() -> f64 {
     text.split_whitespace().next().and_then(|n| n.parse::<f64>().ok()).expect("schedstat") / 1e9
 }
 
-fn bench(name: &str, code: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) {
+fn bench(name: &str, code: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) {
     let mut m = Machine::long(CODE);
     m.tables();
     let mut a = CodeAssembler::new(64).expect("assembler");
@@ -20,7 +20,12 @@ fn bench(name: &str, code: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x8
     m.run_to_halt();
     let time = cpu_seconds() - start;
     let n = m.iem.core().instructions() as f64;
-    println!("{name:24} {:7.1} million instructions, {:6.1} MIPS, {:.2} ns each", n / 1e6, n / time / 1e6, time / n * 1e9);
+    println!(
+        "{name:24} {:7.1} million instructions, {:6.1} MIPS, {:.2} ns each",
+        n / 1e6,
+        n / time / 1e6,
+        time / n * 1e9
+    );
 }
 
 fn main() {

@@ -414,7 +414,7 @@ impl Core {
         }
         if self.bank == Bank::Slow && who == Who::Explicit {
             let checked = self.user && cpu.cr0 & cr0::AM != 0 && cpu.rflags & rflags::AC != 0;
-            if checked && size.is_power_of_two() && size <= 8 && linear % size != 0 {
+            if checked && size.is_power_of_two() && size <= 8 && !linear.is_multiple_of(size) {
                 return Err(Fault::AC);
             }
             self.breakpoints |= debug::match_data(cpu, linear, size, write);
@@ -795,7 +795,7 @@ impl Core {
                 return Err(fault);
             }
             let code = kind & 8 != 0;
-            if write && (code || kind & 2 == 0) || !write && code && kind & 2 == 0 {
+            if kind & 2 == 0 && (write || code) || write && code {
                 return Err(fault);
             }
         }

@@ -95,12 +95,12 @@ impl Lazy {
     /// The six flags at their places in RFLAGS.
     #[inline]
     pub fn to_rflags(self) -> u64 {
-        u64::from(self.cf()) * rflags::CF
-            | u64::from(self.pf()) * rflags::PF
-            | u64::from(self.af()) * rflags::AF
-            | u64::from(self.zf()) * rflags::ZF
-            | u64::from(self.sf()) * rflags::SF
-            | u64::from(self.of()) * rflags::OF
+        (u64::from(self.cf()) * rflags::CF)
+            | (u64::from(self.pf()) * rflags::PF)
+            | (u64::from(self.af()) * rflags::AF)
+            | (u64::from(self.zf()) * rflags::ZF)
+            | (u64::from(self.sf()) * rflags::SF)
+            | (u64::from(self.of()) * rflags::OF)
     }
 }
 

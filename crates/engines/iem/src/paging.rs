@@ -194,7 +194,7 @@ impl<M: PhysMemory> Walk<'_, M> {
                     (self.writable || cpu.cr0 & cr0::WP == 0)
                         && (!self.user || access.smap_override || cpu.cr4 & cr4::SMAP == 0)
                 }
-                Kind::Fetch => !self.nx && !(self.user && cpu.cr4 & cr4::SMEP != 0),
+                Kind::Fetch => !(self.nx || (self.user && cpu.cr4 & cr4::SMEP != 0)),
             }
         };
         if !allowed {

@@ -145,7 +145,7 @@ impl Machine {
         m.cpu.msr.efer = efer::LME | efer::LMA | efer::NXE | efer::SCE;
         m.cpu.cr3 = TABLES;
         m.cpu.xcr0 = 7;
-        m.put(TABLES, &(TABLES + 0x1000 | 7).to_le_bytes());
+        m.put(TABLES, &((TABLES + 0x1000) | 7).to_le_bytes());
         for i in 0..4u64 {
             let table = TABLES + 0x2000 + i * 0x1000;
             m.put(TABLES + 0x1000 + 8 * i, &(table | 7).to_le_bytes());
@@ -321,7 +321,7 @@ impl Machine {
     /// If it halted elsewhere.
     pub fn halted_in_handler(&self) -> u8 {
         let at = self.cpu.rip.wrapping_sub(HANDLERS + 1);
-        assert!(at % 16 == 0 && at / 16 < 256, "halted at {:#x}", self.cpu.rip);
+        assert!(at.is_multiple_of(16) && at / 16 < 256, "halted at {:#x}", self.cpu.rip);
         (at / 16) as u8
     }
 }

@@ -229,7 +229,7 @@ impl Frames {
 
     /// As [`Frames::compare_exchange`] for 16 aligned bytes.
     pub fn compare_exchange_16(&self, frame: Frame, offset: u64, old: u128, new: u128) -> Result<(), u128> {
-        assert!(frame.writable && offset + 16 <= PAGE + 1 && offset % 16 == 0);
+        assert!(frame.writable && offset + 16 <= PAGE + 1 && offset.is_multiple_of(16));
         // SAFETY: inside the frame's page, aligned to 16 bytes.
         unsafe { cas_16(frame.host + offset, old, new) }
     }

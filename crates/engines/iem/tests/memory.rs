@@ -491,8 +491,8 @@ fn pae_and_32_bit_paging_translate() {
         m.put(CODE, &code);
         if pae {
             // Two directories: identity for the first GiB, small pages for the second.
-            m.put(TABLES, &(TABLES + 0x1000 | 1).to_le_bytes());
-            m.put(TABLES + 8, &(TABLES + 0x2000 | 1).to_le_bytes());
+            m.put(TABLES, &((TABLES + 0x1000) | 1).to_le_bytes());
+            m.put(TABLES + 8, &((TABLES + 0x2000) | 1).to_le_bytes());
             m.put(TABLES + 0x1000, &0x83u64.to_le_bytes());
             m.put(TABLES + 0x2000, &(PTE | 3).to_le_bytes());
             m.put(PTE, &(FRAME | 3).to_le_bytes());

@@ -94,7 +94,7 @@ fn write(core: &mut Core, cpu: &CpuState, at: u64, data: &[u8]) -> Result<(), Fa
     if let Ok(bytes) = <[u8; 4]>::try_from(data) {
         return core.write(cpu, at, u32::from_le_bytes(bytes));
     }
-    if data.len() % 8 != 0 {
+    if !data.len().is_multiple_of(8) {
         return core.write_bytes(cpu, at, data);
     }
     for (i, part) in data.chunks_exact(8).enumerate() {
