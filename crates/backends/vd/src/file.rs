@@ -188,3 +188,34 @@ impl FileIo for MemoryFile {
         if self.len()? < end { self.set_len(end) } else { Ok(()) }
     }
 }
+
+#[cfg(test)]
+impl FileIo for std::sync::Arc<MemoryFile> {
+    fn len(&self) -> io::Result<u64> {
+        (**self).len()
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        (**self).read_at(offset, out)
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        (**self).write_at(offset, data)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        (**self).set_len(len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        (**self).sync()
+    }
+
+    fn zero(&self, offset: u64, len: u64) -> io::Result<()> {
+        (**self).zero(offset, len)
+    }
+
+    fn reserve(&self, offset: u64, len: u64) -> io::Result<()> {
+        (**self).reserve(offset, len)
+    }
+}

@@ -42,6 +42,7 @@ struct State {
 
 struct Shared {
     image: Image,
+    settle: Duration,
     state: Mutex<State>,
     work: Condvar,
     idle: Condvar,
@@ -56,8 +57,13 @@ pub struct Queue {
 impl Queue {
     /// Starts `threads` threads (at least one) on `image`.
     pub fn new(image: Image, threads: usize) -> std::io::Result<Self> {
+        Self::start(image, threads, SETTLE)
+    }
+
+    fn start(image: Image, threads: usize, settle: Duration) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             image,
+            settle,
             state: Mutex::new(State {
                 requests: VecDeque::new(),
                 running: 0,
@@ -121,7 +127,7 @@ impl Shared {
                 state = self.state.lock();
                 state.running -= 1;
                 if state.settle_at.is_none() && self.image.is_dirty() {
-                    state.settle_at = Some(Instant::now() + SETTLE);
+                    state.settle_at = Some(Instant::now() + self.settle);
                 }
                 if state.running == 0 && state.requests.is_empty() {
                     self.idle.notify_all();
@@ -157,5 +163,37 @@ impl Shared {
             Op::Flush => self.image.flush().map(|()| Vec::new()),
             Op::Discard { offset, len } => self.image.discard(offset, len).map(|()| Vec::new()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::file::MemoryFile;
+    use crate::format::Format;
+    use crate::image::OpenMode;
+
+    #[test]
+    fn a_killed_process_keeps_what_it_wrote_some_seconds_before() {
+        let file = Arc::new(MemoryFile::new(&crate::vdi::tests::small_image(8)));
+        let open = |file: Arc<MemoryFile>| {
+            Image::from_file(Box::new(file), Path::new("t"), OpenMode::ReadWrite, Format::Vdi, None).unwrap()
+        };
+        let queue = Queue::start(open(file.clone()), 2, Duration::from_millis(30)).unwrap();
+        queue.submit(Op::Write { offset: 8192, buffer: vec![7; 512] }, Box::new(|r| assert!(r.is_ok())));
+        queue.drain();
+        let written = || {
+            let mut out = [0; 512];
+            open(Arc::new(MemoryFile::new(&file.bytes.lock()))).read(8192, &mut out).unwrap();
+            out == [7; 512]
+        };
+        let end = Instant::now() + Duration::from_secs(10);
+        while !written() {
+            assert!(Instant::now() < end, "the new block was never recorded");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(!queue.image().is_dirty());
     }
 }
