@@ -134,6 +134,8 @@ pub(crate) fn probe_file(file: &dyn FileIo) -> std::io::Result<Format> {
 pub(crate) enum Place {
     /// In the file, from this offset on.
     File(u64),
+    /// In a compressed unit that is stored at this file offset: [`Layout::unpack`] gives the whole unit.
+    Packed(u64),
     /// Nowhere: it reads as zeros, whatever a parent holds.
     Zero,
     /// Not in this image: the parent has it; without a parent it reads as zeros.
@@ -192,6 +194,12 @@ pub(crate) trait Layout: Send + Sync {
 
     /// Sets storage aside for the unit around `offset`, which [`Layout::map`] had nowhere.
     fn begin(&self, file: &dyn FileIo, offset: u64) -> std::io::Result<Begin<'_>>;
+
+    /// The content of the compressed unit stored at file offset `at`; formats without such units fail.
+    fn unpack(&self, file: &dyn FileIo, at: u64) -> std::io::Result<Vec<u8>>;
+
+    /// Bytes in a compressed unit; 0 for formats without such units.
+    fn packed_unit(&self) -> u64;
 
     /// The image is about to be changed for the first time since it was opened: gives it a new modification UUID.
     fn modified(&self, file: &dyn FileIo) -> std::io::Result<()>;

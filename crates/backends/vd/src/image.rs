@@ -15,7 +15,7 @@ use crate::format::{Begin, Facts, Format, Layout, Place, Variant, probe_file};
 use crate::raw::Raw;
 use crate::vdi::{self, CreateError, NewVdi, Vdi};
 use crate::vhd::{self, Vhd};
-use crate::vmdk::{self, Vmdk};
+use crate::vmdk;
 
 /// Discards are cut to whole units of this size in the file: holes smaller than a page of the host give nothing back.
 const DISCARD_UNIT: u64 = 4096;
@@ -71,6 +71,8 @@ pub struct Image {
     /// Whether the modification UUID was renewed since the image was opened.
     modified: Mutex<bool>,
     parent: Option<Arc<Image>>,
+    /// The compressed unit that was read last: its file offset and content.
+    unpacked: Mutex<(u64, Vec<u8>)>,
 }
 
 fn open_file(path: &Path, mode: OpenMode) -> Result<HostFile, Error> {
@@ -98,7 +100,7 @@ fn layout(file: &dyn FileIo, path: &Path, format: Format) -> Result<Box<dyn Layo
     Ok(match format {
         Format::Raw => Box::new(Raw::open(file).map_err(|e| Error::host("read from", path, e))?),
         Format::Vdi => Box::new(Vdi::open(file, path)?),
-        Format::Vmdk => Box::new(Vmdk::open(file, path)?),
+        Format::Vmdk => vmdk::open(file, path)?,
         Format::Vhd => Box::new(Vhd::open(file, path)?),
         other => return Err(unsupported(path, other)),
     })
@@ -145,6 +147,10 @@ impl Image {
         let layout = layout(&*file, path, format)?;
         let facts = layout.facts();
         check_parent(path, &facts, parent.as_deref())?;
+        if mode != OpenMode::ReadOnly && layout.packed_unit() != 0 {
+            let what = "writing to a compressed image; clone it to another variant".into();
+            return Err(Error::Unsupported { path: path.to_owned(), what });
+        }
         if mode == OpenMode::Shareable && facts.variant != Variant::Fixed && format != Format::Raw {
             let what = format!("sharing a {} image; only fixed images can be shared", facts.variant);
             return Err(Error::Unsupported { path: path.to_owned(), what });
@@ -158,6 +164,7 @@ impl Image {
             writable: mode != OpenMode::ReadOnly,
             modified: Mutex::new(false),
             parent,
+            unpacked: Mutex::default(),
         })
     }
 
@@ -206,11 +213,28 @@ impl Image {
                 Place::File(from) => {
                     self.file.read_at(from, piece).map_err(|e| Error::host("read from", &self.path, e))?;
                 }
+                Place::Packed(from) => self.read_packed(from, at, piece)?,
                 Place::Zero => piece.fill(0),
                 Place::Absent => self.read_parent(at, piece)?,
             }
             done += extent.len as usize;
         }
+        Ok(())
+    }
+
+    /// Reads inside one compressed unit, keeping the unit for the reads that usually follow.
+    fn read_packed(&self, from: u64, offset: u64, out: &mut [u8]) -> Result<(), Error> {
+        let mut unpacked = self.unpacked.lock();
+        if unpacked.0 != from {
+            let unit = self.layout.unpack(&*self.file, from);
+            *unpacked = (from, unit.map_err(|e| Error::host("unpack data of", &self.path, e))?);
+        }
+        let start = (offset % self.layout.packed_unit().max(1)) as usize;
+        // The last unit may be stored short.
+        let have = unpacked.1.get(start..).unwrap_or_default();
+        let count = have.len().min(out.len());
+        out[..count].copy_from_slice(&have[..count]);
+        out[count..].fill(0);
         Ok(())
     }
 
@@ -247,6 +271,8 @@ impl Image {
                 // Zeros onto zeros: nothing changes, and the image stays small.
                 Place::Zero if is_zero(piece) => {}
                 Place::Absent if self.parent.is_none() && is_zero(piece) => {}
+                // Layouts with such units are opened for reading only.
+                Place::Packed(_) => return Err(Error::ReadOnly { path: self.path.clone() }),
                 Place::Zero | Place::Absent => {
                     if !self.write_new(at, piece, extent.place)? {
                         continue;
@@ -519,10 +545,10 @@ fn sync_directory(path: &Path) {
 
 /// See [`crate::exercise`].
 pub(crate) fn exercise(bytes: &[u8]) {
-    let file = Box::new(MemoryFile::new(bytes));
     let path = Path::new("memory");
-    let Ok(format) = probe_file(&*file) else { return };
-    let Ok(image) = Image::from_file(file, path, OpenMode::ReadWrite, format, None) else { return };
+    let Ok(format) = probe_file(&MemoryFile::new(bytes)) else { return };
+    let open = |mode| Image::from_file(Box::new(MemoryFile::new(bytes)), path, mode, format, None);
+    let Ok(image) = open(OpenMode::ReadWrite).or_else(|_| open(OpenMode::ReadOnly)) else { return };
     // Memory, not disk space, is what a fuzzer runs out of.
     if image.size > 64 << 20 {
         return;

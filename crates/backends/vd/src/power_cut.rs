@@ -244,7 +244,7 @@ fn after_a_power_cut_a_vmdk_opens_and_holds_what_was_flushed() {
     let size = 10 * 0x1_0000;
     assert!(crate::vmdk::create(&file, Path::new("cut.vmdk"), size, Uuid::from_u128(1)).unwrap());
     let bytes = file.bytes.lock().clone();
-    cut_power(Format::Vmdk, &bytes, 4, (0..160).step_by(3));
+    cut_power(Format::Vmdk, &bytes, 3, (0..160).step_by(5));
 }
 
 #[test]
@@ -253,5 +253,5 @@ fn after_a_power_cut_a_vhd_opens_and_holds_what_was_flushed() {
     let size = (2 << 20) + 0x4_0000;
     assert!(crate::vhd::create(&file, Variant::Dynamic, size, Uuid::from_u128(1)).unwrap());
     let bytes = file.bytes.lock().clone();
-    cut_power(Format::Vhd, &bytes, 3, (0..160).step_by(5));
+    cut_power(Format::Vhd, &bytes, 1, (0..120).step_by(7));
 }

@@ -261,6 +261,14 @@ impl Layout for Vdi {
         Ok(())
     }
 
+    fn unpack(&self, _file: &dyn FileIo, _at: u64) -> io::Result<Vec<u8>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn packed_unit(&self) -> u64 {
+        0
+    }
+
     fn flush(&self, file: &dyn FileIo) -> io::Result<()> {
         self.units.flush(file)
     }

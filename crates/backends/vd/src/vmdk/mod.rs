@@ -8,11 +8,14 @@
 //! 72 unclean u8   73 "\n \r\n"   77 compression u16                      (sizes and offsets in sectors of 512 bytes)
 //! ```
 //!
-//! Images in several files, compressed ones (`streamOptimized`) and ones on raw disks are refused by name.
+//! Of stream-optimized images, as appliances carry them, each grain is compressed behind a marker (first sector u64, size
+//! u32), and the directory that counts is the one of the footer, the last sector but one. They are opened for reading.
+//!
+//! Images in several files and ones on raw disks are refused by name.
 
 mod descriptor;
 
-use std::io;
+use std::io::{self, Read};
 use std::ops::Range;
 use std::path::Path;
 
@@ -41,6 +44,8 @@ const MAX_GRAINS: u64 = 1 << 26;
 /// Header flag: a table entry of 1 means a grain of zeros.
 const FLAG_ZERO_GRAINS: u32 = 1 << 2;
 const FLAG_COMPRESSED: u32 = 1 << 16;
+/// Bytes of a compressed grain's marker.
+const MARKER: usize = 12;
 const RESTORE: &str = "restore the file from a copy";
 
 /// The fields of the binary header that matter.
@@ -53,6 +58,7 @@ struct Header {
     second_directory: u64,
     directory: u64,
     overhead: u64,
+    compressed: bool,
 }
 
 /// How grains are found: the map of [`Units`] is all tables one after the other.
@@ -130,14 +136,27 @@ fn read_header(file: &dyn FileIo, path: &Path) -> Result<(Header, Descriptor), E
             what: "the signature at offset 0x0 is missing".into(),
         });
     }
+    let file_len = file.len().map_err(host)?;
+    let at_end = raw[56..64] == [0xff; 8];
+    let text_place: [u8; 16] = raw[28..44].try_into().unwrap_or_default();
+    if at_end {
+        let footer = file_len.saturating_sub(2 * SECTOR);
+        file.read_at(footer, &mut raw).map_err(host)?;
+        if !raw.starts_with(MAGIC) {
+            return Err(damaged(path, footer, "the footer of a stream-optimized image is missing".into()));
+        }
+        // The descriptor is told by the header at the start alone.
+        raw[28..44].copy_from_slice(&text_place);
+    }
     let u32_at = |at: usize| u32::from_le_bytes([raw[at], raw[at + 1], raw[at + 2], raw[at + 3]]);
     let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
     let (version, flags) = (u32_at(4), u32_at(8));
     if !(1..=3).contains(&version) {
         return Err(unsupported(path, format!("VMDK version {version}")));
     }
-    if flags & FLAG_COMPRESSED != 0 || u64_at(56) == u64::MAX {
-        return Err(unsupported(path, "compressed (stream-optimized) VMDK images".into()));
+    let compressed = flags & FLAG_COMPRESSED != 0;
+    if compressed && u16::from_le_bytes([raw[77], raw[78]]) != 1 {
+        return Err(unsupported(path, "VMDK images compressed otherwise than by deflate".into()));
     }
     if u32_at(44) != TABLE_ENTRIES {
         return Err(damaged(path, 44, format!("{} entries in a grain table instead of 512", u32_at(44))));
@@ -146,7 +165,6 @@ fn read_header(file: &dyn FileIo, path: &Path) -> Result<(Header, Descriptor), E
     if !grain.is_power_of_two() || !(8..=0x8000).contains(&grain) {
         return Err(damaged(path, 20, format!("grain size of {grain} sectors")));
     }
-    let file_len = file.len().map_err(host)?;
     let sectors = |at: usize, count: u64| -> Result<u64, Error> {
         let offset = u64_at(at);
         match offset.checked_add(count).and_then(|end| end.checked_mul(SECTOR)) {
@@ -170,7 +188,9 @@ fn read_header(file: &dyn FileIo, path: &Path) -> Result<(Header, Descriptor), E
         descriptor: start..start + descriptor_sectors * SECTOR,
         second_directory: if u64_at(48) == 0 { 0 } else { sectors(48, directory_sectors)? },
         directory: sectors(56, directory_sectors)?,
-        overhead: sectors(64, 0)?,
+        // Nothing is written to compressed images, and their makers count differently.
+        overhead: if compressed { 0 } else { sectors(64, 0)? },
+        compressed,
     };
     let mut text = vec![0; (header.descriptor.end - start) as usize];
     file.read_at(start, &mut text).map_err(host)?;
@@ -196,76 +216,93 @@ pub(crate) fn read_facts(file: &dyn FileIo, path: &Path) -> Result<Facts, Error>
     read_header(file, path).map(|(header, descriptor)| facts(&header, &descriptor))
 }
 
-impl Vmdk {
-    /// Reads and checks header, descriptor, directory and tables.
-    pub(crate) fn open(file: &dyn FileIo, path: &Path) -> Result<Self, Error> {
-        let host = |e| Error::host("read from", path, e);
-        let (header, descriptor) = read_header(file, path)?;
-        match descriptor.extents() {
-            Ok(extents) if extents.len() == 1 && extents[0].kind == ExtentKind::Sparse => {}
-            Ok(extents) => {
-                let kinds: Vec<_> = extents.iter().map(|e| format!("{:?}", e.kind)).collect();
-                return Err(unsupported(path, format!("VMDK extents {}", kinds.join(", "))));
-            }
-            Err(line) => {
-                return Err(damaged(path, header.descriptor.start, format!("bad extent line \"{line}\"")));
-            }
+/// Reads and checks header, descriptor, directory and tables.
+pub(crate) fn open(file: &dyn FileIo, path: &Path) -> Result<Box<dyn Layout>, Error> {
+    let host = |e| Error::host("read from", path, e);
+    let (header, descriptor) = read_header(file, path)?;
+    match descriptor.extents() {
+        Ok(extents) if extents.len() == 1 && extents[0].kind == ExtentKind::Sparse => {}
+        Ok(extents) => {
+            let kinds: Vec<_> = extents.iter().map(|e| format!("{:?}", e.kind)).collect();
+            return Err(unsupported(path, format!("VMDK extents {}", kinds.join(", "))));
         }
-        let file_len = file.len().map_err(host)?;
-        let grains = header.capacity.div_ceil(header.grain);
-        let count = grains.div_ceil(TABLE_ENTRIES.into()) as usize;
-        let directory = |at: u64| -> Result<Vec<u32>, Error> {
-            let mut bytes = vec![0; 4 * count];
-            if at != 0 {
-                file.read_at(at, &mut bytes).map_err(host)?;
-            }
-            Ok(words_from(&bytes))
-        };
-        let (first, second) = (directory(header.directory)?, directory(header.second_directory)?);
-        // Tables apart from one another bound what is loaded by the file's size.
-        let mut places: Vec<u32> = first.iter().chain(&second).copied().filter(|&s| s != 0).collect();
-        places.sort_unstable();
-        if let Some(pair) = places.windows(2).find(|p| u64::from(p[1] - p[0]) < TABLE_SECTORS) {
-            let what = format!("two grain tables share sector {}", pair[1]);
-            return Err(damaged(path, header.directory, what));
+        Err(line) => {
+            return Err(damaged(path, header.descriptor.start, format!("bad extent line \"{line}\"")));
         }
-        let mut tables = Vec::with_capacity(count);
-        if let Some(&last) = places.last()
-            && (u64::from(last) + TABLE_SECTORS) * SECTOR > file_len
-        {
-            let what = format!("a grain table at sector {last} lies past the file's end");
-            return Err(damaged(path, header.directory, what));
-        }
-        let mut words = Vec::new();
-        let mut table = [0; TABLE_ENTRIES as usize * 4];
-        for (index, (&a, &b)) in first.iter().zip(&second).enumerate() {
-            if a == 0 {
-                return Err(unsupported(path, format!("VMDK images without grain table {index}")));
-            }
-            tables.push([u64::from(a) * SECTOR, u64::from(b) * SECTOR]);
-            file.read_at(u64::from(a) * SECTOR, &mut table).map_err(host)?;
-            words.extend(words_from(&table));
-        }
-        words.truncate(grains as usize);
-        // Grains lie behind everything that finds them.
-        let tables_end = tables.iter().flatten().max().map_or(0, |at| at + TABLE_SECTORS * SECTOR);
-        let start = header.overhead.max(header.descriptor.end).max(tables_end);
-        let offsets: Vec<u64> = tables.iter().map(|t| t[0]).collect();
-        let modification = descriptor.uuid("ddb.uuid.modification");
-        let units = Units::open(Tables { header, tables }, words, start, file_len).map_err(|fault| {
-            let (unit, what) = match fault {
-                MapFault::Outside { unit, at } => {
-                    (unit, format!("grain {unit} at 0x{at:x} lies outside the data of the file"))
-                }
-                MapFault::Shared { unit, at } => {
-                    (unit, format!("grain {unit} shares its place at 0x{at:x} with another one"))
-                }
-            };
-            let (table, entry) = (unit / TABLE_ENTRIES as usize, unit % TABLE_ENTRIES as usize);
-            damaged(path, offsets[table] + 4 * entry as u64, what)
-        })?;
-        Ok(Self { units, descriptor, modification: Mutex::new(modification) })
     }
+    let file_len = file.len().map_err(host)?;
+    let (tables, words) = load_tables(file, path, &header, file_len)?;
+    if header.compressed {
+        return Ok(Box::new(Packed { header, descriptor, words }));
+    }
+    // Grains lie behind everything that finds them.
+    let tables_end = tables.iter().flatten().max().map_or(0, |at| at + TABLE_SECTORS * SECTOR);
+    let start = header.overhead.max(header.descriptor.end).max(tables_end);
+    let offsets: Vec<u64> = tables.iter().map(|t| t[0]).collect();
+    let modification = descriptor.uuid("ddb.uuid.modification");
+    let units = Units::open(Tables { header, tables }, words, start, file_len).map_err(|fault| {
+        let (unit, what) = match fault {
+            MapFault::Outside { unit, at } => {
+                (unit, format!("grain {unit} at 0x{at:x} lies outside the data of the file"))
+            }
+            MapFault::Shared { unit, at } => {
+                (unit, format!("grain {unit} shares its place at 0x{at:x} with another one"))
+            }
+        };
+        let (table, entry) = (unit / TABLE_ENTRIES as usize, unit % TABLE_ENTRIES as usize);
+        damaged(path, offsets[table] + 4 * entry as u64, what)
+    })?;
+    Ok(Box::new(Vmdk { units, descriptor, modification: Mutex::new(modification) }))
+}
+
+/// File offsets of the grain tables (both copies), and their words one after the other.
+fn load_tables(
+    file: &dyn FileIo,
+    path: &Path,
+    header: &Header,
+    file_len: u64,
+) -> Result<(Vec<[u64; 2]>, Vec<u32>), Error> {
+    let host = |e| Error::host("read from", path, e);
+    let grains = header.capacity.div_ceil(header.grain);
+    let count = grains.div_ceil(TABLE_ENTRIES.into()) as usize;
+    let directory = |at: u64| -> Result<Vec<u32>, Error> {
+        let mut bytes = vec![0; 4 * count];
+        if at != 0 {
+            file.read_at(at, &mut bytes).map_err(host)?;
+        }
+        Ok(words_from(&bytes))
+    };
+    let (first, second) = (directory(header.directory)?, directory(header.second_directory)?);
+    // Tables apart from one another bound what is loaded by the file's size.
+    let mut places: Vec<u32> = first.iter().chain(&second).copied().filter(|&s| s != 0).collect();
+    places.sort_unstable();
+    if let Some(pair) = places.windows(2).find(|p| u64::from(p[1] - p[0]) < TABLE_SECTORS) {
+        let what = format!("two grain tables share sector {}", pair[1]);
+        return Err(damaged(path, header.directory, what));
+    }
+    if let Some(&last) = places.last()
+        && (u64::from(last) + TABLE_SECTORS) * SECTOR > file_len
+    {
+        let what = format!("a grain table at sector {last} lies past the file's end");
+        return Err(damaged(path, header.directory, what));
+    }
+    let mut tables = Vec::with_capacity(count);
+    let mut words = Vec::new();
+    let mut table = [0; TABLE_ENTRIES as usize * 4];
+    for (index, (&a, &b)) in first.iter().zip(&second).enumerate() {
+        tables.push([u64::from(a) * SECTOR, u64::from(b) * SECTOR]);
+        if a != 0 {
+            file.read_at(u64::from(a) * SECTOR, &mut table).map_err(host)?;
+        } else if header.compressed {
+            // A stream without a grain in a table's range leaves the table out.
+            table.fill(0);
+        } else {
+            return Err(unsupported(path, format!("VMDK images without grain table {index}")));
+        }
+        words.extend(words_from(&table));
+    }
+    words.truncate(grains as usize);
+    Ok((tables, words))
 }
 
 /// Writes a new image of `size` bytes into an empty file; `Ok(false)` if it would be too large.
@@ -353,11 +390,82 @@ impl Layout for Vmdk {
         Ok(())
     }
 
+    fn unpack(&self, _file: &dyn FileIo, _at: u64) -> io::Result<Vec<u8>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn packed_unit(&self) -> u64 {
+        0
+    }
+
     fn flush(&self, file: &dyn FileIo) -> io::Result<()> {
         self.units.flush(file)
     }
 
     fn is_dirty(&self) -> bool {
         self.units.is_dirty()
+    }
+}
+
+/// A stream-optimized image: read-only.
+struct Packed {
+    header: Header,
+    descriptor: Descriptor,
+    words: Vec<u32>,
+}
+
+impl Layout for Packed {
+    fn facts(&self) -> Facts {
+        facts(&self.header, &self.descriptor)
+    }
+
+    fn map(&self, offset: u64, len: u64) -> Extent {
+        let unit = self.packed_unit();
+        let place = match self.words.get((offset / unit) as usize) {
+            None | Some(0) => Place::Absent,
+            Some(1) if self.header.flags & FLAG_ZERO_GRAINS != 0 => Place::Zero,
+            Some(&sector) => Place::Packed(u64::from(sector) * SECTOR),
+        };
+        Extent { place, len: len.min(unit - offset % unit) }
+    }
+
+    fn unpack(&self, file: &dyn FileIo, at: u64) -> io::Result<Vec<u8>> {
+        let mut marker = [0; MARKER];
+        file.read_at(at, &mut marker)?;
+        let size = u64::from(u32::from_le_bytes([marker[8], marker[9], marker[10], marker[11]]));
+        let unit = self.packed_unit();
+        // Deflate makes data that it cannot compress only a little larger.
+        if size > 2 * unit || at + MARKER as u64 + size > file.len()? {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the size in a grain's marker is wrong"));
+        }
+        let mut packed = vec![0; size as usize];
+        file.read_at(at + MARKER as u64, &mut packed)?;
+        let mut out = Vec::new();
+        flate2::read::ZlibDecoder::new(&packed[..]).take(unit).read_to_end(&mut out)?;
+        Ok(out)
+    }
+
+    fn packed_unit(&self) -> u64 {
+        self.header.grain * SECTOR
+    }
+
+    fn before_write(&self, _file: &dyn FileIo, _offset: u64) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn begin(&self, _file: &dyn FileIo, _offset: u64) -> io::Result<Begin<'_>> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn modified(&self, _file: &dyn FileIo) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+
+    fn flush(&self, _file: &dyn FileIo) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn is_dirty(&self) -> bool {
+        false
     }
 }
