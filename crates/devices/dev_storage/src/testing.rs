@@ -145,3 +145,10 @@ impl Line {
         self.rises.load(Ordering::SeqCst)
     }
 }
+
+/// Holds a unit's format still: `bytes`, saved now, must be those of the golden file (hexadecimal, made when the version was
+/// introduced). Another format needs another version, and a golden file of its own beside the old one.
+pub(crate) fn assert_golden(bytes: &[u8], golden: &str) {
+    let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(text, golden.split_whitespace().collect::<String>());
+}

@@ -8,7 +8,7 @@ use ssm::{Reader, Saveable, Writer};
 use vbox_types::Port;
 
 use super::{DriveType, Floppy, FloppyDrive, NoDrive, Wiring};
-use crate::testing::{Line, MemoryMedium};
+use crate::testing::{Line, MemoryMedium, assert_golden};
 
 /// A DMA channel over a buffer: so many bytes until terminal count.
 #[derive(Default)]
@@ -348,6 +348,18 @@ fn a_restored_controller_goes_on_where_the_saved_one_stood() {
             }
         }
     }
+}
+
+#[test]
+fn the_saved_state_keeps_its_format() {
+    let r = rig();
+    r.seek(7);
+    r.command(&[0x4a, 4]);
+    let saved = r.save();
+    assert_golden(&saved, include_str!("../golden/i82078.v1.hex"));
+    let other = rig();
+    other.floppy.lock().load(Reader::new("i82078", 1, &saved)).unwrap();
+    assert_eq!(other.result(), [4, 0, 0, 7, 1, 1, 2]);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use ssm::{Reader, Saveable, Writer};
 use vbox_types::{ByteSize, GuestPhys, Port};
 
 use super::{CdIdentity, DiskIdentity, Drive, Ide, MediumError, Model, Wiring};
-use crate::testing::{Line, MemoryMedium};
+use crate::testing::{Line, MemoryMedium, assert_golden};
 
 const BM: u16 = 0xc000;
 const DRQ: u8 = 0x08;
@@ -599,6 +599,7 @@ fn a_short_packet_answer_that_waits_for_dma_can_be_saved() {
     let r = rig();
     r.packet(&[0x25], 0, true);
     let saved = r.save();
+    assert_golden(&saved, include_str!("../golden/piix3ide.v1.hex"));
     let other = rig();
     other.ide.lock().load(Reader::new("piix3ide", 1, &saved)).unwrap();
     other.prd(0x1000, &[(0x2000, 8, true)]);
