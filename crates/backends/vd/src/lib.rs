@@ -6,6 +6,9 @@
 //!   format is on record is opened as that and never probed, because a guest can write any header into a raw disk.
 //! * [`Queue`] runs requests on threads, for controllers.
 //!
+//! **Formats.** Raw (disks, ISO images, floppies, block devices), VDI (dynamic, fixed, differencing), VMDK in one sparse file,
+//! stream-optimized VMDK (reading), VHD (dynamic, fixed). Others are recognised and refused by name.
+//!
 //! **Durability.** [`Image::flush`] returns when every write that had returned before is on stable storage together
 //! with the metadata that finds it. Metadata goes to the file only after the data it refers to is stable, so a power
 //! cut at any moment leaves an image that opens and holds everything flushed.
