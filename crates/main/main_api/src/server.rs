@@ -121,6 +121,22 @@ pub trait Service: Send + Sync + 'static {
         attr: &'static AttrDesc,
     ) -> ApiResult<Value<'static>>;
 
+    /// Every attribute of one interface that can be read now.
+    fn read_all(
+        &self,
+        peer: &Peer,
+        path: &str,
+        interface: &'static Interface,
+    ) -> HashMap<&'static str, Value<'static>> {
+        let attrs = interface.attributes.iter();
+        attrs.filter_map(|a| self.read(peer, path, interface, a).ok().map(|v| (a.name, v))).collect()
+    }
+
+    /// The paths of `path` and of every object (or path node) below it.
+    fn subtree(&self, peer: &Peer, path: &str) -> Vec<String> {
+        walk(self, peer, path)
+    }
+
     /// `value` may have the wrong type; converting it is the service's part.
     fn write(
         &self,
@@ -150,6 +166,20 @@ pub trait Service: Send + Sync + 'static {
 
     /// The peer has gone. Called once, after its last call has come in.
     fn detached(&self, _peer: &Peer) {}
+}
+
+/// [`Service::subtree`] by way of [`Service::children`].
+pub fn walk<S: Service + ?Sized>(service: &S, peer: &Peer, path: &str) -> Vec<String> {
+    let mut all = vec![path.to_owned()];
+    let mut next = 0;
+    while next < all.len() {
+        let prefix = if all[next] == "/" { "" } else { &all[next] };
+        let below = service.children(peer, &all[next]).into_iter();
+        let below: Vec<String> = below.map(|child| format!("{prefix}/{child}")).collect();
+        all.extend(below);
+        next += 1;
+    }
+    all
 }
 
 static NEXT_PEER: AtomicU64 = AtomicU64::new(1);
@@ -370,7 +400,7 @@ fn properties(
             Ok(Reply::Values(Vec::new()))
         }
         "GetAll" => {
-            let all: HashMap<&str, Value<'static>> = read_all(peer, service, path, interface("")?);
+            let all: HashMap<&str, Value<'static>> = service.read_all(peer, path, interface("")?);
             Ok(Reply::Body(one(all)?))
         }
         _ => Err(Failure::DBus("UnknownMethod", format!("no method {PROPERTIES}.{member}"))),
@@ -388,31 +418,17 @@ where
         .map_err(|e| ApiError::fail(format!("Cannot encode a reply: {e}")).into())
 }
 
-/// Every attribute of one interface that can be read now.
-fn read_all(
-    peer: &Peer,
-    service: &dyn Service,
-    path: &str,
-    interface: &'static Interface,
-) -> HashMap<&'static str, Value<'static>> {
-    let attrs = interface.attributes.iter();
-    attrs.filter_map(|a| service.read(peer, path, interface, a).ok().map(|v| (a.name, v))).collect()
-}
-
 type Interfaces = HashMap<&'static str, HashMap<&'static str, Value<'static>>>;
 
 /// The object at `path` and every object below it, with every attribute (ObjectManager.GetManagedObjects; unlike the D-Bus
 /// specification's, the answer has the object itself too).
 fn managed_objects(peer: &Peer, service: &dyn Service, path: &str) -> Result<Structure<'static>, Failure> {
     let mut objects: HashMap<ObjectPath<'static>, Interfaces> = HashMap::new();
-    let mut pending = vec![path.to_owned()];
-    while let Some(path) = pending.pop() {
-        let prefix = if path == "/" { "" } else { &path };
-        pending.extend(service.children(peer, &path).into_iter().map(|child| format!("{prefix}/{child}")));
+    for path in service.subtree(peer, path) {
         if let Some(interfaces) = service.interfaces(peer, &path)
             && let Ok(object) = ObjectPath::try_from(path.clone())
         {
-            let read = |i: &'static Interface| (i.dbus_name, read_all(peer, service, &path, i));
+            let read = |i: &'static Interface| (i.dbus_name, service.read_all(peer, &path, i));
             objects.insert(object, interfaces.into_iter().map(read).collect());
         }
     }

@@ -1,6 +1,6 @@
 //! The methods of the objects that are no part of a machine, and the table of all methods.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
 use main_api::enums as api;
@@ -495,7 +495,7 @@ fn create_storage(c: &Context, size: i64, variant: &[api::MediumVariant]) -> Api
     Ok(ObjRef::new(path))
 }
 
-fn create_file(location: &PathBuf, options: &vd::CreateOptions, no_directory: bool) -> ApiResult<()> {
+fn create_file(location: &Path, options: &vd::CreateOptions, no_directory: bool) -> ApiResult<()> {
     let failed = |text: String| {
         ApiError::new(
             ResultCode::FileError,
@@ -604,8 +604,8 @@ fn system_properties(t: &mut CallTable<Context>) {
         let bus = StorageBus::from_api(bus)?;
         Ok(StorageControllerType::ALL.iter().filter(|t| t.bus() == bus).map(Mirror::to_api).collect())
     })
-    .add(P::GetMaxInstancesOfUSBControllerType, |_, (chipset, kind)| {
-        Ok(limits::max_usb_controllers(Chipset::from_api(chipset)?, Mirror::from_api(kind)?))
+    .add(P::GetMaxInstancesOfUSBControllerType, |_, (_chipset, _kind)| {
+        Ok(limits::MAX_USB_CONTROLLERS_OF_A_KIND)
     })
     .add(P::GetDefaultIoCacheSettingForStorageController, |_, (kind,)| {
         Ok(matches!(StorageControllerType::from_api(kind)?.bus(), StorageBus::Ide | StorageBus::Floppy))

@@ -340,7 +340,6 @@ fn parts(t: &mut CallTable<Context>) {
     .add(IMachine::AddUSBController, |c, (name, kind)| {
         let kind = set::UsbControllerType::from_api(kind)?;
         edit(c, |_, v| {
-            let chipset = v.settings.hardware.chipset;
             let usb = &mut v.edit().hardware.usb;
             if usb.controllers.iter().any(|c| c.name == name) {
                 return Err(ApiError::new(
@@ -349,7 +348,7 @@ fn parts(t: &mut CallTable<Context>) {
                 ));
             }
             let present = usb.controllers.iter().filter(|c| c.controller_type == kind).count();
-            if present >= limits::max_usb_controllers(chipset, kind) as usize {
+            if present >= limits::MAX_USB_CONTROLLERS_OF_A_KIND as usize {
                 return Err(ApiError::invalid_arg("Too many USB controllers of this type"));
             }
             usb.controllers.push(set::UsbController { name: name.clone(), controller_type: kind });
@@ -449,7 +448,7 @@ fn extra_data(t: &mut CallTable<Context>) {
     });
 }
 
-fn nic<'v>(v: &'v mut View) -> ApiResult<&'v mut set::NetworkAdapter> {
+fn nic(v: &mut View) -> ApiResult<&mut set::NetworkAdapter> {
     let (Part::NetworkAdapter(slot) | Part::NatEngine(slot)) = v.part else { return Err(gone()) };
     v.edit().hardware.network.get_mut(slot).ok_or_else(gone)
 }

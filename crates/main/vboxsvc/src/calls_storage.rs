@@ -250,24 +250,14 @@ fn is_registered(c: &Context) -> ApiResult<bool> {
     Ok(state.machines.contains_key(&id))
 }
 
-fn change_medium(
-    c: &Context,
-    name: &str,
-    port: i32,
-    device: i32,
-    medium: Option<Uuid>,
-    force: bool,
-) -> ApiResult<()> {
+/// Puts a medium into a drive of a machine that is off, where there is no guest whose lock would have to be forced.
+fn change_medium(c: &Context, name: &str, port: i32, device: i32, medium: Option<Uuid>) -> ApiResult<()> {
     edit(c, |state, v| {
         let drive = attached(v, name, port, device)?;
         if drive.drive == DriveType::HardDisk {
             return Err(ApiError::invalid_arg(format!(
                 "The device at port {port}, device {device} of controller '{name}' is a hard disk, whose medium cannot be changed"
             )));
-        }
-        if drive.image.is_some() && medium.is_some() && !force && drive.image != medium {
-            // VirtualBox asks the guest's lock only while the machine runs.
-            tracing::debug!(controller = name, port, device, "medium replaced");
         }
         if let Some(id) = medium {
             let kind = drive.drive;
@@ -294,11 +284,11 @@ fn attachments(t: &mut CallTable<Context>) {
             Ok(())
         })
     })
-    .add(IMachine::MountMedium, |c, (name, port, device, medium, force)| {
-        change_medium(c, &name, port, device, medium_id(&medium)?, force)
+    .add(IMachine::MountMedium, |c, (name, port, device, medium, _force)| {
+        change_medium(c, &name, port, device, medium_id(&medium)?)
     })
-    .add(IMachine::UnmountMedium, |c, (name, port, device, force)| {
-        change_medium(c, &name, port, device, None, force)
+    .add(IMachine::UnmountMedium, |c, (name, port, device, _force)| {
+        change_medium(c, &name, port, device, None)
     })
     .add(IMachine::GetMedium, |c, (name, port, device)| {
         look(c, |v| {

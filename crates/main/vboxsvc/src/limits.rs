@@ -1,6 +1,6 @@
 //! VirtualBox's limits, by the names of ISystemProperties.
 
-use settings::{Chipset, StorageBus, UsbControllerType};
+use settings::{Chipset, StorageBus};
 
 /// In MB.
 pub(crate) const MIN_RAM: u32 = 4;
@@ -53,9 +53,5 @@ pub(crate) fn max_instances(chipset: Chipset, bus: StorageBus) -> u32 {
     }
 }
 
-pub(crate) fn max_usb_controllers(chipset: Chipset, kind: UsbControllerType) -> u32 {
-    let _ = chipset;
-    match kind {
-        UsbControllerType::Ohci | UsbControllerType::Ehci | UsbControllerType::Xhci => 1,
-    }
-}
+/// Controllers of each kind that a machine may have, with any chipset.
+pub(crate) const MAX_USB_CONTROLLERS_OF_A_KIND: u32 = 1;

@@ -15,7 +15,7 @@ use main_api::error::{ApiError, ApiResult};
 use main_api::idl::*;
 use main_api::paths;
 use main_api::progress::{self, Progress, ProgressObject};
-use main_api::server::{CallTable, Peer, ReadTable, Service, WriteTable};
+use main_api::server::{self, CallTable, Peer, ReadTable, Service, WriteTable};
 use main_api::types::{AttrDesc, Interface, MethodDesc, Signal, Values};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustix::event::{EventfdFlags, eventfd};
@@ -567,6 +567,41 @@ impl Service for ApiService {
                 MACHINE_READS.read(&view, interface, attr)
             }
             object => GLOBAL_READS.read(&self.context(peer, object), interface, attr),
+        }
+    }
+
+    fn read_all(
+        &self,
+        peer: &Peer,
+        path: &str,
+        interface: &'static Interface,
+    ) -> HashMap<&'static str, Value<'static>> {
+        let attrs = interface.attributes.iter();
+        // One look at the machine for all of its attributes: they belong together, and it is quicker.
+        if let Some(Object::Machine(reference, part)) = objects::parse(path)
+            && let Ok(view) = self.0.state.lock().view(peer.id, reference, part)
+            && view.meta.access_error.is_none()
+        {
+            let read = |a: &'static AttrDesc| Some((a.name, MACHINE_READS.read(&view, interface, a).ok()?));
+            return attrs.filter_map(read).collect();
+        }
+        attrs.filter_map(|a| Some((a.name, self.read(peer, path, interface, a).ok()?))).collect()
+    }
+
+    fn subtree(&self, peer: &Peer, path: &str) -> Vec<String> {
+        let machine = match objects::parse(path) {
+            Some(Object::Machine(reference, Part::Machine)) => {
+                self.0.state.lock().view(peer.id, reference, Part::Machine).ok()
+            }
+            _ => None,
+        };
+        match machine {
+            Some(view) => {
+                let below =
+                    objects::parts(&view.settings).into_iter().map(|p| format!("{path}{}", p.suffix()));
+                std::iter::once(path.to_owned()).chain(below).collect()
+            }
+            None => server::walk(self, peer, path),
         }
     }
 
