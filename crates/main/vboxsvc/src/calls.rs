@@ -617,7 +617,7 @@ fn host_computer(t: &mut CallTable<Context>) {
         .add(IHost::GetProcessorDescription, |_, (cpu,)| Ok(Cpus::read().description(cpu)))
         .add(IHost::GetProcessorFeature, |_, (feature,)| {
             let cpus = Cpus::read();
-            let usable = std::path::Path::new("/dev/kvm").exists();
+            let usable = Path::new("/dev/kvm").exists();
             Ok(match feature {
                 api::ProcessorFeature::HWVirtEx => usable && (cpus.has_flag("vmx") || cpus.has_flag("svm")),
                 api::ProcessorFeature::PAE => cpus.has_flag("pae"),
