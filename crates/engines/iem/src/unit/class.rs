@@ -253,7 +253,7 @@ pub fn classify(insn: &Instruction) -> Option<Class> {
 }
 
 /// The guest's CPU is of the host's make; where makes differ, the host's way is the right one.
-fn is_amd() -> bool {
+pub(super) fn is_amd() -> bool {
     static AMD: OnceLock<bool> = OnceLock::new();
     *AMD.get_or_init(|| {
         let vendor = crate::features::host_cpuid(0, 0).ebx.to_le_bytes();

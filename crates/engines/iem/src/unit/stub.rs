@@ -10,6 +10,7 @@ use iced_x86::{
     Code, Encoder, Instruction, InstructionInfoFactory, MemoryOperand, Mnemonic, OpAccess, OpKind, Register,
 };
 
+use super::fast::{self, Plan};
 use super::legacy::Action;
 use super::{Class, Kind, Route, area};
 
@@ -23,6 +24,11 @@ pub(super) struct Frame {
     /// MXCSR after the instruction.
     pub(super) mxcsr_out: u32,
     mxcsr_host: u32,
+    /// FCW between stubs.
+    pub(super) control_host: u16,
+    /// FSW after a short x87 stub, which also leaves a pushed register here.
+    pub(super) status: [u8; 2],
+    pub(super) pushed: [u8; 16],
     /// Arithmetic flags, in and out.
     pub(super) flags: u64,
 }
@@ -39,6 +45,9 @@ impl Frame {
             mxcsr_in: super::MXCSR_DEFAULT,
             mxcsr_out: 0,
             mxcsr_host: super::MXCSR_DEFAULT,
+            control_host: 0x37f,
+            status: [0; 2],
+            pushed: [0; 16],
             flags: 0,
         }
     }
@@ -76,6 +85,8 @@ pub(super) struct Stub {
     pub(super) mmx: bool,
     /// VCVTPS2PH, which ignores flush mode: where its results are.
     pub(super) halves: Option<Halves>,
+    /// The short way through an x87 instruction.
+    pub(super) fast: Option<Plan>,
 }
 
 /// Half-precision results: how many, in a register or (`None`) in memory.
@@ -144,13 +155,13 @@ fn opcode_field(insn: &Instruction) -> u16 {
     u16::from(bytes[at] & 7) << 8 | u16::from(modrm)
 }
 
-struct Assembler {
+pub(super) struct Assembler {
     encoder: Encoder,
     failed: bool,
 }
 
 impl Assembler {
-    fn emit(&mut self, insn: Result<Instruction, iced_x86::IcedError>) {
+    pub(super) fn emit(&mut self, insn: Result<Instruction, iced_x86::IcedError>) {
         match insn {
             Ok(insn) if self.encoder.encode(&insn, 0).is_ok() => {}
             _ => self.failed = true,
@@ -161,11 +172,11 @@ impl Assembler {
         self.emit(Instruction::with2(code, register, at(base, offset)));
     }
 
-    fn store(&mut self, code: Code, base: Register, offset: usize, register: Register) {
+    pub(super) fn store(&mut self, code: Code, base: Register, offset: usize, register: Register) {
         self.emit(Instruction::with2(code, at(base, offset), register));
     }
 
-    fn memory(&mut self, code: Code, base: Register, offset: usize) {
+    pub(super) fn memory(&mut self, code: Code, base: Register, offset: usize) {
         self.emit(Instruction::with1(code, at(base, offset)));
     }
 }
@@ -174,7 +185,7 @@ fn at(base: Register, offset: usize) -> MemoryOperand {
     MemoryOperand::with_base_displ_size(base, offset as i64, if offset < 128 { 1 } else { 8 })
 }
 
-fn xsave(offset: usize) -> usize {
+pub(super) fn xsave(offset: usize) -> usize {
     offset_of!(CpuState, xsave) + offset
 }
 
@@ -182,8 +193,8 @@ fn gpr(register: Register) -> usize {
     offset_of!(CpuState, gpr) + register.full_register().number() * 8
 }
 
-const STATE: Register = Register::RDI;
-const FRAME: Register = Register::R8;
+pub(super) const STATE: Register = Register::RDI;
+pub(super) const FRAME: Register = Register::R8;
 
 /// Builds the stub for a key. `None`: there is no 64-bit encoding.
 pub(super) fn build(key: &Instruction, original: &Instruction, class: &Class, fop: u16) -> Option<Built> {
@@ -197,6 +208,7 @@ pub(super) fn build(key: &Instruction, original: &Instruction, class: &Class, fo
         flags: false,
         mmx: class.kind == Kind::Mmx,
         halves: halves(key),
+        fast: None,
     };
     if class.route == Route::Memory {
         return Some(Built { stub, code: Vec::new() });
@@ -210,6 +222,14 @@ pub(super) fn build(key: &Instruction, original: &Instruction, class: &Class, fo
     if class.kind == Kind::X87 {
         stub.recipe = Recipe::X87;
         x87_code(&mut asm, key, stub.flags);
+        let start = asm.encoder.take_buffer();
+        let long = asm.failed;
+        stub.fast = fast::build(&mut asm, key, stub.flags).filter(|_| !asm.failed);
+        let short = asm.encoder.take_buffer();
+        if let Some(plan) = &mut stub.fast {
+            plan.start = u16::try_from(start.len()).ok()?;
+        }
+        return (!long).then(|| Built { stub, code: [start, short].concat() });
     } else {
         stub.recipe = Recipe::Vector;
         stub.mxcsr = uses_mxcsr(key.mnemonic());
@@ -218,12 +238,12 @@ pub(super) fn build(key: &Instruction, original: &Instruction, class: &Class, fo
     (!asm.failed).then(|| Built { stub, code: asm.encoder.take_buffer() })
 }
 
-fn flags_in(asm: &mut Assembler) {
+pub(super) fn flags_in(asm: &mut Assembler) {
     asm.memory(Code::Push_rm64, FRAME, offset_of!(Frame, flags));
     asm.emit(Ok(Instruction::with(Code::Popfq)));
 }
 
-fn flags_out(asm: &mut Assembler) {
+pub(super) fn flags_out(asm: &mut Assembler) {
     asm.emit(Ok(Instruction::with(Code::Pushfq)));
     asm.memory(Code::Pop_rm64, FRAME, offset_of!(Frame, flags));
 }
