@@ -1007,7 +1007,9 @@ fn excluded(code: Code) -> bool {
             // Random control words would unmask everything; the starting state varies them.
             | Ldmxcsr | Vldmxcsr | Fldcw
             | Sti | Cli | Hlt | Clts | Invd | Wbinvd | Clac | Stac | Monitor | Mwait
-    ) || matches!(code, Code::Bswap_r16 | Code::Wait)
+    )
+        // Undefined; and AMD's CPUs read four bytes where Intel's read two.
+        || matches!(code, Code::Bswap_r16 | Code::Movsxd_r16_rm16 | Code::Wait)
 }
 
 /// Integer forms that user code may have, without branches.
