@@ -8,12 +8,51 @@ use std::path::{Path, PathBuf};
 use settings::words as w;
 use settings::{AttachedDevice, MachineSettings, MediaRegistry, SerialPort, StorageController};
 use uuid::Uuid;
-use vbox_types::{ByteSize, Port};
+use vbox_types::{ByteSize, Hz, Port};
 
 /// The most vCPUs that the PIIX3 chipset's machine offers, VirtualBox's own limit for it.
 pub const MAX_CPUS: u32 = 32;
-/// Extra-data key that chooses the engine: `interpreter`, or `default`.
-pub const ENGINE_KEY: &str = "VBoxInternal/EM/ExecutionEngine";
+/// The machine's overrides by extra data, named once for all places that read them.
+mod overrides {
+    /// Node of the execution manager.
+    pub(super) const EM: &str = "EM";
+    /// `default` or `interpreter`: what `--vm-execution-engine` stores.
+    pub(super) const ENGINE: &str = "ExecutionEngine";
+    pub(super) const TRIPLE_FAULT_RESET: &str = "TripleFaultReset";
+    /// Node of the time manager.
+    pub(super) const TM: &str = "TM";
+    pub(super) const TSC_RATE: &str = "TSCTicksPerSecond";
+    /// Node of the firmware, with the texts of the SMBIOS tables.
+    pub(super) const PCBIOS: &str = "Devices/pcbios/0/Config";
+}
+
+/// The SMBIOS texts that users override, by VirtualBox's names (manual, "Configuring the BIOS DMI Information").
+pub const DMI_NAMES: &[&str] = &[
+    "DmiBIOSVendor",
+    "DmiBIOSVersion",
+    "DmiBIOSReleaseDate",
+    "DmiSystemVendor",
+    "DmiSystemProduct",
+    "DmiSystemVersion",
+    "DmiSystemSerial",
+    "DmiSystemSKU",
+    "DmiSystemFamily",
+    "DmiSystemUuid",
+    "DmiBoardVendor",
+    "DmiBoardProduct",
+    "DmiBoardVersion",
+    "DmiBoardSerial",
+    "DmiBoardAssetTag",
+    "DmiBoardLocInChass",
+    "DmiChassisVendor",
+    "DmiChassisVersion",
+    "DmiChassisSerial",
+    "DmiChassisAssetTag",
+    "DmiProcManufacturer",
+    "DmiProcVersion",
+    "DmiOEMVBoxVer",
+    "DmiOEMVBoxRev",
+];
 
 /// Which engine the settings ask for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -110,6 +149,10 @@ pub struct MachineConfig {
     pub pae: bool,
     pub x2apic: bool,
     pub triple_fault_reset: bool,
+    /// Rate of the time-stamp counter, where the user sets it.
+    pub tsc: Option<Hz>,
+    /// Overridden texts of the SMBIOS tables by VirtualBox's names (`DmiSystemVendor` …).
+    pub dmi: Vec<(String, String)>,
     pub engine: EngineChoice,
     pub boot_order: [BootDevice; 4],
     pub boot_menu: bool,
@@ -140,6 +183,8 @@ impl MachineConfig {
             pae: true,
             x2apic: false,
             triple_fault_reset: false,
+            tsc: None,
+            dmi: Vec::new(),
             engine: EngineChoice::Default,
             boot_order: [BootDevice::Floppy, BootDevice::Dvd, BootDevice::Disk, BootDevice::None],
             boot_menu: false,
@@ -173,7 +218,8 @@ impl MachineConfig {
         refuse(m.teleporter.enabled, "teleportation", "use --teleporter off");
         refuse(!m.state_file.is_empty(), "starting from a saved state", "discard it with discardstate");
         let mut engine = EngineChoice::Default;
-        match m.extra_data.get(ENGINE_KEY).map(String::as_str) {
+        let tree = cfgm::Tree::from_extra_data(&m.extra_data);
+        match tree.node(overrides::EM).string(overrides::ENGINE) {
             None | Some("" | "default") => {}
             Some("interpreter") => engine = EngineChoice::Interpreter,
             Some(other) => refuse(
@@ -215,13 +261,39 @@ impl MachineConfig {
             }
         }
 
+        let mut wrong = Vec::new();
+        let mut take = |value: Result<Option<u64>, cfgm::Error>| {
+            value.unwrap_or_else(|e| {
+                wrong.push(e.to_string());
+                None
+            })
+        };
+        let triple_fault_reset = take(tree.node(overrides::EM).integer(overrides::TRIPLE_FAULT_RESET));
+        let tsc = take(tree.node(overrides::TM).integer(overrides::TSC_RATE));
+        let dmi = DMI_NAMES
+            .iter()
+            .filter_map(|name| {
+                let text = tree.node(overrides::PCBIOS).string(name)?;
+                Some(((*name).to_owned(), text.to_owned()))
+            })
+            .collect();
+        let (mistakes, ignored) = tree.unused();
+        refused.append(&mut wrong);
+        refused.extend(mistakes.iter().map(cfgm::Error::to_string));
+        notes.extend(
+            ignored.iter().map(|key| format!("the extra-data key {key} concerns nothing this machine has")),
+        );
+
         let mut note = |set: bool, text: &str| {
             if set {
                 notes.push(text.to_owned());
             }
         };
         for nic in hw.network.iter().filter(|n| n.enabled) {
-            note(true, &format!("network adapter {} is set up, but no network card is available yet", nic.slot + 1));
+            note(
+                true,
+                &format!("network adapter {} is set up, but no network card is available yet", nic.slot + 1),
+            );
         }
         note(!hw.usb.controllers.is_empty(), "USB controllers are not available yet");
         note(
@@ -273,7 +345,9 @@ impl MachineConfig {
             long_mode: hw.cpu.long_mode != settings::LongMode::Disabled,
             pae: hw.cpu.pae,
             x2apic: hw.cpu.x2apic,
-            triple_fault_reset: hw.cpu.triple_fault_reset,
+            triple_fault_reset: triple_fault_reset.map_or(hw.cpu.triple_fault_reset, |v| v != 0),
+            tsc: tsc.map(Hz),
+            dmi,
             engine,
             boot_order: hw.boot_order.map(|device| match device {
                 w::BootDevice::None => BootDevice::None,
@@ -323,10 +397,9 @@ fn drive(
     let medium = match a.image {
         None => None,
         Some(id) => {
-            let found = media
-                .iter()
-                .find(|m| m.uuid == id)
-                .ok_or_else(|| format!("the medium {{{id}}} at {place}, which is in no media registry and"))?;
+            let found = media.iter().find(|m| m.uuid == id).ok_or_else(|| {
+                format!("the medium {{{id}}} at {place}, which is in no media registry and")
+            })?;
             Some(MediumConfig {
                 path: folder.join(&found.location),
                 format: found.format.clone(),

@@ -1,1 +1,15 @@
-//! machine
+//! The VM process: everything between the settings of a machine and a guest that runs.
+//!
+//! [`config`] turns settings into what the machine is made of; [`machine`] builds it from devices, engines and back ends; [`console`]
+//! is what clients can do with it while it runs.
+
+mod bios_log;
+pub mod block;
+pub mod config;
+pub mod console;
+pub mod firmware;
+pub mod host;
+pub mod log;
+pub mod machine;
+pub mod screenshot;
+pub mod serial;

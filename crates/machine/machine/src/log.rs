@@ -56,7 +56,8 @@ impl LogFile {
         if out.written > SIZE_LIMIT {
             return;
         }
-        let line = format!("{:02}:{:02}:{:02}.{:06} {text}\n", s / 3600, s / 60 % 60, s % 60, t.subsec_micros());
+        let line =
+            format!("{:02}:{:02}:{:02}.{:06} {text}\n", s / 3600, s / 60 % 60, s % 60, t.subsec_micros());
         out.written += line.len() as u64;
         // Written through at once: the log is most wanted when the process dies.
         if out.file.write_all(line.as_bytes()).and_then(|()| out.file.flush()).is_err() {

@@ -1,1 +1,220 @@
-fn main() {}
+//! `VBoxHeadless`: runs one virtual machine without a window.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use em::{MachineHooks, RunState};
+use machine::config::MachineConfig;
+use machine::console::Console;
+use machine::log::LogFile;
+use machine::machine::Machine;
+use main_api::ApiError;
+use main_api::vm_process::VmProcess;
+use parking_lot::Mutex;
+use settings::MachineSettings;
+use vbox_types::{MachineState, ResultCode, version};
+
+const USAGE: &str = "\
+Usage: VBoxHeadless --startvm <name|uuid> [options]
+
+  -s, -startvm, --startvm <name|uuid>   Start the given VM (required)
+  -v, -vrde, --vrde on|off|config       Remote display: not available yet, taken for compatibility
+  -e, -vrdeproperty, --vrdeproperty <name=value>
+                                        Set a property of the remote display, taken for compatibility
+      --start-paused                    Start the VM in the paused state
+      --comment <text>                  A text for the process list
+  -h, -?, --help                        Show this text
+  -V, --version                         Show the version
+";
+
+/// What the command line asks for.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Request {
+    machine: String,
+    paused: bool,
+}
+
+enum Command {
+    Start(Request),
+    Help,
+    Version,
+}
+
+fn parse(args: &[String]) -> Result<Command, String> {
+    let mut request = Request::default();
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        let (name, inline) = match arg.split_once('=') {
+            Some((name, value)) if name.starts_with("--") => (name, Some(value.to_owned())),
+            _ => (arg.as_str(), None),
+        };
+        let mut value =
+            || inline.clone().or_else(|| args.next().cloned()).ok_or_else(|| format!("{name} needs a value"));
+        match name {
+            "-s" | "-startvm" | "--startvm" => request.machine = value()?,
+            "-v" | "-vrde" | "--vrde" | "-vrdp" | "--vrdp" | "-e" | "-vrdeproperty" | "--vrdeproperty"
+            | "--comment" | "-comment" | "--settingspw" | "--settingspwfile" => drop(value()?),
+            "--start-paused" | "-start-paused" => request.paused = true,
+            "-h" | "-?" | "--help" | "-help" => return Ok(Command::Help),
+            "-V" | "--version" | "-version" => return Ok(Command::Version),
+            other => return Err(format!("unknown option: {other}")),
+        }
+    }
+    if request.machine.is_empty() {
+        return Err("no virtual machine is named: use --startvm".into());
+    }
+    Ok(Command::Start(request))
+}
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match parse(&args) {
+        Ok(Command::Help) => {
+            print!("{USAGE}");
+            ExitCode::SUCCESS
+        }
+        Ok(Command::Version) => {
+            println!("{}r{}", version::VERSION, version::REVISION);
+            ExitCode::SUCCESS
+        }
+        Ok(Command::Start(request)) => match run(&request) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("VBoxHeadless: error: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
+        Err(why) => {
+            eprintln!("VBoxHeadless: error: {why}\n\n{USAGE}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Passes EM's states on to the console.
+struct Hooks {
+    machine: Arc<Machine>,
+    console: Arc<Console>,
+}
+
+impl MachineHooks for Hooks {
+    fn reset_devices(&self) {
+        self.machine.reset_devices();
+    }
+
+    fn state_changed(&self, state: RunState, why: Option<&str>) {
+        if let Some(why) = why {
+            tracing::error!(target: "em", "Guru Meditation: {why}");
+        }
+        self.console.run_state_changed(state);
+    }
+}
+
+fn run(request: &Request) -> Result<()> {
+    let (process, given) = VmProcess::open(&request.machine)?;
+    let process = Arc::new(process);
+    let outcome = start(&process, &given, request);
+    let (machine, console) = match outcome {
+        Ok(running) => running,
+        Err(error) => {
+            tracing::error!(target: "main", "{error:#}");
+            let told = ApiError::new(ResultCode::VmError, format!("{error:#}"));
+            finish(process, Some(told));
+            return Err(error);
+        }
+    };
+    machine.em().wait_for_power_off();
+    let closed = machine.close();
+    if let Err(error) = &closed {
+        tracing::error!(target: "main", "{error:#}");
+    }
+    tracing::info!(target: "main", "power off");
+    console.is_down();
+    drop(console);
+    finish(process, closed.as_ref().err().map(|e| ApiError::fail(format!("{e:#}"))));
+    closed
+}
+
+/// Tells that the machine is off. Threads of the console may hold the process's handle a little longer.
+fn finish(process: Arc<VmProcess>, error: Option<ApiError>) {
+    process.finish(MachineState::PoweredOff, error);
+}
+
+fn start(
+    process: &Arc<VmProcess>,
+    given: &main_api::vm_process::MachineConfig,
+    request: &Request,
+) -> Result<(Arc<Machine>, Arc<Console>)> {
+    let log = LogFile::create(&given.log_folder, machine::log::HISTORY)
+        .with_context(|| format!("cannot write the log in \"{}\"", given.log_folder.display()))?;
+    machine::log::install(log);
+    tracing::info!(
+        target: "main",
+        "{} {} r{} (interface of VirtualBox {})",
+        version::PRODUCT, env!("CARGO_PKG_VERSION"), version::REVISION, version::VERSION
+    );
+    let document = settings::Document::parse(given.settings.as_bytes()).context("the machine's settings")?;
+    let (settings, _) = MachineSettings::load(&document).context("the machine's settings")?;
+    let folder = given.settings_file.parent().unwrap_or(Path::new("/"));
+    let config = MachineConfig::from_settings(&settings, folder)
+        .map_err(|reasons| anyhow::anyhow!("the machine cannot start: {}", reasons.join("; ")))?;
+    for note in &config.notes {
+        tracing::warn!(target: "main", "{note}");
+    }
+    let machine = Machine::build(&config)?;
+    let console = Console::new(machine.clone(), process.clone());
+    let hooks = Arc::new(Hooks { machine: machine.clone(), console: console.clone() });
+    machine.em().power_on(hooks).context("cannot start the vCPU threads")?;
+    process.serve_console(console.clone());
+    end_by_signal(&machine)?;
+    if request.paused {
+        console.run_state_changed(RunState::Paused);
+    } else {
+        machine.em().resume();
+    }
+    Ok((machine, console))
+}
+
+/// SIGINT and SIGTERM pull the plug, as with VirtualBox.
+fn end_by_signal(machine: &Arc<Machine>) -> Result<()> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
+    let machine = Mutex::new(Arc::downgrade(machine));
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        for signal in signals.forever() {
+            tracing::info!(target: "main", "signal {signal}: powering off");
+            match machine.lock().upgrade() {
+                Some(machine) => machine.em().power_off(),
+                None => return,
+            }
+        }
+    })?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(line: &str) -> Vec<String> {
+        line.split_whitespace().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn virtualbox_spellings_are_understood() {
+        for line in ["--startvm x", "-startvm x", "-s x --vrde off", "--startvm=x --comment y"] {
+            match parse(&words(line)) {
+                Ok(Command::Start(request)) => assert_eq!(request.machine, "x"),
+                _ => panic!("{line}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_missing_machine_and_unknown_options_are_refused() {
+        assert!(parse(&words("--vrde off")).is_err());
+        assert!(parse(&words("--startvm x --bogus")).is_err());
+    }
+}

@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -39,7 +39,7 @@ struct Queue {
 struct Shared {
     queue: Mutex<Queue>,
     changed: Condvar,
-    port: OnceLock<Weak<dyn CharPort>>,
+    port: OnceLock<Arc<dyn CharPort>>,
     /// Whoever is connected now.
     peer: Mutex<Option<Arc<OwnedFd>>>,
 }
@@ -139,7 +139,7 @@ impl CharBackend {
     }
 
     /// Joins the back end to its port. Bytes that arrive before are kept by the kernel.
-    pub fn attach(&self, port: Weak<dyn CharPort>) {
+    pub fn attach(&self, port: Arc<dyn CharPort>) {
         let _ = self.shared.port.set(port);
         let connected = self.shared.peer.lock().is_some();
         self.shared.tell_modem(connected);
@@ -189,8 +189,8 @@ fn listen_unix(path: &Path) -> Result<UnixListener> {
 }
 
 impl Shared {
-    fn port(&self) -> Option<Arc<dyn CharPort>> {
-        self.port.get().and_then(Weak::upgrade)
+    fn port(&self) -> Option<&Arc<dyn CharPort>> {
+        self.port.get()
     }
 
     fn tell_modem(&self, connected: bool) {
@@ -347,8 +347,7 @@ mod tests {
         let path = temporary("server");
         let backend = CharBackend::open(&UartMode::PipeServer(path.clone())).unwrap().unwrap();
         let port = Arc::new(Port::default());
-        let weak: Weak<dyn CharPort> = Arc::downgrade(&(port.clone() as Arc<dyn CharPort>));
-        backend.attach(weak);
+        backend.attach(port.clone());
         let mut client = UnixStream::connect(&path).unwrap();
         client.write_all(b"ls").unwrap();
         while port.0.lock().len() < 2 {

@@ -236,7 +236,8 @@ impl PciBus {
             match &bar {
                 Bar::Io { size, .. } => {
                     space.set_u32(offset, 1);
-                    space.allow(offset, &(!(u32::from(*size) - 1) & 0xffff).to_le_bytes());
+                    // All 32 bits: SeaBIOS takes upper bits that stay zero for a part of the size.
+                    space.allow(offset, &(!(u32::from(*size) - 1)).to_le_bytes());
                 }
                 Bar::Memory { size, prefetchable, wide, .. } => {
                     let mask = !(size - 1);
@@ -274,7 +275,9 @@ impl PciBus {
         let Some(function) = self.function(at) else { return width.ones() };
         let function = function.lock();
         let aligned = offset & !(width.bytes() as u8 - 1);
-        function.space.u32(aligned & 0xfc) >> (8 * (aligned & 3)) & width.ones()
+        let value = function.space.u32(aligned & 0xfc) >> (8 * (aligned & 3)) & width.ones();
+        tracing::trace!(target: "pci", device = function.name, "read 0x{offset:02x} {width:?} 0x{value:x}");
+        value
     }
 
     /// Writes configuration space and applies what follows from it.
@@ -282,6 +285,7 @@ impl PciBus {
         let Some(function) = self.function(at) else { return };
         let mut function = function.lock();
         let offset = offset & !(width.bytes() as u8 - 1);
+        tracing::trace!(target: "pci", device = function.name, "write 0x{offset:02x} {width:?} 0x{value:x}");
         function.space.guest_write(offset, width, value);
         if let Some(handler) = function.handler.upgrade() {
             handler.config_written(offset, width, &mut function.space);
@@ -360,8 +364,8 @@ impl PciBus {
             let raw = space.u32(slot.offset);
             let wanted = match &slot.bar {
                 Bar::Io { size, .. } => {
-                    let base = raw & 0xfffc;
-                    (command & COMMAND_IO != 0 && base != 0 && base + u32::from(*size) <= 0x1_0000)
+                    let base = raw & !3;
+                    (command & COMMAND_IO != 0 && base != 0 && base <= 0x1_0000 - u32::from(*size))
                         .then_some(u64::from(base))
                 }
                 Bar::Memory { size, wide, .. } => {
@@ -436,7 +440,7 @@ mod tests {
         let (iom, bus) = bus_with_io_bar();
         let at = DevFn::new(1, 1);
         bus.config_write(at, 0x20, Width::Dword, 0xffff_ffff);
-        assert_eq!(bus.config_read(at, 0x20, Width::Dword), 0xfff1);
+        assert_eq!(bus.config_read(at, 0x20, Width::Dword), 0xffff_fff1);
         bus.config_write(at, 0x20, Width::Dword, 0xc000);
         assert_eq!(iom.read(Port(0xc000), Width::Byte), 0xff);
         bus.config_write(at, reg::COMMAND, Width::Word, COMMAND_IO.into());

@@ -1,0 +1,102 @@
+//! Boots an ISO image without service and settings, for work on devices and engines: first serial port on standard output.
+//!
+//!     cargo run --release -p machine --example boot -- IMAGE.iso [--cpus N] [--memory MIB] [--hpet] [--disk IMAGE]
+//!         [--screen FILE.png] [--seconds N] [--no-ioapic]
+//!
+//! `--screen` writes a screenshot once a second; `--seconds` powers off after that time. Statistics come at the end, on
+//! standard error. BOXWOOD_LOG=debug and so on chooses what is logged, to standard error.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use em::{MachineHooks, RunState};
+use machine::config::{DriveConfig, DriveKind, IdeModel, MachineConfig, MediumConfig, UartConfig, UartMode};
+use machine::machine::Machine;
+use uuid::Uuid;
+use vbox_types::{ByteSize, Port};
+
+struct Hooks(Arc<Machine>);
+
+impl MachineHooks for Hooks {
+    fn reset_devices(&self) {
+        self.0.reset_devices();
+    }
+
+    fn state_changed(&self, state: RunState, why: Option<&str>) {
+        eprintln!("[{state:?}] {}", why.unwrap_or_default());
+        if state == RunState::Stuck {
+            self.0.em().power_off();
+        }
+    }
+}
+
+fn drive(kind: DriveKind, path: PathBuf, port: u8) -> DriveConfig {
+    let medium = MediumConfig {
+        path,
+        format: if kind == DriveKind::Dvd { "RAW".into() } else { String::new() },
+        read_only: kind == DriveKind::Dvd,
+        uuid: Uuid::nil(),
+    };
+    DriveConfig { kind, port, device: 0, medium: Some(medium), non_rotational: false }
+}
+
+fn main() -> Result<()> {
+    let filter: tracing_subscriber::filter::Targets =
+        std::env::var("BOXWOOD_LOG").unwrap_or_else(|_| "info".into()).parse()?;
+    use tracing_subscriber::layer::{Layer, SubscriberExt};
+    let layer =
+        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).without_time().with_filter(filter);
+    tracing::subscriber::set_global_default(tracing_subscriber::registry().with(layer))?;
+
+    let mut config = MachineConfig::bare("boot", ByteSize::mib(512));
+    let (mut drives, mut screen, mut limit) = (Vec::new(), None, None);
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
+        match arg.as_str() {
+            "--cpus" => config.cpus = value()?.parse()?,
+            "--memory" => config.ram = ByteSize::mib(value()?.parse()?),
+            "--hpet" => config.hpet = true,
+            "--no-ioapic" => config.ioapic = false,
+            "--disk" => drives.push(drive(DriveKind::Disk, value()?.into(), 0)),
+            "--screen" => screen = Some(value()?),
+            "--seconds" => limit = Some(Duration::from_secs(value()?.parse()?)),
+            _ => drives.push(drive(DriveKind::Dvd, arg.into(), 1)),
+        }
+    }
+    config.ide = Some((IdeModel::Piix4, drives));
+    config.uarts.push(UartConfig {
+        io_base: Port(0x3f8),
+        irq: 4,
+        mode: UartMode::File("/dev/stdout".into()),
+    });
+
+    let machine = Machine::build(&config)?;
+    let started = Instant::now();
+    machine.em().power_on(Arc::new(Hooks(machine.clone())))?;
+    machine.em().resume();
+    let watcher = machine.clone();
+    std::thread::spawn(move || {
+        loop {
+            std::thread::sleep(Duration::from_secs(1));
+            if let Some(path) = &screen
+                && let Ok(png) = machine::screenshot::png(&watcher.frame(), 0, 0)
+            {
+                let _ = std::fs::write(path, png);
+            }
+            if limit.is_some_and(|limit| started.elapsed() > limit) {
+                watcher.em().power_off();
+            }
+        }
+    });
+    machine.em().wait_for_power_off();
+    machine.close()?;
+    let seconds = started.elapsed().as_secs_f64();
+    eprintln!("{seconds:.1} s");
+    for (name, value) in machine.statistics() {
+        eprintln!("{name} {value}  ({:.3} M/s)", value as f64 / seconds / 1e6);
+    }
+    Ok(())
+}

@@ -1,0 +1,264 @@
+//! What console clients can do with the running VM.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use em::RunState;
+use main_api::enums::{GuestMonitorStatus, VMExecutionEngine};
+use main_api::vm_process::{ConsoleBackend, ScreenResolution, VmProcess};
+use main_api::{ApiError, ApiResult};
+use parking_lot::{Condvar, Mutex};
+use vbox_types::{MachineState, ResultCode};
+
+use crate::machine::Machine;
+use crate::screenshot;
+
+/// How long a client that powers the machine down waits for the images to be flushed.
+const DOWN_TIME: Duration = Duration::from_secs(60);
+
+/// The console of one VM.
+pub struct Console {
+    machine: Arc<Machine>,
+    process: Arc<VmProcess>,
+    state: Mutex<MachineState>,
+    changed: Condvar,
+    started: Instant,
+}
+
+impl Console {
+    pub fn new(machine: Arc<Machine>, process: Arc<VmProcess>) -> Arc<Self> {
+        Arc::new(Self {
+            machine,
+            process,
+            state: Mutex::new(MachineState::Starting),
+            changed: Condvar::new(),
+            started: Instant::now(),
+        })
+    }
+
+    /// EM's state has changed: tells everybody.
+    pub fn run_state_changed(&self, state: RunState) {
+        match state {
+            RunState::Running => self.enter(MachineState::Running),
+            RunState::Paused => self.enter(MachineState::Paused),
+            RunState::Stuck => self.enter(MachineState::Stuck),
+            RunState::PoweredOff => self.enter(MachineState::Stopping),
+        }
+    }
+
+    /// The machine is off and its images are flushed.
+    pub fn is_down(&self) {
+        *self.state.lock() = MachineState::PoweredOff;
+        self.changed.notify_all();
+    }
+
+    fn enter(&self, state: MachineState) {
+        {
+            let mut now = self.state.lock();
+            if *now == state || *now == MachineState::PoweredOff {
+                return;
+            }
+            *now = state;
+        }
+        self.changed.notify_all();
+        if let Err(error) = self.process.set_state(state) {
+            tracing::warn!(target: "console", %error, "the machine's state could not be stored");
+        }
+    }
+
+    fn require(&self, allowed: &[MachineState]) -> ApiResult<()> {
+        let state = *self.state.lock();
+        if allowed.contains(&state) {
+            return Ok(());
+        }
+        let words: Vec<_> = allowed.iter().map(|s| s.name()).collect();
+        Err(ApiError::new(
+            ResultCode::InvalidVmState,
+            format!("Invalid machine state: {} (must be {})", state.name(), words.join(" or ")),
+        ))
+    }
+}
+
+const LIVE: &[MachineState] = &[MachineState::Running, MachineState::Paused, MachineState::Stuck];
+
+fn unavailable(what: &str) -> ApiError {
+    ApiError::new(ResultCode::NotSupported, format!("{what} is not available yet"))
+}
+
+impl ConsoleBackend for Console {
+    fn state(&self) -> MachineState {
+        *self.state.lock()
+    }
+
+    fn pause(&self) -> ApiResult<()> {
+        self.require(&[MachineState::Running])?;
+        self.machine.em().pause();
+        Ok(())
+    }
+
+    fn resume(&self) -> ApiResult<()> {
+        self.require(&[MachineState::Paused])?;
+        self.machine.em().resume();
+        Ok(())
+    }
+
+    fn reset(&self) -> ApiResult<()> {
+        self.require(LIVE)?;
+        self.machine.em().reset();
+        Ok(())
+    }
+
+    fn power_down(&self) -> ApiResult<()> {
+        self.require(&[
+            MachineState::Running,
+            MachineState::Paused,
+            MachineState::Stuck,
+            MachineState::Starting,
+        ])?;
+        self.enter(MachineState::Stopping);
+        self.machine.em().power_off();
+        let limit = Instant::now() + DOWN_TIME;
+        let mut state = self.state.lock();
+        while *state != MachineState::PoweredOff {
+            if self.changed.wait_until(&mut state, limit).timed_out() {
+                return Err(ApiError::new(ResultCode::Timeout, "The machine takes too long to stop"));
+            }
+        }
+        Ok(())
+    }
+
+    fn power_button(&self) -> ApiResult<()> {
+        self.require(&[MachineState::Running, MachineState::Paused])?;
+        if self.machine.press_power_button() {
+            Ok(())
+        } else {
+            Err(ApiError::new(ResultCode::PdmError, "The machine has no ACPI: use --acpi on"))
+        }
+    }
+
+    fn sleep_button(&self) -> ApiResult<()> {
+        self.require(&[MachineState::Running, MachineState::Paused])?;
+        if self.machine.press_sleep_button() {
+            Ok(())
+        } else {
+            Err(ApiError::new(ResultCode::PdmError, "The machine has no ACPI: use --acpi on"))
+        }
+    }
+
+    fn power_button_handled(&self) -> ApiResult<bool> {
+        Ok(self.machine.power_button_handled())
+    }
+
+    fn guest_entered_acpi_mode(&self) -> ApiResult<bool> {
+        Ok(self.machine.acpi_enabled())
+    }
+
+    fn put_scancodes(&self, codes: &[u8]) -> ApiResult<usize> {
+        self.require(LIVE)?;
+        Ok(self.machine.put_scancodes(codes))
+    }
+
+    fn release_keys(&self) -> ApiResult<()> {
+        self.require(LIVE)?;
+        // Break codes of every key, with and without the 0xe0 prefix.
+        let codes: Vec<u8> = (0x81..=0xd8).chain((0x81..=0xd8).flat_map(|code| [0xe0, code])).collect();
+        self.machine.put_scancodes(&codes);
+        Ok(())
+    }
+
+    fn mouse_absolute_supported(&self) -> bool {
+        false
+    }
+
+    fn put_mouse_event(&self, dx: i32, dy: i32, dz: i32, _dw: i32, buttons: i32) -> ApiResult<()> {
+        self.require(LIVE)?;
+        self.machine.put_mouse_event(dx, dy, dz, buttons as u8);
+        Ok(())
+    }
+
+    fn put_mouse_event_absolute(&self, _: i32, _: i32, _: i32, _: i32, _: i32) -> ApiResult<()> {
+        Err(unavailable("An absolute pointing device"))
+    }
+
+    fn screen_resolution(&self, screen: u32) -> ApiResult<ScreenResolution> {
+        self.require(LIVE)?;
+        if screen != 0 {
+            return Err(ApiError::new(ResultCode::InvalidArg, format!("There is no screen {screen}")));
+        }
+        let frame = self.machine.frame();
+        Ok(ScreenResolution {
+            width: frame.width,
+            height: frame.height,
+            bits_per_pixel: 32,
+            x_origin: 0,
+            y_origin: 0,
+            status: GuestMonitorStatus::Enabled,
+        })
+    }
+
+    fn take_screenshot_png(&self, screen: u32, width: u32, height: u32) -> ApiResult<Vec<u8>> {
+        self.require(LIVE)?;
+        if screen != 0 {
+            return Err(ApiError::new(ResultCode::InvalidArg, format!("There is no screen {screen}")));
+        }
+        screenshot::png(&self.machine.frame(), width, height)
+            .map_err(|error| ApiError::fail(format!("Could not take a screenshot ({error})")))
+    }
+
+    fn set_video_mode_hint(&self, _: u32, _: u32, _: u32, _: u32) -> ApiResult<()> {
+        Err(unavailable("Changing the guest's video mode"))
+    }
+
+    fn execution_engine(&self) -> VMExecutionEngine {
+        VMExecutionEngine::Interpreter
+    }
+
+    fn statistics(&self, pattern: &str, _with_descriptions: bool) -> ApiResult<String> {
+        let mut text = String::new();
+        for (name, value) in self.machine.statistics() {
+            if matches(pattern, &name) {
+                text.push_str(&format!("{name} {value}\n"));
+            }
+        }
+        Ok(text)
+    }
+
+    fn reset_statistics(&self, _pattern: &str) -> ApiResult<()> {
+        Err(unavailable("Setting statistics to zero"))
+    }
+
+    fn info(&self, name: &str, _args: &str) -> ApiResult<String> {
+        Err(ApiError::new(ResultCode::ObjectNotFound, format!("There is no information handler '{name}'")))
+    }
+
+    fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+}
+
+/// Whether a statistics name matches one of the patterns that `|` separates; `*` stands for anything, empty matches all.
+fn matches(pattern: &str, name: &str) -> bool {
+    fn one(pattern: &[u8], name: &[u8]) -> bool {
+        match (pattern.split_first(), name.split_first()) {
+            (None, _) => name.is_empty(),
+            (Some((b'*', rest)), None) => one(rest, name),
+            (Some((b'*', rest)), Some((_, tail))) => one(rest, name) || one(pattern, tail),
+            (Some((p, rest)), Some((n, tail))) => p == n && one(rest, tail),
+            (Some(_), None) => false,
+        }
+    }
+    pattern.is_empty() || pattern.split('|').any(|p| one(p.as_bytes(), name.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::matches;
+
+    #[test]
+    fn statistics_patterns_have_stars_and_alternatives() {
+        assert!(matches("", "/IEM/Instructions"));
+        assert!(matches("/IEM/*", "/IEM/Instructions"));
+        assert!(matches("/PGM/*|/IEM/Ins*", "/IEM/Instructions"));
+        assert!(!matches("/PGM/*", "/IEM/Instructions"));
+    }
+}

@@ -1,0 +1,110 @@
+//! What the VM process learns from its host: time, time zone, processor.
+
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use cpum::CpuidTable;
+use cpum::cpuid::{Apic, Config, Paravirt};
+use dev_pc::rtc::WallClock;
+use vbox_types::Hz;
+
+use crate::config::MachineConfig;
+
+/// The local APIC timers count nanoseconds.
+const APIC_TIMER: u64 = 1_000_000_000;
+
+/// Taken where the host does not tell its CPU's rate.
+const FALLBACK: Hz = Hz(2_000_000_000);
+
+fn cpuinfo() -> String {
+    std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default()
+}
+
+/// A field of the first processor in `/proc/cpuinfo`.
+fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| {
+        let (key, value) = line.split_once(':')?;
+        (key.trim() == name).then(|| value.trim())
+    })
+}
+
+/// The rate of the guest's time-stamp counter: about that of the host's CPU, in whole megahertz. The counter itself is derived
+/// from virtual time, so it is exact whatever the rate.
+pub fn tsc_frequency() -> Hz {
+    rate(&cpuinfo()).unwrap_or(FALLBACK)
+}
+
+fn rate(cpuinfo: &str) -> Option<Hz> {
+    let megahertz: f64 = field(cpuinfo, "cpu MHz")?.parse().ok()?;
+    (100.0..20_000.0).contains(&megahertz).then(|| Hz(megahertz.round() as u64 * 1_000_000))
+}
+
+/// The guest's wall clock: the host's time in UTC or in the host's zone, plus the offset from the settings.
+pub fn wall_clock(config: &MachineConfig) -> WallClock {
+    let (utc, offset_ms) = (config.rtc_utc, config.time_offset_ms);
+    Box::new(move || {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let zone = if utc { 0 } else { i64::from(jiff::Zoned::now().offset().seconds()) };
+        let nanos = i64::try_from(now.as_nanos()).unwrap_or(i64::MAX);
+        nanos.saturating_add(zone * 1_000_000_000).saturating_add(offset_ms.saturating_mul(1_000_000))
+    })
+}
+
+/// What CPUID tells in this machine: the host's processor, as far as the engine does what it announces.
+pub fn cpuid(config: &MachineConfig, tsc: Hz) -> CpuidTable {
+    let apic = match (config.ioapic, config.x2apic) {
+        (false, _) => Apic::None,
+        (true, false) => Apic::Apic,
+        (true, true) => Apic::X2Apic,
+    };
+    let wanted = Config {
+        vcpus: config.cpus,
+        tsc_frequency: tsc,
+        apic_frequency: Hz(APIC_TIMER),
+        apic,
+        pae: config.pae,
+        long_mode: config.long_mode,
+        paravirt: Paravirt::None,
+        features: iem::features::cpuid_features(),
+        overrides: config.cpuid_overrides.clone(),
+    };
+    CpuidTable::build(&wanted, &iem::features::host_cpuid)
+}
+
+/// Why guest code does not run on VT-x or AMD-V here, and what would have to change, in one sentence.
+pub fn why_no_hardware() -> &'static str {
+    reason(Path::new("/dev/kvm").exists(), &cpuinfo())
+}
+
+fn reason(kvm: bool, cpuinfo: &str) -> &'static str {
+    let flags = field(cpuinfo, "flags").unwrap_or_default();
+    let hardware = flags.split_whitespace().any(|f| f == "vmx" || f == "svm");
+    match (hardware, kvm) {
+        (false, true) => {
+            "the host's CPU shows neither VT-x nor AMD-V, so that its /dev/kvm emulates instructions; switch VT-x/AMD-V on in the \
+             firmware, or nested virtualization in the hypervisor below"
+        }
+        (false, false) => {
+            "the host's CPU shows neither VT-x nor AMD-V; switch it on in the firmware, or nested virtualization in the \
+             hypervisor below"
+        }
+        (true, _) => "the host has VT-x or AMD-V, but this version has no engine for it",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rate_is_the_hosts_in_whole_megahertz() {
+        assert_eq!(rate("processor\t: 0\ncpu MHz\t\t: 2594.106\n"), Some(Hz(2_594_000_000)));
+        assert_eq!(rate("cpu MHz : 0.000"), None);
+    }
+
+    #[test]
+    fn the_reason_names_what_is_missing() {
+        assert!(reason(true, "flags\t: fpu sse").contains("emulates"));
+        assert!(reason(true, "flags\t: fpu svm").contains("no engine"));
+    }
+}

@@ -1,0 +1,489 @@
+//! Builds the machine: the only place that names concrete devices and engines and wires them up.
+
+use std::sync::{Arc, OnceLock, Weak};
+
+use anyhow::{Context, Result, bail};
+use cpum::{CpuidTable, VcpuLink};
+use dev_apic::{Apic, ApicConfig};
+use dev_pc::acpi_pm::{AcpiPm, SCI_IRQ};
+use dev_pc::dma::Dma;
+use dev_pc::fw_cfg::{self, FwCfg};
+use dev_pc::hpet::Hpet;
+use dev_pc::i440fx::I440Fx;
+use dev_pc::i8042::I8042;
+use dev_pc::piix3::{Piix3, Wiring};
+use dev_pc::rtc::{self, CmosSetup};
+use dev_pc::tables::acpi::AcpiConfig;
+use dev_pc::tables::smbios::{Dmi, SmbiosConfig};
+use dev_pc::{memory_map, pic::Pic, pit::Pit, rtc::Rtc, serial::Serial, tables};
+use dev_storage::floppy::{self, DriveType, Floppy, FloppyDrive};
+use dev_storage::ide::{self, CdIdentity, DiskIdentity, Drive, Ide};
+use dev_video::vga::Vga;
+use em::{Em, Engine, VmContext};
+use parking_lot::Mutex;
+use pdm::connector::{DisplayPort, Frame, KeyboardPort, Medium, MousePort, SystemControl, SystemRequest};
+use pdm::pci::{DevFn, PciBus};
+use pdm::{Device, Iom};
+use pgm::{Backing, HostMemory, Layer, Pgm};
+use tm::{Clock, TimerQueue};
+use vbox_types::{ByteSize, GuestPhys, Hz, VcpuId};
+
+use crate::block::ImageDriver;
+use crate::config::{BootDevice, DriveConfig, DriveKind, IdeModel, MachineConfig};
+use crate::serial::CharBackend;
+use crate::{bios_log, firmware, host};
+
+/// The IDE controller is a function of the ISA bridge's device.
+const IDE_PLACE: DevFn = DevFn::new(1, 1);
+/// Where VirtualBox has its display adapter.
+const VGA_PLACE: DevFn = DevFn::new(2, 0);
+/// The power management timer has 32 bits, so that guests read it without watching for its wrap every few seconds.
+const WIDE_PM_TIMER: bool = true;
+/// Milliseconds that the BIOS waits for a key when the boot menu is on.
+const BOOT_MENU_WAIT: u16 = 500;
+
+/// A machine, assembled and not running yet.
+pub struct Machine {
+    em: Arc<Em>,
+    /// In the order of their reset.
+    devices: Vec<Arc<Mutex<dyn Device>>>,
+    pci: Arc<PciBus>,
+    display: Arc<dyn DisplayPort>,
+    keyboard: Arc<dyn KeyboardPort>,
+    mouse: Arc<dyn MousePort>,
+    acpi: Option<Arc<Mutex<AcpiPm>>>,
+    images: Vec<Arc<ImageDriver>>,
+    serial: Vec<Arc<CharBackend>>,
+}
+
+/// Leads the guest's requests to EM, which is built last.
+#[derive(Default)]
+struct Control {
+    em: OnceLock<Weak<Em>>,
+}
+
+impl SystemControl for Control {
+    fn request(&self, request: SystemRequest) {
+        if let Some(em) = self.em.get().and_then(Weak::upgrade) {
+            em.request(request);
+        }
+    }
+}
+
+/// The images of a machine's drives, opened.
+#[derive(Default)]
+struct Media(Vec<Arc<ImageDriver>>);
+
+impl Media {
+    fn open(&mut self, drive: &DriveConfig) -> Result<Medium> {
+        let Some(medium) = &drive.medium else { return Ok(None) };
+        let image = ImageDriver::open(medium)?;
+        self.0.push(image.clone());
+        Ok(Some(image))
+    }
+}
+
+impl Machine {
+    /// Opens the images, reads the firmware, and wires everything up.
+    pub fn build(config: &MachineConfig) -> Result<Arc<Self>> {
+        let links: Vec<_> = (0..config.cpus).map(|_| Arc::new(VcpuLink::default())).collect();
+        let pgm = Pgm::new(links.clone());
+        let iom = Iom::new();
+        let clock = Clock::new();
+        let timers = TimerQueue::new(clock.clone());
+        let control = Arc::new(Control::default());
+        let tsc = config.tsc.unwrap_or_else(host::tsc_frequency);
+        let cpuid = host::cpuid(config, tsc);
+        let mut devices: Vec<Arc<Mutex<dyn Device>>> = Vec::new();
+
+        // Memory.
+        let ram = HostMemory::new("guest-ram", config.ram)
+            .with_context(|| format!("cannot allocate {} of memory for the guest", config.ram))?;
+        let ram = Arc::new(ram);
+        let (low, high) = memory_map::split_ram(config.ram);
+        pgm.map(GuestPhys(0), low, Layer::Ram, Backing::ram(ram.clone(), 0));
+        if high > 0 {
+            pgm.map(memory_map::HIGH_RAM, high, Layer::Ram, Backing::ram(ram.clone(), low));
+        }
+        let bios = rom("bios", &firmware::read("bios-256k.bin", "seabios")?)?;
+        let bios_base = GuestPhys((1 << 32) - bios.len());
+        pgm.map(bios_base, bios.len(), Layer::Rom, Backing::rom(bios.clone(), 0));
+
+        // Interrupts and chipset.
+        let apic = Apic::new(
+            ApicConfig {
+                local_apic: config.ioapic,
+                x2apic: config.x2apic,
+                io_apic: config.ioapic,
+                tsc_frequency: tsc,
+            },
+            &links,
+            &timers,
+        );
+        apic.register(&pgm);
+        let pic = Pic::new();
+        pic.lock().connect_intr(apic.intr_line());
+        Pic::register(&pic, &iom);
+        apic.connect_pic(Pic::output(&pic));
+        let wiring = Wiring::new(Pic::inputs(&pic), apic.io_apic());
+        let pci = PciBus::new(iom.clone(), pgm.clone());
+        let bridge = I440Fx::new(&pci, &pgm, ram.clone(), bios);
+        I440Fx::register(&bridge, &iom, &pci);
+        let piix3 = Piix3::new(wiring.clone(), control.clone());
+        Piix3::register(&piix3, &iom, &pci);
+        devices.extend(apic.devices());
+        devices.push(pic);
+        devices.push(bridge);
+        devices.push(piix3);
+
+        // The chips of every PC.
+        let pit = Pit::new(wiring.isa(0), &timers);
+        Pit::register(&pit, &iom);
+        devices.push(pit);
+        let cmos = CmosSetup {
+            low_memory: ByteSize(low),
+            high_memory: ByteSize(high),
+            cpus: config.cpus as u8,
+            boot: first_three(&config.boot_order),
+            floppies: floppy_types(config),
+        };
+        let rtc = Rtc::new(wiring.isa(8), &timers, &host::wall_clock(config), &cmos);
+        Rtc::register(&rtc, &iom);
+        devices.push(rtc);
+        let dma = Dma::new(pgm.clone());
+        Dma::register(&dma, &iom);
+        devices.push(dma.clone());
+        let i8042 = I8042::new(wiring.isa(1), wiring.isa(12), pgm.clone(), control.clone());
+        I8042::register(&i8042, &iom);
+        let (keyboard, mouse) = (I8042::keyboard(&i8042), I8042::mouse(&i8042));
+        devices.push(i8042);
+        let mut serial = Vec::new();
+        for uart in &config.uarts {
+            let device = Serial::new(uart.io_base, wiring.isa(uart.irq), &timers, false);
+            Serial::register(&device, &iom);
+            if let Some(backend) = CharBackend::open(&uart.mode)? {
+                device.lock().connect(Some(backend.clone()));
+                backend.attach(Serial::port(&device));
+                serial.push(backend);
+            }
+            devices.push(device);
+        }
+        if config.hpet {
+            let hpet = Hpet::new(&wiring, &timers);
+            Hpet::register(&hpet, &pgm);
+            devices.push(hpet);
+        }
+
+        // Display.
+        let vga = Vga::new(config.vram, clock.clone()).context("cannot allocate the video memory")?;
+        Vga::register(&vga, &iom, &pgm, &pci, VGA_PLACE);
+        let display = Vga::display(&vga);
+        devices.push(vga);
+
+        // Storage.
+        let mut media = Media::default();
+        if let Some((model, drives)) = &config.ide {
+            let ide_wiring =
+                ide::Wiring { pgm: pgm.clone(), irqs: [wiring.isa(14), wiring.isa(15)], ejected: None };
+            let ide = Ide::new(ide_model(*model), ide_wiring, ide_drives(drives, &mut media)?);
+            Ide::register(&ide, &iom, &pci, IDE_PLACE);
+            devices.push(ide);
+        }
+        if let Some(drives) = &config.floppies {
+            let floppy_wiring = floppy::Wiring { irq: wiring.isa(6), dma: Dma::channels(&dma) };
+            let floppy = Floppy::new(floppy_wiring, floppy_drives(drives, &mut media)?);
+            Floppy::register(&floppy, &iom);
+            devices.push(floppy);
+        }
+
+        bios_log::register(&iom);
+
+        // Firmware: power management, tables, boot order.
+        let fw_cfg = FwCfg::new(&pgm);
+        FwCfg::register(&fw_cfg, &iom);
+        let mut acpi = None;
+        {
+            let mut store = fw_cfg.lock();
+            store.add_machine(config.cpus as u16, config.ram);
+            store.add_boot(
+                &boot_list(config),
+                config.boot_menu,
+                if config.boot_menu { BOOT_MENU_WAIT } else { 0 },
+            );
+            // Named after the PCI function, so that the VGA BIOS learns where the adapter is.
+            store.add_file("pci80ee,beef.rom", firmware::read("vgabios-stdvga.bin", "seabios")?);
+            if config.acpi {
+                let pm = AcpiPm::new(&iom, wiring.isa(SCI_IRQ), control.clone(), &timers, WIDE_PM_TIMER);
+                AcpiPm::register(&pm, &iom, &pci);
+                devices.push(pm.clone());
+                acpi = Some(pm);
+                tables::add_acpi(&mut store, &acpi_config(config, low));
+            }
+            tables::add_smbios(&mut store, &smbios_config(config, &cpuid, tsc));
+        }
+        devices.push(fw_cfg);
+
+        // CPUs.
+        let context =
+            Arc::new(VmContext { pgm, iom, irq: apic, clock, tsc_frequency: tsc, cpuid, links, msrs: None });
+        let engines = (0..config.cpus)
+            .map(|id| Ok(Box::new(iem::Iem::new(context.clone(), VcpuId(id))?) as Box<dyn Engine>))
+            .collect::<std::io::Result<Vec<_>>>()
+            .context("cannot prepare the interpreter")?;
+        let em = Em::new(context, engines, timers);
+        em.set_triple_fault_reset(config.triple_fault_reset && config.cpus == 1);
+        let _ = control.em.set(Arc::downgrade(&em));
+        let machine =
+            Arc::new(Self { em, devices, pci, display, keyboard, mouse, acpi, images: media.0, serial });
+        machine.reset_devices();
+        machine.log(config, tsc);
+        Ok(machine)
+    }
+
+    fn log(&self, config: &MachineConfig, tsc: Hz) {
+        tracing::info!(
+            target: "em",
+            "engine: interpreter (software). Guest code runs on no hardware virtualization: {}",
+            host::why_no_hardware()
+        );
+        tracing::info!(target: "cpum", "{} vCPUs, time-stamp counter {tsc}", config.cpus);
+        tracing::info!(target: "pgm", "{} MiB of RAM, {} MiB of video memory", config.ram.0 >> 20, config.vram.0 >> 20);
+        for (at, name) in self.pci.list() {
+            tracing::info!(target: "pdm", "PCI 00:{:02x}.{} {name}", at.device(), at.function());
+        }
+    }
+
+    pub fn em(&self) -> &Arc<Em> {
+        &self.em
+    }
+
+    /// Brings every device to its state after reset. All vCPUs are stopped.
+    pub fn reset_devices(&self) {
+        self.pci.reset();
+        for device in &self.devices {
+            device.lock().reset();
+        }
+    }
+
+    /// Makes what the guest wrote durable and closes the back ends. The vCPUs have ended.
+    pub fn close(&self) -> Result<()> {
+        for backend in &self.serial {
+            backend.close();
+        }
+        for image in &self.images {
+            image.settle().context("the guest's last writes could not be stored")?;
+        }
+        Ok(())
+    }
+
+    /// Presses the ACPI power button; false if the machine has none.
+    pub fn press_power_button(&self) -> bool {
+        self.acpi.as_ref().inspect(|pm| pm.lock().press_power_button()).is_some()
+    }
+
+    /// Presses the ACPI sleep button; false if the machine has none.
+    pub fn press_sleep_button(&self) -> bool {
+        self.acpi.as_ref().inspect(|pm| pm.lock().press_sleep_button()).is_some()
+    }
+
+    /// Whether the guest has acknowledged the last press of the power button.
+    pub fn power_button_handled(&self) -> bool {
+        self.acpi.as_ref().is_some_and(|pm| pm.lock().power_button_handled())
+    }
+
+    /// Whether the guest has switched ACPI on.
+    pub fn acpi_enabled(&self) -> bool {
+        self.acpi.as_ref().is_some_and(|pm| pm.lock().is_acpi_mode())
+    }
+
+    /// Types set-1 scan codes; returns how many fitted.
+    pub fn put_scancodes(&self, codes: &[u8]) -> usize {
+        self.keyboard.put_scancodes(codes)
+    }
+
+    pub fn put_mouse_event(&self, dx: i32, dy: i32, dz: i32, buttons: u8) {
+        self.mouse.put_event(dx, dy, dz, buttons);
+    }
+
+    /// What the screen shows.
+    pub fn frame(&self) -> Frame {
+        self.display.frame()
+    }
+
+    /// The engine's counters, with VirtualBox-like paths as names.
+    pub fn statistics(&self) -> Vec<(String, u64)> {
+        self.em.statistics().into_iter().map(|(name, value)| (format!("/IEM/{name}"), value)).collect()
+    }
+}
+
+/// Read-only memory with `image` in it.
+fn rom(name: &'static str, image: &[u8]) -> Result<Arc<HostMemory>> {
+    let memory = HostMemory::new(name, ByteSize(image.len() as u64))?;
+    if memory.len() != image.len() as u64 {
+        bail!("the firmware image has a size of {} bytes, which is not a multiple of 4096", image.len());
+    }
+    memory.write(0, image);
+    Ok(Arc::new(memory))
+}
+
+fn ide_model(model: IdeModel) -> ide::Model {
+    match model {
+        IdeModel::Piix3 => ide::Model::Piix3,
+        IdeModel::Piix4 => ide::Model::Piix4,
+        IdeModel::Ich6 => ide::Model::Ich6,
+    }
+}
+
+/// The drives of `kind` in the order of their places, as the BIOS names them.
+fn bootable(config: &MachineConfig, kind: DriveKind) -> impl Iterator<Item = fw_cfg::BootDevice> {
+    let mut places: Vec<(u8, u8)> = config
+        .ide
+        .iter()
+        .flat_map(|(_, drives)| drives)
+        .filter(|d| d.kind == kind)
+        .map(|d| (d.port, d.device))
+        .collect();
+    places.sort_unstable();
+    places.into_iter().map(|(channel, device)| fw_cfg::BootDevice::Ide { channel, device })
+}
+
+/// The boot order, device by device.
+fn boot_list(config: &MachineConfig) -> Vec<fw_cfg::BootDevice> {
+    let mut list = Vec::new();
+    for device in config.boot_order {
+        match device {
+            BootDevice::None | BootDevice::Network => {}
+            BootDevice::Floppy => {
+                let count = config.floppies.as_ref().map_or(0, |drives| drives.len().min(2));
+                list.extend((0..count as u8).map(fw_cfg::BootDevice::Floppy));
+            }
+            BootDevice::Dvd => list.extend(bootable(config, DriveKind::Dvd)),
+            BootDevice::Disk => list.extend(bootable(config, DriveKind::Disk)),
+        }
+    }
+    list
+}
+
+/// The first three boot devices as CMOS has them.
+fn first_three(order: &[BootDevice; 4]) -> [rtc::BootDevice; 3] {
+    std::array::from_fn(|i| match order[i] {
+        BootDevice::None => rtc::BootDevice::None,
+        BootDevice::Floppy => rtc::BootDevice::Floppy,
+        BootDevice::Dvd => rtc::BootDevice::Optical,
+        BootDevice::Disk => rtc::BootDevice::Disk,
+        BootDevice::Network => rtc::BootDevice::Network,
+    })
+}
+
+/// CMOS type bytes of the floppy drives: 1.44 MB ones.
+fn floppy_types(config: &MachineConfig) -> [u8; 2] {
+    let has = |n| config.floppies.iter().flatten().any(|d| d.device == n);
+    [0, 1].map(|n| if has(n) { DriveType::Mb1_44 as u8 } else { 0 })
+}
+
+/// The four places of an IDE controller, filled.
+fn ide_drives(drives: &[DriveConfig], media: &mut Media) -> Result<[Option<Drive>; 4]> {
+    let mut places: [Option<Drive>; 4] = Default::default();
+    for drive in drives {
+        let place = format!("IDE port {} device {}", drive.port, drive.device);
+        if drive.port > 1 || drive.device > 1 {
+            bail!("{place} does not exist: ports and devices are 0 and 1");
+        }
+        let number = usize::from(drive.port * 2 + drive.device);
+        let medium = media.open(drive)?;
+        places[number] = Some(match (drive.kind, medium) {
+            (DriveKind::Disk, Some(medium)) => {
+                let id = drive.medium.as_ref().map(|m| m.uuid.into_bytes()).unwrap_or_default();
+                let word = |at: usize| u32::from_le_bytes([id[at], id[at + 1], id[at + 2], id[at + 3]]);
+                // The first field of a UUID is big endian in its bytes.
+                let identity = DiskIdentity {
+                    non_rotational: drive.non_rotational,
+                    ..DiskIdentity::virtualbox(word(0).swap_bytes(), word(12))
+                };
+                Drive::Disk { identity, medium }
+            }
+            (DriveKind::Dvd, medium) => Drive::Cd { identity: CdIdentity::virtualbox(number as u32), medium },
+            (DriveKind::Disk, None) => {
+                bail!("the hard disk at {place} has no medium: attach one, or detach the drive")
+            }
+            (DriveKind::Floppy, _) => bail!("a floppy drive cannot be attached at {place}"),
+        });
+    }
+    Ok(places)
+}
+
+fn acpi_config(config: &MachineConfig, low_ram_end: u64) -> AcpiConfig {
+    AcpiConfig {
+        cpus: config.cpus,
+        io_apic: config.ioapic,
+        hpet: config.hpet,
+        wide_timer: WIDE_PM_TIMER,
+        low_ram_end,
+        serial: config.uarts.iter().map(|u| (u.io_base.0, u.irq)).collect(),
+        floppy: config.floppies.is_some(),
+    }
+}
+
+fn smbios_config(config: &MachineConfig, cpuid: &CpuidTable, tsc: Hz) -> SmbiosConfig {
+    let leaf = cpuid.raw(1, 0);
+    SmbiosConfig {
+        uuid: config.uuid.into_bytes(),
+        cpus: config.cpus,
+        processor_id: [leaf.eax, leaf.edx],
+        mhz: u16::try_from(tsc.0 / 1_000_000).unwrap_or(u16::MAX),
+        ram: config.ram,
+        dmi: dmi(config),
+    }
+}
+
+/// The SMBIOS texts: VirtualBox's, where the user has not set others.
+fn dmi(config: &MachineConfig) -> Dmi {
+    let mut dmi = Dmi::default();
+    for (name, text) in &config.dmi {
+        let field = match name.as_str() {
+            "DmiBIOSVendor" => &mut dmi.bios_vendor,
+            "DmiBIOSVersion" => &mut dmi.bios_version,
+            "DmiBIOSReleaseDate" => &mut dmi.bios_release_date,
+            "DmiSystemVendor" => &mut dmi.system_vendor,
+            "DmiSystemProduct" => &mut dmi.system_product,
+            "DmiSystemVersion" => &mut dmi.system_version,
+            "DmiSystemSerial" => &mut dmi.system_serial,
+            "DmiSystemSKU" => &mut dmi.system_sku,
+            "DmiSystemFamily" => &mut dmi.system_family,
+            "DmiBoardVendor" => &mut dmi.board_vendor,
+            "DmiBoardProduct" => &mut dmi.board_product,
+            "DmiBoardVersion" => &mut dmi.board_version,
+            "DmiBoardSerial" => &mut dmi.board_serial,
+            "DmiBoardAssetTag" => &mut dmi.board_asset_tag,
+            "DmiBoardLocInChass" => &mut dmi.board_loc_in_chass,
+            "DmiChassisVendor" => &mut dmi.chassis_vendor,
+            "DmiChassisVersion" => &mut dmi.chassis_version,
+            "DmiChassisSerial" => &mut dmi.chassis_serial,
+            "DmiChassisAssetTag" => &mut dmi.chassis_asset_tag,
+            "DmiProcManufacturer" => &mut dmi.proc_manufacturer,
+            "DmiProcVersion" => &mut dmi.proc_version,
+            "DmiOEMVBoxVer" => &mut dmi.oem_vbox_ver,
+            "DmiOEMVBoxRev" => &mut dmi.oem_vbox_rev,
+            _ => {
+                dmi.system_uuid =
+                    text.parse::<uuid::Uuid>().ok().map(uuid::Uuid::into_bytes).or(dmi.system_uuid);
+                continue;
+            }
+        };
+        // VirtualBox's word for "no text at all".
+        *field = if text == "<EMPTY>" { String::new() } else { text.clone() };
+    }
+    dmi
+}
+
+/// The two drives of a floppy controller. Every drive is a 1.44 MB one, as VirtualBox's are unless overridden.
+fn floppy_drives(drives: &[DriveConfig], media: &mut Media) -> Result<[Option<FloppyDrive>; 2]> {
+    let mut places = [None, None];
+    for drive in drives {
+        let Some(place) = places.get_mut(usize::from(drive.device)) else {
+            bail!("there is no floppy drive {}: devices are 0 and 1", drive.device);
+        };
+        *place = Some(FloppyDrive { drive_type: DriveType::Mb1_44, medium: media.open(drive)? });
+    }
+    Ok(places)
+}
