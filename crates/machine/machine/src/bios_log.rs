@@ -18,7 +18,7 @@ struct BiosLog {
 }
 
 /// Claims the port if the log wants what comes over it.
-pub fn register(iom: &Iom) {
+pub(crate) fn register(iom: &Iom) {
     if tracing::enabled!(target: "bios", tracing::Level::DEBUG) {
         iom.register(PORT, 1, Width::Byte, Arc::new(Mutex::new(BiosLog::default())));
     }
