@@ -5,7 +5,7 @@
 
 use cpum::cpuid::{CpuidTable, FeatureBit, bit};
 use cpum::state::{rflags, seg};
-use iced_x86::{Code, ConditionCode, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, ConditionCode, EncodingKind, Instruction, Mnemonic, OpKind, Register};
 
 use crate::by_size;
 use crate::op::{
@@ -324,6 +324,15 @@ pub(crate) fn decode(insn: &Instruction, bits: u32, cpuid: &CpuidTable) -> (Op, 
         general(insn, &mut op, cpuid).unwrap_or_else(|| from_unit(insn, &mut op))
     };
     op.run = run;
+    if insn.encoding() == EncodingKind::VEX && op.full.is_none() && bits != 64 {
+        op.full = Some(Box::new(Full {
+            insn: *insn,
+            class: None,
+            stub: std::cell::Cell::new(StubId::NONE),
+            inner: Some(run),
+        }));
+        op.run = protected_only;
+    }
     if !op.memory() && insn.is_stack_instruction() {
         op.flags |= VIA_SS;
     }
@@ -332,8 +341,12 @@ pub(crate) fn decode(insn: &Instruction, bits: u32, cpuid: &CpuidTable) -> (Op, 
 
 fn from_unit(insn: &Instruction, op: &mut Op) -> (Handler, Ends) {
     let Some(class) = unit::classify(insn) else { return (undefined, Ends::System) };
-    op.full =
-        Some(Box::new(Full { insn: *insn, class: Some(class), stub: std::cell::Cell::new(StubId::NONE) }));
+    op.full = Some(Box::new(Full {
+        insn: *insn,
+        class: Some(class),
+        stub: std::cell::Cell::new(StubId::NONE),
+        inner: None,
+    }));
     let run: Handler = match class.route {
         Route::Memory => units::pieces,
         Route::Operand if !class.access.reads() && !class.access.writes() => units::registers,

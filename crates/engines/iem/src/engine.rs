@@ -258,8 +258,8 @@ fn execute_one(core: &mut Core, cpu: &mut CpuState, block: &Block) -> Result<(),
     Ok(())
 }
 
-/// Finds or decodes the block at linear address `pc`. With `single`, blocks at the end of the code segment are cut to their first
-/// instruction.
+/// Finds or decodes the block at linear address `pc`. With `single`, only the first instruction will run, and blocks that reach
+/// past the end of the code segment are cut to it.
 #[inline(never)]
 fn find(core: &mut Core, blocks: &mut Blocks, cpu: &CpuState, pc: u64, single: bool) -> Result<Found, Fault> {
     let limit = u64::from(cpu.seg[seg::CS].limit);
@@ -290,7 +290,9 @@ fn find(core: &mut Core, blocks: &mut Blocks, cpu: &CpuState, pc: u64, single: b
             }
         }
     }
-    build(core, blocks, cpu, pc, single, room)
+    // Instructions that are stepped over time and again keep their blocks as others do; only at the end of a segment must one
+    // stand alone.
+    build(core, blocks, cpu, pc, single && room < 0x1000, room)
 }
 
 fn build(

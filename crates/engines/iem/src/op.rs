@@ -81,6 +81,8 @@ pub(crate) struct Full {
     pub(crate) insn: Instruction,
     pub(crate) class: Option<crate::unit::Class>,
     pub(crate) stub: std::cell::Cell<crate::unit::StubId>,
+    /// The handler behind a check of the mode.
+    pub(crate) inner: Option<Handler>,
 }
 
 /// How an operation ends its block.

@@ -238,7 +238,9 @@ impl<M: PhysMemory> Walk<'_, M> {
         self.leaf(cpu, pte_at, false, entry, physical)
     }
 
-    fn pae(self, cpu: &CpuState, linear: u64) -> Result<Outcome, u16> {
+    fn pae(mut self, cpu: &CpuState, linear: u64) -> Result<Outcome, u16> {
+        // Bits 52 to 62 are reserved outside long mode.
+        self.reserved |= 0x7ff << MAX_PHYS_BITS;
         let pdpte = cpu.pdpte[(linear >> 30 & 3) as usize];
         if pdpte & pte::P == 0 {
             return Err(0);

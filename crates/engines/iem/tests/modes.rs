@@ -210,3 +210,21 @@ fn mode_bits_that_exclude_each_other_fault() {
         assert_eq!((m.halted_in_handler(), m.u64_at(m.cpu.gpr[4])), (13, 0), "{name}");
     }
 }
+
+#[test]
+fn vex_encoded_integer_instructions_need_protected_mode() {
+    let andn = [0xc4, 0xe2, 0x70, 0xf2, 0xc2]; // andn eax, ecx, edx
+    let mut m = Machine::real(0x7000);
+    m.put(0x7000, &andn);
+    m.put(6 * 4, &[0, 0x60, 0, 0]);
+    m.put(0x6000, &[0xf4]);
+    m.run_to_halt();
+    assert_eq!(m.cpu.rip, 0x6001);
+    let mut m = Machine::protected(0x7000);
+    m.cpu.gpr[1] = 0xf0;
+    m.cpu.gpr[2] = 0xff;
+    m.put(0x7000, &andn);
+    m.put(0x7005, &[0xf4]);
+    m.run_to_halt();
+    assert_eq!(m.cpu.gpr[0], 0x0f);
+}

@@ -28,6 +28,12 @@ pub(crate) fn undefined(_core: &mut Core, _cpu: &mut CpuState, _op: &Op) -> Resu
     Err(Fault::UD)
 }
 
+/// VEX-encoded instructions do not exist in real and virtual-8086 mode.
+pub(crate) fn protected_only(core: &mut Core, cpu: &mut CpuState, op: &Op) -> Result<(), Fault> {
+    let inner = op.full.as_ref().and_then(|f| f.inner).filter(|_| cpu.is_protected()).ok_or(Fault::UD)?;
+    inner(core, cpu, op)
+}
+
 // ---- segment registers ----
 
 /// Loads segment register `op.a` and, for SS, holds off interrupts for one instruction.
