@@ -18,7 +18,6 @@
 //! let pit = Pit::new(wiring.isa(0), &timers);   …                                       // ISA devices: wiring.isa(irq)
 //! let nic = …(wiring.intx(devfn, 1));                                                   // PCI devices
 //! let fw_cfg = FwCfg::new(&pgm);                FwCfg::register(&fw_cfg, &iom);
-//! BiosLog::register(&BiosLog::new(), &iom);                        // the firmware's words in VBox.log
 //! fw_cfg.lock().add_machine(cpus, ram); …add_boot(…); tables::add_acpi(…); tables::add_smbios(…);
 //! ```
 //!
@@ -27,7 +26,6 @@
 //! reset in any order, and [`pdm::pci::PciBus::reset`] comes with them. Saved units may be loaded in any order after a reset.
 
 pub mod acpi_pm;
-pub mod bios_log;
 pub mod dma;
 pub mod fw_cfg;
 pub mod hpet;
