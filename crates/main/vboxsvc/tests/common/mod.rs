@@ -18,6 +18,14 @@ use main_api::{Client, Proxy, Session};
 /// A directory with VBoxSVC and a VBoxHeadless that is this very test program (see [`fake_vm`]), put into PATH.
 static PROGRAMS: LazyLock<PathBuf> = LazyLock::new(|| {
     let dir = std::env::temp_dir().join(format!("boxwood-bin-{}", std::process::id()));
+    // Test programs that have ended cannot remove theirs: other tests of the same program may still use it.
+    for entry in fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let pid = name.strip_prefix("boxwood-bin-");
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
     let _ = fs::remove_dir_all(&dir);
     fs::create_dir_all(&dir).unwrap();
     let service = Path::new(env!("CARGO_BIN_EXE_VBoxSVC"));
