@@ -43,9 +43,10 @@ fn main() -> ExitCode {
         println!("\n{kind} ({count} times)\n{text}");
     }
     println!(
-        "{} instructions in {} sequences, {:.1} s; ended by vector: {:?}; {} kinds of differences",
+        "{} instructions in {} sequences ({} executed, with register set-up), {:.1} s; ended by vector: {:?}; {} kinds of differences",
         report.instructions,
         report.sequences,
+        report.reached,
         start.elapsed().as_secs_f64(),
         report.traps,
         report.failures.len()

@@ -950,6 +950,11 @@ impl Case {
 }
 
 impl Assembled {
+    /// How many instructions lie before `rip`, those that prepare registers included.
+    pub fn reached(&self, rip: u64) -> usize {
+        self.placed.iter().filter(|p| p.ip < rip).count()
+    }
+
     /// Flags (RFLAGS bits) that are undefined when a sequence has ended with `rip`: at a fault, or past the final INT3.
     pub fn undefined_at(&self, rip: u64) -> u64 {
         // A fault can be inside: FSTCW is WAIT and FNSTCW.

@@ -11,7 +11,10 @@ use super::native::Native;
 const SEQUENCE: usize = 20;
 
 pub struct Report {
+    /// Instructions under test in the sequences.
     pub instructions: usize,
+    /// Instructions up to where sequences ended, with those that prepare registers.
+    pub reached: usize,
     pub sequences: usize,
     /// How often sequences ended with each vector.
     pub traps: BTreeMap<u8, usize>,
@@ -24,8 +27,13 @@ pub fn run(seed: u64, instructions: usize, focus: Focus, most: usize) -> Report 
     let mut native = Native::new();
     let mut guest = Guest::new();
     let mut generator = Generator::new(seed, focus);
-    let mut report =
-        Report { instructions: 0, sequences: 0, traps: BTreeMap::new(), failures: BTreeMap::new() };
+    let mut report = Report {
+        instructions: 0,
+        reached: 0,
+        sequences: 0,
+        traps: BTreeMap::new(),
+        failures: BTreeMap::new(),
+    };
     while report.instructions < instructions && report.failures.len() < most {
         let case = generator.case(SEQUENCE);
         report.instructions += case.groups.len();
@@ -35,10 +43,11 @@ pub fn run(seed: u64, instructions: usize, focus: Focus, most: usize) -> Report 
             let iem = guest.run(case, &assembled);
             let host = native.run(&case.start, &assembled.bytes, &case.data, &case.table);
             let differences = differences(&assembled, &iem, &host);
-            (assembled, host.trap.vector, differences)
+            (assembled, host, differences)
         };
-        let (_, vector, found) = try_it(&case);
-        *report.traps.entry(vector).or_default() += 1;
+        let (assembled, host, found) = try_it(&case);
+        report.reached += assembled.reached(host.state.rip);
+        *report.traps.entry(host.trap.vector).or_default() += 1;
         if found.is_empty() {
             continue;
         }
