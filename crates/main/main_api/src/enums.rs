@@ -158,6 +158,8 @@ api_enums! {
     AuthType { Null, External, Guest }
     AutostopType { Disabled, SaveState, PowerOff, AcpiShutdown }
     VMProcPriority { Invalid, Default, Flat, Low, Normal, High }
+    GuestDebugProvider { None, Native, GDB, KD }
+    GuestDebugIoProvider { None, TCP, UDP, IPC }
     VMExecutionEngine { NotSet, Emulated, HwVirt, NativeApi, Interpreter, Recompiler }
     ProcessorFeature { HWVirtEx, PAE, LongMode, NestedPaging, UnrestrictedGuest, NestedHWVirt, VirtVmsaveVmload }
     GuestMonitorStatus { Disabled, Enabled, Blank }

@@ -61,6 +61,7 @@ lens!(group, group_mut, set::BandwidthGroup, s, Part::BandwidthGroup(name) =>
     s.hardware.bandwidth_groups.iter_mut().find(|g| g.name == *name));
 lens!(screen, screen_mut, set::RecordingScreen, s, Part::RecordingScreen(i) =>
     s.recording.screens.get(*i), s.recording.screens.get_mut(*i));
+lens!(debug, debug_mut, set::Debugging, s, Part::GuestDebug => Some(&s.debugging), Some(&mut s.debugging));
 lens!(tpm, tpm_mut, set::Tpm, s, Part::Tpm => Some(&s.hardware.tpm), Some(&mut s.hardware.tpm));
 
 /// Attributes that are fields: both tables get an entry.
@@ -311,6 +312,12 @@ fn firmware(r: &mut ReadTable<View>, w: &mut WriteTable<View>) {
     fields! { r, w, tpm, tpm_mut;
         ITrustedPlatformModule::Type => tpm_type;
         ITrustedPlatformModule::Location => location;
+    }
+    fields! { r, w, debug, debug_mut;
+        IGuestDebugControl::DebugProvider => guest_debug_provider;
+        IGuestDebugControl::DebugIoProvider => guest_debug_io;
+        IGuestDebugControl::DebugAddress => guest_debug_address;
+        IGuestDebugControl::DebugPort => guest_debug_port;
     }
     r.add(INvramStore::NonVolatileStorageFile, |v| {
         let path = &v.settings.hardware.nvram.path;

@@ -29,6 +29,7 @@ macro_rules! fields {
 pub(crate) fn add(r: &mut ReadTable<View>, w: &mut WriteTable<View>) {
     fields! { r, w;
         IMachine::Description => description;
+        IMachine::Icon => icon;
         IMachine::CPUHotPlugEnabled => hardware.cpu.hotplug;
         IMachine::CPUProfile => hardware.cpu.profile;
         IMachine::PageFusionEnabled => hardware.memory.page_fusion;
@@ -218,6 +219,7 @@ fn references(r: &mut ReadTable<View>) {
         IMachine::GraphicsAdapter => Part::GraphicsAdapter;
         IMachine::BIOSSettings => Part::Bios;
         IMachine::TrustedPlatformModule => Part::Tpm;
+        IMachine::GuestDebugControl => Part::GuestDebug;
         IMachine::NonVolatileStore => Part::Nvram;
         IMachine::RecordingSettings => Part::Recording;
         IMachine::VRDEServer => Part::Vrde;

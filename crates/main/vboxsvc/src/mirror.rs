@@ -68,6 +68,8 @@ mirrors! {
     AuthType, AuthType { Null = Null, External = External, Guest = Guest }
     BootMenuMode, BIOSBootMenuMode { Disabled = Disabled, MenuOnly = MenuOnly, MessageAndMenu = MessageAndMenu }
     ApicMode, APICMode { Disabled = Disabled, Apic = APIC, X2Apic = X2APIC }
+    GuestDebugProvider, GuestDebugProvider { None = None, Gdb = GDB, Kd = KD }
+    GuestDebugIo, GuestDebugIoProvider { None = None, Tcp = TCP, Udp = UDP, Ipc = IPC }
     TpmType, TpmType { None = None, V1_2 = v1_2, V2_0 = v2_0, Host = Host, Swtpm = Swtpm }
     UsbControllerType, USBControllerType { Ohci = OHCI, Ehci = EHCI, Xhci = XHCI }
     NetworkAdapterType, NetworkAdapterType {

@@ -66,6 +66,7 @@ pub(crate) enum Part {
     Recording,
     RecordingScreen(usize),
     Tpm,
+    GuestDebug,
     Nvram,
     Snapshot(Uuid),
 }
@@ -141,6 +142,7 @@ fn parse_part(elements: &[&str]) -> Option<Part> {
         ["RecordingSettings"] => Part::Recording,
         ["RecordingSettings", screen] => Part::RecordingScreen(screen.parse().ok()?),
         ["TrustedPlatformModule"] => Part::Tpm,
+        ["GuestDebugControl"] => Part::GuestDebug,
         ["NvramStore"] => Part::Nvram,
         ["Snapshots", id] => Part::Snapshot(parse_uuid(id)?),
         _ => return None,
@@ -175,6 +177,7 @@ impl Part {
             Self::Recording => "/RecordingSettings".into(),
             Self::RecordingScreen(screen) => format!("/RecordingSettings/{screen}"),
             Self::Tpm => "/TrustedPlatformModule".into(),
+            Self::GuestDebug => "/GuestDebugControl".into(),
             Self::Nvram => "/NvramStore".into(),
             Self::Snapshot(id) => format!("/Snapshots/{}", uuid_element(*id)),
         }
@@ -210,6 +213,7 @@ impl Part {
             Self::Recording => table!(IRecordingSettings),
             Self::RecordingScreen(_) => table!(IRecordingScreenSettings),
             Self::Tpm => table!(ITrustedPlatformModule),
+            Self::GuestDebug => table!(IGuestDebugControl),
             Self::Nvram => table!(INvramStore),
             Self::Snapshot(_) => table!(ISnapshot),
         }
@@ -243,6 +247,7 @@ impl Part {
             | Self::BandwidthControl
             | Self::Recording
             | Self::Tpm
+            | Self::GuestDebug
             | Self::Nvram => true,
         }
     }
@@ -261,6 +266,7 @@ pub(crate) fn parts(s: &MachineSettings) -> Vec<Part> {
         Part::BandwidthControl,
         Part::Recording,
         Part::Tpm,
+        Part::GuestDebug,
         Part::Nvram,
     ];
     for slot in 0..hw.network.len() {

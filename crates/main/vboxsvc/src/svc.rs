@@ -688,6 +688,7 @@ mod tests {
             "IRecordingSettings",
             "IRecordingScreenSettings",
             "ITrustedPlatformModule",
+            "IGuestDebugControl",
             "INvramStore",
             "IMediumAttachment",
             "IStorageController",

@@ -314,3 +314,15 @@ interface! {
         }
     }
 }
+
+interface! {
+    /// How a debugger reaches the guest.
+    IGuestDebugControl {
+        attributes {
+            DebugProvider: GuestDebugProvider, rw;
+            DebugIoProvider: GuestDebugIoProvider, rw;
+            DebugAddress: String, rw;
+            DebugPort: u32, rw;
+        }
+    }
+}

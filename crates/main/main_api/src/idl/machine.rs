@@ -14,6 +14,8 @@ interface! {
             Name: String, rw;
             Description: String, rw;
             Id: String, r;
+            /// The icon's file as base64; empty without one. The IDL's type is octet[].
+            Icon: String, rw;
             Groups: Vec<String>, rw;
             OSTypeId: String, rw;
             HardwareVersion: String, rw;
@@ -75,6 +77,7 @@ interface! {
             IOCacheEnabled: bool, rw;
             IOCacheSize: u32, rw;
             BandwidthControl: ObjRef<IBandwidthControl>, r;
+            GuestDebugControl: ObjRef<IGuestDebugControl>, r;
             TracingEnabled: bool, rw;
             TracingConfig: String, rw;
             AllowTracingToAccessVM: bool, rw;

@@ -90,7 +90,7 @@ interface_list! {
     IMachine ISnapshot
     INetworkAdapter INATEngine ISerialPort IParallelPort IAudioSettings IAudioAdapter IGraphicsAdapter IBIOSSettings
     IVRDEServer IUSBController IUSBDeviceFilters IUSBDeviceFilter ISharedFolder IBandwidthControl IBandwidthGroup
-    IRecordingSettings IRecordingScreenSettings ITrustedPlatformModule INvramStore
+    IRecordingSettings IRecordingScreenSettings ITrustedPlatformModule INvramStore IGuestDebugControl
     IMedium IMediumAttachment IStorageController
     IConsole IKeyboard IMouse IDisplay IMachineDebugger
 }
