@@ -313,6 +313,7 @@ fn special_value(name: &str, want: Want) -> &'static str {
         "chipset" => "<ich9 | piix3>",
         "recording-screens" => "<all | none | screen-ID[,screen-ID...]>",
         "recording-video-res" => "widthxheight",
+        "vm-execution-engine" => "<default | hwvirt | native-api | interpreter | recompiler>",
         "autostop-type" => "<disabled | savestate | poweroff | acpishutdown>",
         "pci-attach" => "host-PCI-address[@guest-PCI-address]",
         "pci-detach" => "host-PCI-address",

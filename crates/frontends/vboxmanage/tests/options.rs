@@ -19,8 +19,8 @@ const SETTINGS: &[(&str, &str, &str)] = &[
     ("--long-mode=off", "longmode", "off"),
     ("--cpuid-portability-level=2", "cpuid-portability-level", "2"),
     ("--triple-fault-reset=on", "triplefaultreset", "on"),
+    ("--x2apic=off", "x2apic", "off"),
     ("--apic=off", "apic", "off"),
-    ("--x2apic=on", "x2apic", "on"),
     ("--paravirt-provider=minimal", "paravirtprovider", "minimal"),
     ("--paravirt-debug=enabled=1", "paravirtdebug", "enabled=1"),
     ("--hwvirtex=off", "hwvirtex", "off"),
@@ -118,4 +118,29 @@ fn every_setting_comes_back_also_from_a_new_service() {
         home.kill(&process);
     }
     check(&home);
+}
+
+#[test]
+fn settings_that_are_not_shown_are_in_the_file() {
+    let home = Home::new();
+    home.manage("createvm --name a --register").ok();
+    std::fs::write(home.path("icon.png"), b"foobar").unwrap();
+    let words = "modifyvm a --icon-file icon.png --guest-debug-provider gdb --guest-debug-io-provider tcp \
+                 --guest-debug-address 127.0.0.1 --guest-debug-port 1234 --vm-execution-engine interpreter \
+                 --bios-pxe-debug on --nat-localhostreachable1 on --nat-alias-mode1 log,sameports --iocache-size 8";
+    home.run(words.split_whitespace()).ok();
+    let file = std::fs::read_to_string(home.path("vms/a/a.vbox")).unwrap();
+    for wanted in [
+        "Zm9vYmFy",
+        "provider=\"GDB\"",
+        "port=\"1234\"",
+        "name=\"VBoxInternal/EM/ExecutionEngine\" value=\"interpreter\"",
+        "PXEDebug",
+        "localhost-reachable=\"true\"",
+        "logging=\"true\"",
+    ] {
+        assert!(file.contains(wanted), "{wanted}\n{file}");
+    }
+    home.manage("modifyvm a --vm-execution-engine default").ok();
+    assert_eq!(home.manage("getextradata a VBoxInternal/EM/ExecutionEngine").ok(), "No value set!\n");
 }

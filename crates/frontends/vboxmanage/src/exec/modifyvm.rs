@@ -1,5 +1,8 @@
 //! Applies the changes of `modifyvm`, in order, to a machine that is locked for writing.
 
+use std::fs::File;
+use std::io::Read;
+
 use main_api::enums::*;
 use main_api::idl::*;
 use main_api::types::{ApiType, Attr, InterfaceType};
@@ -52,7 +55,10 @@ impl Run<'_> {
             Change::BootOrder { position, device } => machine
                 .call(IMachine::SetBootOrder, (position, named(device)?))
                 .context(|| format!("SetBootOrder({position}, DeviceType_{device})")),
-            Change::Icon(_) => Err(not_available("The icon of a machine")),
+            Change::Icon(file) => {
+                let icon = base64(&read_icon(&file)?);
+                machine.write(IMachine::Icon, icon).context(|| "COMSETTER(Icon)".to_owned())
+            }
             Change::NicAttachment { nic, attachment } => attach_nic(&self::nic(machine, nic)?, attachment),
             Change::NicProperty { nic, name, value } => self::nic(machine, nic)?
                 .call(INetworkAdapter::SetProperty, (name.clone(), value))
@@ -127,7 +133,7 @@ fn set(machine: &Proxy<IMachine>, object: Object, attribute: &'static str, value
             write(&part(&settings, IAudioSettings::Adapter)?, attribute, value)
         }
         Object::VrdeServer => write(&vrde(machine)?, attribute, value),
-        Object::GuestDebugControl => Err(not_available("The guest's debugger")),
+        Object::GuestDebugControl => write(&part(machine, IMachine::GuestDebugControl)?, attribute, value),
         Object::RecordingSettings => write(&part(machine, IMachine::RecordingSettings)?, attribute, value),
         Object::RecordingScreens => {
             for screen in screens(machine)? {
@@ -303,4 +309,53 @@ fn recording_screens(machine: &Proxy<IMachine>, wanted: &Screens) -> Done {
             .context(|| format!("COMSETTER(Enabled)({on})"))?;
     }
     Ok(())
+}
+
+/// Reads an icon: a file of at most 256 KiB.
+fn read_icon(name: &str) -> Result<Vec<u8>, Failure> {
+    const LIMIT: u64 = 256 << 10;
+    let file =
+        File::open(name).map_err(|error| Failure::Text(format!("Cannot open file \"{name}\": {error}")))?;
+    let mut icon = Vec::new();
+    file.take(LIMIT + 1)
+        .read_to_end(&mut icon)
+        .map_err(|error| Failure::Text(format!("Cannot read contents of file \"{name}\": {error}")))?;
+    if icon.len() as u64 > LIMIT {
+        return Err(Failure::Text(format!("File \"{name}\" is bigger than 256KByte")));
+    }
+    Ok(icon)
+}
+
+/// RFC 4648, section 4.
+fn base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for chunk in bytes.chunks(3) {
+        let group =
+            chunk.iter().fold(0_u32, |group, byte| group << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
+        for digit in 0..4 {
+            let at = (group >> (18 - 6 * digit)) as usize & 0x3f;
+            text.push(if digit <= chunk.len() { ALPHABET[at] as char } else { '=' });
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_pads_to_groups_of_four() {
+        for (bytes, text) in [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foob", "Zm9vYg=="),
+            ("foobar", "Zm9vYmFy"),
+        ] {
+            assert_eq!(base64(bytes.as_bytes()), text);
+        }
+    }
 }

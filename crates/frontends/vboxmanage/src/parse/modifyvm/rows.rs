@@ -230,10 +230,7 @@ pub static ROWS: &[Row] = &[
     row(&["default-frontend", "defaultfrontend"], Text, TextOr(Machine, "DefaultFrontend", "default")),
     row(&["vm-process-priority"], Text, Words(Machine, "VMProcessPriority", PRIORITIES)),
     // Of 7.1.
-    row(&["vm-execution-engine"], Text, Words(Machine, "VMExecutionEngine", &[
-        ("default", "Default"), ("hwvirt", "HwVirt"), ("hm", "HwVirt"), ("native-api", "NativeApi"),
-        ("nem", "NativeApi"), ("interpreter", "Interpreter"), ("iem", "Interpreter"), ("recompiler", "Recompiler"),
-    ])),
+    row(&["vm-execution-engine"], Text, Special(execution_engine)),
     row(&["testing-enabled"], OnOff, Special(testing_enabled)),
     row(&["testing-mmio"], OnOff, Special(testing_mmio)),
     indexed(&["testing-cfg-dword"], U32, Special(testing_cfg_dword)),

@@ -641,3 +641,24 @@ pub(super) fn testing_cfg_dword(context: Ctx) -> Parsed<()> {
     context.push(Change::ExtraData { key: format!("{TESTING}CfgDword{index}"), value });
     Ok(())
 }
+
+/// Settings files of 7.0 have no place for the engine, so that it goes where the VM process's overrides are.
+pub(super) fn execution_engine(context: Ctx) -> Parsed<()> {
+    const ENGINES: &[(&str, &str)] = &[
+        ("default", ""),
+        ("hwvirt", "hwvirt"),
+        ("hm", "hwvirt"),
+        ("native-api", "native-api"),
+        ("nem", "native-api"),
+        ("interpreter", "interpreter"),
+        ("iem", "interpreter"),
+        ("recompiler", "recompiler"),
+    ];
+    let text = context.text();
+    let Some(value) = lookup(ENGINES, text) else {
+        return Err(UsageError::failure(format!("Invalid --vm-execution-engine '{text}'")));
+    };
+    let key = "VBoxInternal/EM/ExecutionEngine".to_owned();
+    context.push(Change::ExtraData { key, value: value.to_owned() });
+    Ok(())
+}
