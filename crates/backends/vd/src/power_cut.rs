@@ -1,4 +1,4 @@
-//! Power cuts between any two writes, for every format that allocates.
+//! Power cuts between any two writes, and damage anywhere, for every format that allocates.
 
 use std::io;
 use std::path::Path;
@@ -254,4 +254,26 @@ fn after_a_power_cut_a_vhd_opens_and_holds_what_was_flushed() {
     assert!(crate::vhd::create(&file, Variant::Dynamic, size, Uuid::from_u128(1)).unwrap());
     let bytes = file.bytes.lock().clone();
     cut_power(Format::Vhd, &bytes, 1, (0..120).step_by(7));
+}
+
+#[test]
+fn damage_anywhere_in_the_metadata_does_no_harm() {
+    let (vmdk, vhd) = (MemoryFile::default(), MemoryFile::default());
+    crate::vmdk::create(&vmdk, Path::new("a.vmdk"), 0x8_0000, Uuid::from_u128(1)).unwrap();
+    crate::vhd::create(&vhd, Variant::Dynamic, 0x8_0000, Uuid::from_u128(1)).unwrap();
+    let vdi = crate::vdi::tests::small_image(24);
+    let mut random = Random(9);
+    for sound in [vdi, vmdk.bytes.into_inner(), vhd.bytes.into_inner()] {
+        for _ in 0..3000 {
+            let mut file = sound.clone();
+            for _ in 0..=random.below(3) {
+                let at = random.below(file.len().min(0x6000) as u64) as usize;
+                file[at] = [0, 1, 2, 0x7f, 0x80, 0xff, random.below(256) as u8][random.below(7) as usize];
+            }
+            if random.below(8) == 0 {
+                file.truncate(random.below(sound.len() as u64) as usize);
+            }
+            crate::exercise(&file);
+        }
+    }
 }

@@ -177,7 +177,7 @@ fn read_header(file: &dyn FileIo, path: &Path) -> Result<(Header, Descriptor), E
     }
     let directory_sectors = (capacity.div_ceil(grain).div_ceil(TABLE_ENTRIES.into()) * 4).div_ceil(SECTOR);
     let descriptor_sectors = u64_at(36);
-    if descriptor_sectors * SECTOR > MAX_DESCRIPTOR || descriptor_sectors > MAX_DESCRIPTOR {
+    if descriptor_sectors > MAX_DESCRIPTOR / SECTOR {
         return Err(damaged(path, 36, format!("a descriptor of {descriptor_sectors} sectors")));
     }
     let start = sectors(28, descriptor_sectors)?;
