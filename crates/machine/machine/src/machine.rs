@@ -18,7 +18,7 @@ use dev_pc::tables::smbios::{Dmi, SmbiosConfig};
 use dev_pc::{memory_map, pic::Pic, pit::Pit, rtc::Rtc, serial::Serial, tables};
 use dev_storage::floppy::{self, DriveType, Floppy, FloppyDrive};
 use dev_storage::ide::{self, CdIdentity, DiskIdentity, Drive, Ide};
-use dev_video::vga::Vga;
+use dev_video::vga::{self, Vga};
 use em::{Em, Engine, VmContext};
 use parking_lot::Mutex;
 use pdm::connector::{DisplayPort, Frame, KeyboardPort, Medium, MousePort, SystemControl, SystemRequest};
@@ -210,8 +210,12 @@ impl Machine {
                 config.boot_menu,
                 if config.boot_menu { BOOT_MENU_WAIT } else { 0 },
             );
-            // Named after the PCI function, so that the VGA BIOS learns where the adapter is.
-            store.add_file("pci80ee,beef.rom", firmware::read("vgabios-stdvga.bin", "seabios")?);
+            // Named after the PCI function and with its identity inside, so that the VGA BIOS learns where the adapter is
+            // and finds its frame buffer.
+            let mut vga_bios = firmware::read("vgabios-stdvga.bin", "seabios")?;
+            vga::bios::adopt(&mut vga_bios, vga::VENDOR, vga::DEVICE)
+                .context("cannot use vgabios-stdvga.bin")?;
+            store.add_file("pci80ee,beef.rom", vga_bios);
             if config.acpi {
                 let pm = AcpiPm::new(&iom, wiring.isa(SCI_IRQ), control.clone(), &timers, WIDE_PM_TIMER);
                 AcpiPm::register(&pm, &iom, &pci);
