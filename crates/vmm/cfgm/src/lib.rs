@@ -128,7 +128,11 @@ mod tests {
 
     #[test]
     fn integers_have_three_notations_and_texts_a_prefix() {
-        let t = tree(&[("VBoxInternal/A/h", "0x10"), ("VBoxInternal/A/o", "010"), ("VBoxInternal/A/s", "string:7")]);
+        let t = tree(&[
+            ("VBoxInternal/A/h", "0x10"),
+            ("VBoxInternal/A/o", "010"),
+            ("VBoxInternal/A/s", "string:7"),
+        ]);
         let a = t.node("A");
         assert_eq!((a.integer("h"), a.integer("o"), a.string("s")), (Ok(Some(16)), Ok(Some(8)), Some("7")));
         assert!(matches!(a.integer("s"), Err(Error::WrongType { .. })));
