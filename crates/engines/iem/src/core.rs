@@ -150,7 +150,7 @@ impl Core {
     pub fn new(ctx: Arc<VmContext>, id: VcpuId, unit: crate::unit::Unit) -> Self {
         let width = ctx.cpuid.raw(0x8000_0008, 0).eax & 0xff;
         let limits = Limits {
-            phys_bits: if width == 0 { 36 } else { width },
+            phys_bits: if width == 0 { 36 } else { width.clamp(32, paging::MAX_PHYS_BITS) },
             huge: ctx.cpuid.raw(0x8000_0001, 0).edx & 1 << 26 != 0,
         };
         let link = ctx.links[id.index()].clone();
