@@ -80,6 +80,8 @@ pub struct Core {
     /// No debug trap follows the instruction at work: it loaded SS, or delivered an event.
     pub(crate) no_trap: bool,
     pub(crate) limits: Limits,
+    /// PAUSE instructions run.
+    pub(crate) pauses: u32,
     pub(crate) stats: Stats,
     /// Writes to decoded pages since each was decoded, by a hash of the page.
     pub(crate) code_write_counts: Box<[(u64, u32)]>,
@@ -178,6 +180,7 @@ impl Core {
             breakpoints: 0,
             no_trap: false,
             limits,
+            pauses: 0,
             stats: Stats::default(),
             code_write_counts: vec![(0, 0); 256].into(),
             unit: Some(unit),

@@ -446,11 +446,19 @@ pub(crate) fn full_fence(_core: &mut Core, _cpu: &mut CpuState, _op: &Op) -> Res
     Ok(())
 }
 
-pub(crate) fn pause(_core: &mut Core, _cpu: &mut CpuState, _op: &Op) -> Result<(), Fault> {
-    // A spinning vCPU waits for another thread of this host, which may not be running.
-    std::hint::spin_loop();
+/// PAUSE: whoever spins waits for another vCPU, which may be waiting for a host CPU itself.
+pub(crate) fn pause(core: &mut Core, _cpu: &mut CpuState, _op: &Op) -> Result<(), Fault> {
+    core.pauses = core.pauses.wrapping_add(1);
+    if core.ctx.links.len() > 1 && core.pauses.is_multiple_of(PAUSES_PER_YIELD) {
+        std::thread::yield_now();
+    } else {
+        std::hint::spin_loop();
+    }
     Ok(())
 }
+
+/// Spins that give up the host CPU once.
+const PAUSES_PER_YIELD: u32 = 256;
 
 // ---- debug registers ----
 
