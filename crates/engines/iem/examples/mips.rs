@@ -1,4 +1,8 @@
-//! Measures guest instructions per second of host CPU time on small 64-bit loops.
+//! Measures guest instructions per second of host CPU time on small 64-bit loops (`cargo run --release -p iem --example mips`).
+//!
+//! Baseline, million instructions per second on one Zen CPU at 3.2 GHz with other work beside it: `dec, jne` 343, registers 536,
+//! memory 335, calls 262, SSE 118. A Debian 6.1 kernel from power-on to its shell (1.4 thousand million instructions) runs
+//! at 280.
 use iced_x86::code_asm::*;
 use iem::testing::*;
 
