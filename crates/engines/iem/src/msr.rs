@@ -71,6 +71,28 @@ pub(crate) fn tsc(core: &Core, cpu: &CpuState) -> u64 {
     core.ctx.tsc().wrapping_add(cpu.msr.tsc_offset)
 }
 
+/// The armed deadline in the vCPU's own counter, 0 for none. The interrupt controller keeps it in the VM-wide one.
+fn deadline(core: &Core, cpu: &CpuState) -> Option<u64> {
+    let armed = core.ctx.irq.read_msr(core.id, TSC_DEADLINE)?;
+    Some(if armed == 0 { 0 } else { armed.wrapping_add(cpu.msr.tsc_offset) })
+}
+
+/// Arms the deadline, given in the vCPU's own counter; 0 disarms.
+fn set_deadline(core: &Core, cpu: &CpuState, own: u64) -> bool {
+    // Only an exact 0 disarms: a deadline that falls on the VM-wide zero has passed long ago.
+    let shared = if own == 0 { 0 } else { own.wrapping_sub(cpu.msr.tsc_offset).max(1) };
+    core.ctx.irq.write_msr(core.id, TSC_DEADLINE, shared)
+}
+
+/// Gives the vCPU's counter another distance from the VM-wide one. An armed deadline stays at its counter value.
+fn move_tsc(core: &Core, cpu: &mut CpuState, offset: u64) {
+    let armed = deadline(core, cpu).filter(|&own| own != 0);
+    cpu.msr.tsc_offset = offset;
+    if let Some(own) = armed {
+        set_deadline(core, cpu, own);
+    }
+}
+
 pub(crate) fn read(core: &mut Core, cpu: &CpuState, msr: u32) -> Result<u64, Fault> {
     let amd = is_amd(core);
     let m = &cpu.msr;
@@ -90,7 +112,8 @@ pub(crate) fn read(core: &mut Core, cpu: &CpuState, msr: u32) -> Result<u64, Fau
         MTRR_PHYS_BASE0..=0x20f => m.mtrr_variable[(msr - MTRR_PHYS_BASE0) as usize],
         PAT => m.pat,
         MTRR_DEF_TYPE => m.mtrr_def_type,
-        TSC_DEADLINE | 0x800..=0x8ff => core.ctx.irq.read_msr(core.id, msr).ok_or(Fault::GP0)?,
+        TSC_DEADLINE => deadline(core, cpu).ok_or(Fault::GP0)?,
+        0x800..=0x8ff => core.ctx.irq.read_msr(core.id, msr).ok_or(Fault::GP0)?,
         EFER => m.efer,
         STAR => m.star,
         LSTAR => m.lstar,
@@ -122,11 +145,12 @@ pub(crate) fn write(core: &mut Core, cpu: &mut CpuState, msr: u32, v: u64) -> Re
         TSC => {
             let offset = v.wrapping_sub(core.ctx.tsc());
             cpu.msr.tsc_adjust = cpu.msr.tsc_adjust.wrapping_add(offset.wrapping_sub(cpu.msr.tsc_offset));
-            cpu.msr.tsc_offset = offset;
+            move_tsc(core, cpu, offset);
         }
         TSC_ADJUST if core.ctx.cpuid.has(bit::TSC_ADJUST) => {
-            cpu.msr.tsc_offset = cpu.msr.tsc_offset.wrapping_add(v.wrapping_sub(cpu.msr.tsc_adjust));
+            let offset = cpu.msr.tsc_offset.wrapping_add(v.wrapping_sub(cpu.msr.tsc_adjust));
             cpu.msr.tsc_adjust = v;
+            move_tsc(core, cpu, offset);
         }
         APIC_BASE => {
             if !core.ctx.irq.set_apic_base(core.id, v) {
@@ -154,7 +178,12 @@ pub(crate) fn write(core: &mut Core, cpu: &mut CpuState, msr: u32, v: u64) -> Re
             }
             cpu.msr.mtrr_def_type = v;
         }
-        TSC_DEADLINE | 0x800..=0x8ff => {
+        TSC_DEADLINE => {
+            if !set_deadline(core, cpu, v) {
+                return Err(Fault::GP0);
+            }
+        }
+        0x800..=0x8ff => {
             if !core.ctx.irq.write_msr(core.id, msr, v) {
                 return Err(Fault::GP0);
             }

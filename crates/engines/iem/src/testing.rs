@@ -13,11 +13,14 @@ use vbox_types::{ByteSize, GuestPhys, Hz, VcpuId};
 
 use crate::engine::Iem;
 
-/// An interrupt controller with nothing behind it but CR8.
+/// An interrupt controller with nothing behind it but CR8 and the deadline MSR's value.
 #[derive(Default)]
 pub struct NoInterrupts {
     cr8: AtomicU64,
+    deadline: AtomicU64,
 }
+
+const TSC_DEADLINE: u32 = 0x6e0;
 
 impl InterruptController for NoInterrupts {
     fn is_pending(&self, _: VcpuId) -> bool {
@@ -35,11 +38,14 @@ impl InterruptController for NoInterrupts {
     fn set_apic_base(&self, _: VcpuId, _: u64) -> bool {
         true
     }
-    fn read_msr(&self, _: VcpuId, _: u32) -> Option<u64> {
-        None
+    fn read_msr(&self, _: VcpuId, msr: u32) -> Option<u64> {
+        (msr == TSC_DEADLINE).then(|| self.deadline.load(Ordering::Relaxed))
     }
-    fn write_msr(&self, _: VcpuId, _: u32, _: u64) -> bool {
-        false
+    fn write_msr(&self, _: VcpuId, msr: u32, value: u64) -> bool {
+        if msr == TSC_DEADLINE {
+            self.deadline.store(value, Ordering::Relaxed);
+        }
+        msr == TSC_DEADLINE
     }
     fn init_reset(&self, _: VcpuId) {}
 }

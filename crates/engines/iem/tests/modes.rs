@@ -228,3 +228,28 @@ fn vex_encoded_integer_instructions_need_protected_mode() {
     m.run_to_halt();
     assert_eq!(m.cpu.gpr[0], 0x0f);
 }
+
+#[test]
+fn a_deadline_is_kept_in_the_counter_all_vcpus_share() {
+    let mut m = Machine::long(0x2_0000);
+    m.tables();
+    m.cpu.msr.tsc_offset = 1_000;
+    let code = assemble(64, 0x2_0000, |a| {
+        a.mov(ecx, 0x6e0u32)?;
+        a.xor(edx, edx)?;
+        a.mov(eax, 5_000)?;
+        a.wrmsr()?;
+        // TSC_ADJUST moves the vCPU's counter by 500: the deadline keeps its own value.
+        a.mov(ecx, 0x3bu32)?;
+        a.mov(eax, 500)?;
+        a.wrmsr()?;
+        a.mov(ecx, 0x6e0u32)?;
+        a.rdmsr()?;
+        a.hlt()
+    });
+    m.put(0x2_0000, &code);
+    m.run_to_halt();
+    assert_eq!(m.cpu.gpr[0], 5_000);
+    let shared = m.board.ctx.irq.read_msr(vbox_types::VcpuId(0), 0x6e0);
+    assert_eq!((m.cpu.msr.tsc_offset, shared), (1_500, Some(3_500)));
+}
