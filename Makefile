@@ -7,7 +7,7 @@ OUT ?= out
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 BIN := $(TARGET)/release
 
-.PHONY: all build demo test lint boot-test test-heavy fuzz install packages rust clean
+.PHONY: all build demo test lint boot-test test-heavy install packages rust clean
 
 all: build
 

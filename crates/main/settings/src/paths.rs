@@ -112,7 +112,7 @@ mod tests {
         Environment {
             home: Some("/home/ann".into()),
             account_home: Some("/home/account".into()),
-            current_directory: "/work".into(),
+            current_directory: "/srv".into(),
             ..Environment::default()
         }
     }
@@ -132,7 +132,7 @@ mod tests {
         let own = Environment { vbox_user_home: Some("/v".into()), ..xdg };
         assert_eq!(config(&own, &["/home/ann/.VirtualBox"]), "/v");
         let relative = Environment { vbox_user_home: Some("kit".into()), ..user() };
-        assert_eq!(config(&relative, &[]), "/work/kit");
+        assert_eq!(config(&relative, &[]), "/srv/kit");
     }
 
     #[test]
