@@ -147,7 +147,7 @@ fn version_4_3_is_understood() {
     let (_, m) = sample("4.3");
     assert_eq!(m.name, "build & test");
     assert_eq!(m.description, "Builds <everything>\nevery night.");
-    assert_eq!(m.groups, ["/srv", "/nightly"]);
+    assert_eq!(m.groups, ["/work", "/nightly"]);
     let disk = &m.media_registry.hard_disks[0];
     assert!(disk.children[0].auto_reset && disk.children[0].properties["vendor/color"] == "blue");
     assert_eq!(m.media_registry.dvd_images[0].medium_type, MediumType::Readonly);
