@@ -13,10 +13,10 @@
 //! **Saved state.** Saving requires that all requests have completed (the machine stops the vCPUs and drains its media first).
 
 mod cd;
-mod channel;
-mod disk;
-mod saved;
-mod spec;
+pub(crate) mod channel;
+pub(crate) mod disk;
+pub(crate) mod saved;
+pub(crate) mod spec;
 #[cfg(test)]
 mod tests;
 
@@ -102,6 +102,11 @@ pub struct CdIdentity {
 }
 
 impl CdIdentity {
+    /// VirtualBox's CD drive at port `number` of an AHCI controller, with the serial number of drives whose medium has no UUID.
+    pub fn virtualbox_ahci(number: u32) -> Self {
+        Self { serial: format!("VB{number:x}-1a2b3c4d"), ..Self::virtualbox(0) }
+    }
+
     /// VirtualBox's CD drive in place `number` (0–3), with the serial number of drives whose medium has no UUID.
     pub fn virtualbox(number: u32) -> Self {
         let ports = if number < 2 { "01f003f6" } else { "01700376" };
@@ -416,7 +421,7 @@ impl Ide {
     }
 }
 
-fn cd_medium(medium: &Medium) -> Option<CdMedium> {
+pub(crate) fn cd_medium(medium: &Medium) -> Option<CdMedium> {
     let sectors = medium.as_ref()?.size().0 / CD_SECTOR;
     Some(CdMedium { sectors: sectors.min(u64::from(u32::MAX)) as u32 })
 }

@@ -207,7 +207,7 @@ fn take_job(input: &mut Reader<'_>) -> Result<Job, Error> {
     })
 }
 
-fn put_channel(out: &mut Writer, state: &State) {
+pub(crate) fn put_channel(out: &mut Writer, state: &State) {
     let State { drives, selected, control, active, job, phase, buffer, pos, block_end, bm } = state;
     for drive in drives {
         put_drive(out, drive);
@@ -233,7 +233,7 @@ fn put_channel(out: &mut Writer, state: &State) {
     out.put_bool(*last);
 }
 
-fn take_channel(input: &mut Reader<'_>) -> Result<State, Error> {
+pub(crate) fn take_channel(input: &mut Reader<'_>) -> Result<State, Error> {
     let drives = [take_drive(input)?, take_drive(input)?];
     let (selected, control, active) = (input.take_u8()?, input.take_u8()?, input.take_u8()?);
     if selected > 1 || active > 1 {
