@@ -1,9 +1,9 @@
 //! Boots an ISO image without service and settings, for work on devices and engines: first serial port on standard output.
 //!
 //!     cargo run --release -p machine --example boot -- IMAGE.iso [--cpus N] [--memory MIB] [--hpet] [--disk IMAGE]
-//!         [--screen FILE.png] [--seconds N] [--no-ioapic]
+//!         [--ahci] [--screen FILE.png] [--seconds N] [--no-ioapic]
 //!
-//! `--screen` writes a screenshot once a second; `--seconds` powers off after that time. Statistics come at the end, on
+//! `--ahci` attaches the drives to an AHCI controller instead of an IDE controller. `--screen` writes a screenshot once a second; `--seconds` powers off after that time. Statistics come at the end, on
 //! standard error. BOXWOOD_LOG=debug and so on chooses what is logged, to standard error.
 
 use std::path::PathBuf;
@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use em::{MachineHooks, RunState};
-use machine::config::{DriveConfig, DriveKind, IdeModel, MachineConfig, MediumConfig, UartConfig, UartMode};
+use machine::config::{
+    AhciConfig, DriveConfig, DriveKind, IdeModel, MachineConfig, MediumConfig, UartConfig, UartMode,
+};
 use machine::machine::Machine;
 use uuid::Uuid;
 use vbox_types::{ByteSize, Port};
@@ -39,7 +41,15 @@ fn drive(kind: DriveKind, path: PathBuf, port: u8) -> DriveConfig {
         read_only: kind == DriveKind::Dvd,
         uuid: Uuid::nil(),
     };
-    DriveConfig { kind, port, device: 0, medium: Some(medium), non_rotational: false }
+    DriveConfig {
+        kind,
+        port,
+        device: 0,
+        medium: Some(medium),
+        non_rotational: false,
+        discard: false,
+        hot_pluggable: false,
+    }
 }
 
 fn main() -> Result<()> {
@@ -52,6 +62,7 @@ fn main() -> Result<()> {
 
     let mut config = MachineConfig::bare("boot", ByteSize::mib(512));
     let (mut drives, mut screen, mut limit) = (Vec::new(), None, None);
+    let mut ahci = false;
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
@@ -60,13 +71,18 @@ fn main() -> Result<()> {
             "--memory" => config.ram = ByteSize::mib(value()?.parse()?),
             "--hpet" => config.hpet = true,
             "--no-ioapic" => config.ioapic = false,
+            "--ahci" => ahci = true,
             "--disk" => drives.push(drive(DriveKind::Disk, value()?.into(), 0)),
             "--screen" => screen = Some(value()?),
             "--seconds" => limit = Some(Duration::from_secs(value()?.parse()?)),
             _ => drives.push(drive(DriveKind::Dvd, arg.into(), 1)),
         }
     }
-    config.ide = Some((IdeModel::Piix4, drives));
+    if ahci {
+        config.ahci = Some(AhciConfig { ports: 2, drives });
+    } else {
+        config.ide = Some((IdeModel::Piix4, drives));
+    }
     config.uarts.push(UartConfig {
         io_base: Port(0x3f8),
         irq: 4,

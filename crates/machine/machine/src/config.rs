@@ -111,6 +111,18 @@ pub struct DriveConfig {
     pub device: u8,
     pub medium: Option<MediumConfig>,
     pub non_rotational: bool,
+    /// Hand the guest's TRIM to the image.
+    pub discard: bool,
+    /// Where the controller can tell: the drive may come and go while the guest runs.
+    pub hot_pluggable: bool,
+}
+
+/// An AHCI controller.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AhciConfig {
+    /// Ports that the guest finds, 1 to 30.
+    pub ports: u8,
+    pub drives: Vec<DriveConfig>,
 }
 
 /// Which IDE chip the guest finds.
@@ -119,6 +131,13 @@ pub enum IdeModel {
     Piix3,
     Piix4,
     Ich6,
+}
+
+/// What a storage controller of the settings is built as.
+enum Chip {
+    Ide(IdeModel),
+    Ahci,
+    Floppy,
 }
 
 /// A place to boot from.
@@ -158,6 +177,7 @@ pub struct MachineConfig {
     pub boot_menu: bool,
     pub uarts: Vec<UartConfig>,
     pub ide: Option<(IdeModel, Vec<DriveConfig>)>,
+    pub ahci: Option<AhciConfig>,
     pub floppies: Option<Vec<DriveConfig>>,
     /// CPUID leaves that the settings override: leaf, subleaf, EAX, EBX, ECX, EDX.
     pub cpuid_overrides: Vec<[u32; 6]>,
@@ -190,6 +210,7 @@ impl MachineConfig {
             boot_menu: false,
             uarts: Vec::new(),
             ide: None,
+            ahci: None,
             floppies: None,
             cpuid_overrides: Vec::new(),
             notes: Vec::new(),
@@ -230,25 +251,35 @@ impl MachineConfig {
         }
 
         let mut ide: Option<(IdeModel, Vec<DriveConfig>)> = None;
+        let mut ahci: Option<AhciConfig> = None;
         let mut floppies = None;
         for controller in &hw.storage_controllers {
-            let model = match controller.controller_type {
-                w::StorageControllerType::Piix3 => Some(IdeModel::Piix3),
-                w::StorageControllerType::Piix4 => Some(IdeModel::Piix4),
-                w::StorageControllerType::Ich6 => Some(IdeModel::Ich6),
-                w::StorageControllerType::I82078 => None,
+            let chip = match controller.controller_type {
+                w::StorageControllerType::Piix3 => Chip::Ide(IdeModel::Piix3),
+                w::StorageControllerType::Piix4 => Chip::Ide(IdeModel::Piix4),
+                w::StorageControllerType::Ich6 => Chip::Ide(IdeModel::Ich6),
+                w::StorageControllerType::IntelAhci => Chip::Ahci,
+                w::StorageControllerType::I82078 => Chip::Floppy,
                 other => {
                     refuse(
                         true,
                         &format!("the storage controller type {} (\"{}\")", other.as_str(), controller.name),
-                        "attach its media to a controller made with --add ide",
+                        "attach its media to a controller made with --add ide or --add sata",
                     );
                     continue;
                 }
             };
-            match (drives(controller, &m.media_registry, folder), model) {
-                (Ok(drives), Some(model)) => ide = Some((model, drives)),
-                (Ok(drives), None) => floppies = Some(drives),
+            match (drives(controller, &m.media_registry, folder), chip) {
+                (Ok(drives), Chip::Ide(model)) => ide = Some((model, drives)),
+                (Ok(_), Chip::Ahci) if ahci.is_some() => refuse(
+                    true,
+                    &format!("a second AHCI controller (\"{}\")", controller.name),
+                    "attach its media to the first",
+                ),
+                (Ok(drives), Chip::Ahci) => {
+                    ahci = Some(AhciConfig { ports: controller.port_count.clamp(1, 30) as u8, drives });
+                }
+                (Ok(drives), Chip::Floppy) => floppies = Some(drives),
                 (Err(why), _) => refuse(true, &why, "detach it"),
             }
         }
@@ -359,6 +390,7 @@ impl MachineConfig {
             boot_menu: hw.bios.boot_menu_mode != w::BootMenuMode::Disabled,
             uarts,
             ide,
+            ahci,
             floppies,
             cpuid_overrides: hw
                 .cpu
@@ -415,6 +447,8 @@ fn drive(
         device: small(a.device)?,
         medium,
         non_rotational: a.non_rotational,
+        discard: a.discard,
+        hot_pluggable: a.hot_pluggable,
     })
 }
 
@@ -455,6 +489,18 @@ mod tests {
         let reasons = MachineConfig::from_settings(&m, Path::new("/vm")).unwrap_err();
         assert_eq!(reasons.len(), 2);
         assert!(reasons[0].contains("--chipset piix3") && reasons[1].contains("--firmware bios"));
+    }
+
+    #[test]
+    fn a_sata_controller_comes_with_its_ports() {
+        let mut m = MachineSettings::default();
+        let mut sata = StorageController::new("SATA", w::StorageBus::Sata);
+        sata.port_count = 4;
+        sata.attached =
+            vec![AttachedDevice { drive: w::DriveType::Dvd, port: 3, ..AttachedDevice::default() }];
+        m.hardware.storage_controllers = vec![sata];
+        let ahci = MachineConfig::from_settings(&m, Path::new("/vm")).unwrap().ahci.unwrap();
+        assert_eq!((ahci.ports, ahci.drives[0].port, ahci.drives[0].kind), (4, 3, DriveKind::Dvd));
     }
 
     #[test]

@@ -16,6 +16,7 @@ use dev_pc::rtc::{self, CmosSetup};
 use dev_pc::tables::acpi::AcpiConfig;
 use dev_pc::tables::smbios::{Dmi, SmbiosConfig};
 use dev_pc::{memory_map, pic::Pic, pit::Pit, rtc::Rtc, serial::Serial, tables};
+use dev_storage::ahci::{self, Ahci, PortSetup};
 use dev_storage::floppy::{self, DriveType, Floppy, FloppyDrive};
 use dev_storage::ide::{self, CdIdentity, DiskIdentity, Drive, Ide};
 use dev_video::vga::{self, Vga};
@@ -29,12 +30,14 @@ use tm::{Clock, TimerQueue};
 use vbox_types::{ByteSize, GuestPhys, Hz, VcpuId};
 
 use crate::block::ImageDriver;
-use crate::config::{BootDevice, DriveConfig, DriveKind, IdeModel, MachineConfig};
+use crate::config::{AhciConfig, BootDevice, DriveConfig, DriveKind, IdeModel, MachineConfig};
 use crate::serial::CharBackend;
 use crate::{bios_log, firmware, host};
 
 /// The IDE controller is a function of the ISA bridge's device.
 const IDE_PLACE: DevFn = DevFn::new(1, 1);
+/// Where VirtualBox has its first AHCI controller.
+const AHCI_PLACE: DevFn = DevFn::new(0x0d, 0);
 /// Where VirtualBox has its display adapter.
 const VGA_PLACE: DevFn = DevFn::new(2, 0);
 /// The power management timer has 32 bits, so that guests read it without watching for its wrap every few seconds.
@@ -189,6 +192,13 @@ impl Machine {
             Ide::register(&ide, &iom, &pci, IDE_PLACE);
             devices.push(ide);
         }
+        if let Some(ahci_config) = &config.ahci {
+            let ahci_wiring =
+                ahci::Wiring { pgm: pgm.clone(), irq: wiring.intx(AHCI_PLACE, 1), ejected: None };
+            let ahci = Ahci::new(ahci_wiring, ahci_ports(ahci_config, &mut media)?);
+            Ahci::register(&ahci, &pci, AHCI_PLACE);
+            devices.push(ahci);
+        }
         if let Some(drives) = &config.floppies {
             let floppy_wiring = floppy::Wiring { irq: wiring.isa(6), dma: Dma::channels(&dma) };
             let floppy = Floppy::new(floppy_wiring, floppy_drives(drives, &mut media)?);
@@ -338,17 +348,19 @@ fn ide_model(model: IdeModel) -> ide::Model {
     }
 }
 
-/// The drives of `kind` in the order of their places, as the BIOS names them.
+/// The drives of `kind` in the order of their places, as the BIOS names them: IDE before AHCI.
 fn bootable(config: &MachineConfig, kind: DriveKind) -> impl Iterator<Item = fw_cfg::BootDevice> {
-    let mut places: Vec<(u8, u8)> = config
-        .ide
-        .iter()
-        .flat_map(|(_, drives)| drives)
-        .filter(|d| d.kind == kind)
-        .map(|d| (d.port, d.device))
-        .collect();
-    places.sort_unstable();
-    places.into_iter().map(|(channel, device)| fw_cfg::BootDevice::Ide { channel, device })
+    let places = |drives: &[DriveConfig]| {
+        let mut places: Vec<(u8, u8)> =
+            drives.iter().filter(|d| d.kind == kind).map(|d| (d.port, d.device)).collect();
+        places.sort_unstable();
+        places
+    };
+    let ide = config.ide.as_ref().map(|(_, drives)| places(drives)).unwrap_or_default();
+    let ahci = config.ahci.as_ref().map(|ahci| places(&ahci.drives)).unwrap_or_default();
+    ide.into_iter()
+        .map(|(channel, device)| fw_cfg::BootDevice::Ide { channel, device })
+        .chain(ahci.into_iter().map(|(port, _)| fw_cfg::BootDevice::Ahci { slot: AHCI_PLACE.device(), port }))
 }
 
 /// The boot order, device by device.
@@ -394,26 +406,47 @@ fn ide_drives(drives: &[DriveConfig], media: &mut Media) -> Result<[Option<Drive
             bail!("{place} does not exist: ports and devices are 0 and 1");
         }
         let number = usize::from(drive.port * 2 + drive.device);
-        let medium = media.open(drive)?;
-        places[number] = Some(match (drive.kind, medium) {
-            (DriveKind::Disk, Some(medium)) => {
-                let id = drive.medium.as_ref().map(|m| m.uuid.into_bytes()).unwrap_or_default();
-                let word = |at: usize| u32::from_le_bytes([id[at], id[at + 1], id[at + 2], id[at + 3]]);
-                // The first field of a UUID is big endian in its bytes.
-                let identity = DiskIdentity {
-                    non_rotational: drive.non_rotational,
-                    ..DiskIdentity::virtualbox(word(0).swap_bytes(), word(12))
-                };
-                Drive::Disk { identity, medium }
-            }
-            (DriveKind::Dvd, medium) => Drive::Cd { identity: CdIdentity::virtualbox(number as u32), medium },
-            (DriveKind::Disk, None) => {
-                bail!("the hard disk at {place} has no medium: attach one, or detach the drive")
-            }
-            (DriveKind::Floppy, _) => bail!("a floppy drive cannot be attached at {place}"),
-        });
+        let cd = CdIdentity::virtualbox(number as u32);
+        places[number] = Some(ata_drive(drive, cd, &place, media)?);
     }
     Ok(places)
+}
+
+/// The ports of an AHCI controller, with their drives.
+fn ahci_ports(config: &AhciConfig, media: &mut Media) -> Result<Vec<PortSetup>> {
+    let mut ports: Vec<PortSetup> = (0..config.ports.max(1)).map(|_| PortSetup::default()).collect();
+    for drive in &config.drives {
+        let place = format!("SATA port {} device {}", drive.port, drive.device);
+        let Some(port) = ports.get_mut(usize::from(drive.port)).filter(|_| drive.device == 0) else {
+            bail!("{place} does not exist: the controller has {} ports with one device each", config.ports);
+        };
+        let cd = CdIdentity::virtualbox_ahci(drive.port.into());
+        port.drive = Some(ata_drive(drive, cd, &place, media)?);
+        port.hot_pluggable = drive.hot_pluggable;
+    }
+    Ok(ports)
+}
+
+/// A disk or CD drive at `place`, with its medium.
+fn ata_drive(drive: &DriveConfig, cd: CdIdentity, place: &str, media: &mut Media) -> Result<Drive> {
+    Ok(match (drive.kind, media.open(drive)?) {
+        (DriveKind::Disk, Some(medium)) => {
+            let id = drive.medium.as_ref().map(|m| m.uuid.into_bytes()).unwrap_or_default();
+            let word = |at: usize| u32::from_le_bytes([id[at], id[at + 1], id[at + 2], id[at + 3]]);
+            // The first field of a UUID is big endian in its bytes.
+            let identity = DiskIdentity {
+                non_rotational: drive.non_rotational,
+                discard: drive.discard,
+                ..DiskIdentity::virtualbox(word(0).swap_bytes(), word(12))
+            };
+            Drive::Disk { identity, medium }
+        }
+        (DriveKind::Dvd, medium) => Drive::Cd { identity: cd, medium },
+        (DriveKind::Disk, None) => {
+            bail!("the hard disk at {place} has no medium: attach one, or detach the drive")
+        }
+        (DriveKind::Floppy, _) => bail!("a floppy drive cannot be attached at {place}"),
+    })
 }
 
 fn acpi_config(config: &MachineConfig, low_ram_end: u64) -> AcpiConfig {
