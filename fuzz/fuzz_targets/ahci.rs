@@ -86,7 +86,8 @@ fuzz_target!(|bytes: &[u8]| {
             // Any register, in any width.
             4 => {
                 let place = if input.byte() & 1 == 0 { at } else { 0 } + u64::from(input.byte() % 0x40);
-                let data = input.bytes(usize::from(input.byte() % 8) + 1);
+                let len = usize::from(input.byte() % 8) + 1;
+                let data = input.bytes(len);
                 ahci.lock().mmio_write(0, place, data);
             }
             5 => {
