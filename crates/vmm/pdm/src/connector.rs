@@ -48,6 +48,27 @@ pub trait BlockDriver: Send + Sync {
 /// A removable drive's slot: what is in it now.
 pub type Medium = Option<Arc<dyn BlockDriver>>;
 
+/// The network that a card is plugged into: takes the frames that the guest sends. Frames are Ethernet ones from the destination
+/// address on, without the checksum at their end.
+pub trait NetDriver: Send + Sync {
+    /// Queues a frame; gives it back if there is no room now. Then the driver calls [`NetPort::ready`] once there is.
+    fn send(&self, frame: Vec<u8>) -> Result<(), Vec<u8>>;
+    /// The port refused a frame and has room again: the driver offers it once more.
+    fn resume(&self);
+}
+
+/// A network card as the network sees it. Implemented by the device, called from back-end threads, never from inside a
+/// [`NetDriver`]'s methods.
+pub trait NetPort: Send + Sync {
+    /// A frame for the guest, as above. False if the guest has no room for it now: the driver keeps it until
+    /// [`NetDriver::resume`]. A frame that the card does not want counts as taken.
+    fn receive(&self, frame: &[u8]) -> bool;
+    /// The driver has room again.
+    fn ready(&self);
+    /// The cable was plugged in or pulled out.
+    fn set_link(&self, up: bool);
+}
+
 /// The back end of a serial port: takes what the guest sends.
 pub trait CharDriver: Send + Sync {
     /// Queues bytes the guest sent; returns how many were taken. If not all, the driver calls the port's
