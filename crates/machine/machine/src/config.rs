@@ -10,6 +10,8 @@ use settings::{AttachedDevice, MachineSettings, MediaRegistry, SerialPort, Stora
 use uuid::Uuid;
 use vbox_types::{ByteSize, Hz, Port};
 
+use crate::network::NicConfig;
+
 /// The most vCPUs that the PIIX3 chipset's machine offers, VirtualBox's own limit for it.
 pub const MAX_CPUS: u32 = 32;
 /// The machine's overrides by extra data, named once for all places that read them.
@@ -179,6 +181,7 @@ pub struct MachineConfig {
     pub ide: Option<(IdeModel, Vec<DriveConfig>)>,
     pub ahci: Option<AhciConfig>,
     pub floppies: Option<Vec<DriveConfig>>,
+    pub nics: Vec<NicConfig>,
     /// CPUID leaves that the settings override: leaf, subleaf, EAX, EBX, ECX, EDX.
     pub cpuid_overrides: Vec<[u32; 6]>,
     /// Set, but without effect yet, and harmless: one line each for VBox.log.
@@ -212,6 +215,7 @@ impl MachineConfig {
             ide: None,
             ahci: None,
             floppies: None,
+            nics: Vec::new(),
             cpuid_overrides: Vec::new(),
             notes: Vec::new(),
         }
@@ -315,17 +319,18 @@ impl MachineConfig {
             ignored.iter().map(|key| format!("the extra-data key {key} concerns nothing this machine has")),
         );
 
+        let mut nics = Vec::new();
+        for nic in hw.network.iter().filter(|n| n.enabled) {
+            match NicConfig::from_settings(nic, &mut notes) {
+                Ok(nic) => nics.extend(nic),
+                Err(why) => refused.push(why),
+            }
+        }
         let mut note = |set: bool, text: &str| {
             if set {
                 notes.push(text.to_owned());
             }
         };
-        for nic in hw.network.iter().filter(|n| n.enabled) {
-            note(
-                true,
-                &format!("network adapter {} is set up, but no network card is available yet", nic.slot + 1),
-            );
-        }
         note(!hw.usb.controllers.is_empty(), "USB controllers are not available yet");
         note(
             !matches!(hw.pointing_hid, w::PointingHid::Ps2Mouse | w::PointingHid::None),
@@ -392,6 +397,7 @@ impl MachineConfig {
             ide,
             ahci,
             floppies,
+            nics,
             cpuid_overrides: hw
                 .cpu
                 .cpuid_leaves

@@ -11,5 +11,6 @@ pub mod firmware;
 pub mod host;
 pub mod log;
 pub mod machine;
+pub mod network;
 pub mod screenshot;
 pub mod serial;

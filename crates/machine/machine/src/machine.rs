@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use anyhow::{Context, Result, bail};
 use cpum::{CpuidTable, VcpuLink};
 use dev_apic::{Apic, ApicConfig};
+use dev_net::e1000::{self, E1000};
 use dev_pc::acpi_pm::{AcpiPm, SCI_IRQ};
 use dev_pc::dma::Dma;
 use dev_pc::fw_cfg::{self, FwCfg};
@@ -31,6 +32,7 @@ use vbox_types::{ByteSize, GuestPhys, Hz, VcpuId};
 
 use crate::block::ImageDriver;
 use crate::config::{AhciConfig, BootDevice, DriveConfig, DriveKind, IdeModel, MachineConfig};
+use crate::network::Nic;
 use crate::serial::CharBackend;
 use crate::{bios_log, firmware, host};
 
@@ -57,6 +59,7 @@ pub struct Machine {
     acpi: Option<Arc<Mutex<AcpiPm>>>,
     images: Vec<Arc<ImageDriver>>,
     serial: Vec<Arc<CharBackend>>,
+    nics: Vec<Nic>,
 }
 
 /// Leads the guest's requests to EM, which is built last.
@@ -206,6 +209,19 @@ impl Machine {
             devices.push(floppy);
         }
 
+        // Network.
+        let mut nics = Vec::new();
+        for nic in &config.nics {
+            let Some(place) = nic.place() else {
+                bail!("network adapter {} does not exist: there are eight", nic.slot + 1);
+            };
+            let nic_wiring = e1000::Wiring { pgm: pgm.clone(), irq: wiring.intx(place, 1) };
+            let (nic, card) = Nic::build(nic, nic_wiring, &timers)?;
+            E1000::register(&card, &pci, place);
+            devices.push(card);
+            nics.push(nic);
+        }
+
         bios_log::register(&iom);
 
         // Firmware: power management, tables, boot order.
@@ -247,8 +263,18 @@ impl Machine {
         let em = Em::new(context, engines, timers);
         em.set_triple_fault_reset(config.triple_fault_reset && config.cpus == 1);
         let _ = control.em.set(Arc::downgrade(&em));
-        let machine =
-            Arc::new(Self { em, devices, pci, display, keyboard, mouse, acpi, images: media.0, serial });
+        let machine = Arc::new(Self {
+            em,
+            devices,
+            pci,
+            display,
+            keyboard,
+            mouse,
+            acpi,
+            images: media.0,
+            serial,
+            nics,
+        });
         machine.reset_devices();
         machine.log(config, tsc);
         Ok(machine)
@@ -281,6 +307,9 @@ impl Machine {
 
     /// Makes what the guest wrote durable and closes the back ends. The vCPUs have ended.
     pub fn close(&self) -> Result<()> {
+        for nic in &self.nics {
+            nic.close();
+        }
         for backend in &self.serial {
             backend.close();
         }
@@ -288,6 +317,11 @@ impl Machine {
             image.settle().context("the guest's last writes could not be stored")?;
         }
         Ok(())
+    }
+
+    /// The network cards.
+    pub fn nics(&self) -> &[Nic] {
+        &self.nics
     }
 
     /// Presses the ACPI power button; false if the machine has none.

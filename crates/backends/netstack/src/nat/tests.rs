@@ -1,0 +1,167 @@
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
+
+use super::*;
+
+/// A guest that keeps what it gets, up to a limit.
+struct Keeper {
+    frames: Mutex<Vec<Vec<u8>>>,
+    limit: usize,
+}
+
+impl Guest for Keeper {
+    fn receive(&self, frame: &[u8]) -> bool {
+        let mut frames = self.frames.lock();
+        let room = frames.len() < self.limit;
+        if room {
+            frames.push(frame.to_vec());
+        }
+        room
+    }
+
+    fn ready(&self) {}
+}
+
+fn network(limit: usize) -> (Nat, Arc<Keeper>) {
+    let keeper = Arc::new(Keeper { frames: Mutex::default(), limit });
+    let nat = Nat::start(&NatConfig::for_slot(0), keeper.clone()).unwrap();
+    (nat, keeper)
+}
+
+fn wait_for(keeper: &Keeper, what: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
+    let end = Instant::now() + Duration::from_secs(10);
+    while Instant::now() < end {
+        if let Some(frame) = keeper.frames.lock().iter().find(|f| what(f)) {
+            return Some(frame.clone());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    None
+}
+
+const MAC: [u8; 6] = [0x08, 0x00, 0x27, 1, 2, 3];
+
+/// Who has `target`? Asked by 10.0.2.15.
+fn arp_request(target: [u8; 4]) -> Vec<u8> {
+    let mut frame = vec![0xff; 6];
+    frame.extend(MAC);
+    frame.extend([0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 1]);
+    frame.extend(MAC);
+    frame.extend([10, 0, 2, 15, 0, 0, 0, 0, 0, 0]);
+    frame.extend(target);
+    frame.resize(60, 0);
+    frame
+}
+
+fn dhcp_discover() -> Vec<u8> {
+    let mut bootp = vec![1, 1, 6, 0, 0x12, 0x34, 0x56, 0x78, 0, 0, 0x80, 0];
+    bootp.resize(28, 0);
+    bootp.extend(MAC);
+    bootp.resize(236, 0);
+    bootp.extend([0x63, 0x82, 0x53, 0x63, 53, 1, 1, 255]);
+    bootp.resize(300, 0);
+    let mut ip = vec![0x45, 0];
+    ip.extend((28 + bootp.len() as u16).to_be_bytes());
+    ip.extend([0, 0, 0, 0, 64, 17, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255]);
+    let sum: u32 = ip.chunks(2).map(|c| u32::from(u16::from_be_bytes([c[0], c[1]]))).sum();
+    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    ip[10..12].copy_from_slice(&sum.to_be_bytes());
+    let mut frame = vec![0xff; 6];
+    frame.extend(MAC);
+    frame.extend([8, 0]);
+    frame.extend(ip);
+    frame.extend([0, 68, 0, 67]);
+    frame.extend((8 + bootp.len() as u16).to_be_bytes());
+    frame.extend([0, 0]);
+    frame.extend(bootp);
+    frame
+}
+
+fn rule(name: &str, protocol: Protocol, host_port: u16) -> Rule {
+    Rule { name: name.into(), protocol, host: Ipv4Addr::LOCALHOST, host_port, guest: None, guest_port: 22 }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+#[test]
+fn dhcp_gives_the_first_card_10_0_2_15() {
+    let (nat, keeper) = network(usize::MAX);
+    nat.send(dhcp_discover()).unwrap();
+    let offer =
+        wait_for(&keeper, |f| f.len() > 282 && f[23] == 17 && f[34..36] == [0, 67]).expect("an offer");
+    assert_eq!(offer[42 + 16..42 + 20], [10, 0, 2, 15]);
+}
+
+#[test]
+fn a_guest_without_room_gets_the_frame_after_it_resumes() {
+    let (nat, keeper) = network(1);
+    nat.send(arp_request([10, 0, 2, 2])).unwrap();
+    nat.send(arp_request([10, 0, 2, 3])).unwrap();
+    let answers = |from: u8| move |f: &[u8]| f[12..14] == [8, 6] && f[21] == 2 && f[31] == from;
+    assert!(wait_for(&keeper, answers(2)).is_some());
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(keeper.frames.lock().len(), 1);
+    keeper.frames.lock().clear();
+    nat.resume();
+    assert!(wait_for(&keeper, answers(3)).is_some());
+}
+
+#[test]
+fn a_forwarded_port_leads_to_the_guest_until_the_rule_goes() {
+    let (nat, keeper) = network(usize::MAX);
+    let port = free_port();
+    nat.add_rule(rule("ssh", Protocol::Tcp, port)).unwrap();
+    assert_eq!(nat.rules(), [rule("ssh", Protocol::Tcp, port)]);
+    nat.send(arp_request([10, 0, 2, 2])).unwrap();
+    let connection = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    // A SYN for port 22 of 10.0.2.15.
+    let syn = |f: &[u8]| f.len() >= 54 && f[23] == 6 && f[30..34] == [10, 0, 2, 15] && f[36..38] == [0, 22];
+    assert!(wait_for(&keeper, syn).is_some());
+    drop(connection);
+    nat.remove_rule("ssh").unwrap();
+    assert!(nat.rules().is_empty());
+    assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
+}
+
+#[test]
+fn wrong_rules_are_refused_with_their_reason() {
+    let (nat, _) = network(usize::MAX);
+    let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let udp = nat.add_rule(rule("a", Protocol::Udp, taken.local_addr().unwrap().port()));
+    assert!(matches!(udp, Err(Error::Listen { .. })), "{udp:?}");
+    let tcp = nat.add_rule(rule("b", Protocol::Tcp, listener.local_addr().unwrap().port()));
+    assert!(matches!(tcp, Err(Error::Listen { .. })), "{tcp:?}");
+    assert!(matches!(nat.add_rule(rule("c", Protocol::Tcp, 0)), Err(Error::Port(_))));
+    let port = free_port();
+    nat.add_rule(rule("d", Protocol::Tcp, port)).unwrap();
+    assert!(matches!(nat.add_rule(rule("d", Protocol::Tcp, port)), Err(Error::Exists(_))));
+    assert!(matches!(nat.remove_rule("e"), Err(Error::NoRule(_))));
+}
+
+#[test]
+fn networks_are_those_that_hold_the_routers_addresses() {
+    let base = || NatConfig::for_slot(1);
+    assert_eq!(base().guest(), Ipv4Addr::new(10, 0, 3, 15));
+    assert_eq!(base().with_network("192.168.7.9/24").unwrap().gateway(), Ipv4Addr::new(192, 168, 7, 2));
+    for wrong in ["", "10.0.2.0", "10.0.2.0/28", "10.0.2.0/33", "10.0.2/24", "10.0.2.0/0"] {
+        assert!(base().with_network(wrong).is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn a_full_queue_gives_the_frame_back() {
+    let keeper = Arc::new(Keeper { frames: Mutex::default(), limit: 0 });
+    let nat = Nat::start(&NatConfig::for_slot(0), keeper).unwrap();
+    let mut refused = false;
+    // With nobody taking answers the stack's backlog fills, then the queue.
+    for _ in 0..100_000 {
+        if nat.send(arp_request([10, 0, 2, 2])).is_err() {
+            refused = true;
+            break;
+        }
+    }
+    assert!(refused);
+}

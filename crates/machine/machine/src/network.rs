@@ -1,0 +1,259 @@
+//! Network cards: which of the settings' become real, and what joins them (`pdm`) to their networks (`netstack`).
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use dev_net::e1000::{E1000, Model, Wiring};
+use netstack::{Guest, Nat, NatConfig, Protocol, Rule};
+use parking_lot::Mutex;
+use pdm::connector::{NetDriver, NetPort};
+use pdm::pci::DevFn;
+use settings::NetworkAdapter;
+use settings::words as w;
+
+/// A card's network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Attachment {
+    /// None: no cable is plugged in.
+    Null,
+    Nat {
+        config: NatConfig,
+        rules: Vec<Rule>,
+    },
+}
+
+/// A network card.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NicConfig {
+    /// Counts from 0.
+    pub slot: u8,
+    pub model: Model,
+    pub mac: [u8; 6],
+    pub cable: bool,
+    pub attachment: Attachment,
+}
+
+impl NicConfig {
+    /// The card as the settings have it; `None` for one that is not available yet. `notes` gets what is left out.
+    pub fn from_settings(nic: &NetworkAdapter, notes: &mut Vec<String>) -> Result<Option<Self>, String> {
+        let number = nic.slot + 1;
+        let mut note = |text: String| notes.push(format!("network adapter {number}: {text}"));
+        let model = match nic.adapter_type {
+            w::NetworkAdapterType::I82540EM => Model::I82540Em,
+            w::NetworkAdapterType::I82543GC => Model::I82543Gc,
+            w::NetworkAdapterType::I82545EM => Model::I82545Em,
+            other => {
+                note(format!("the card {} is not available yet: the guest finds none", other.as_str()));
+                return Ok(None);
+            }
+        };
+        let attachment = match nic.attachment {
+            w::NetworkAttachment::Null => Attachment::Null,
+            w::NetworkAttachment::Nat => {
+                let mut config =
+                    u8::try_from(nic.slot).map(NatConfig::for_slot).unwrap_or(NatConfig::for_slot(0));
+                if !nic.nat.network.is_empty() {
+                    config = config
+                        .with_network(&nic.nat.network)
+                        .map_err(|e| format!("network adapter {number}: {e}"))?;
+                }
+                config.mtu = u16::try_from(nic.nat.mtu).unwrap_or(0);
+                config.host_loopback = nic.nat.localhost_reachable;
+                let mut rules = Vec::new();
+                for rule in &nic.nat.rules {
+                    match forwarding(rule, &nic.nat.bind_ip) {
+                        Some(rule) => rules.push(rule),
+                        None => note(format!(
+                            "the port-forwarding rule \"{}\" has no IPv4 addresses and is left out",
+                            rule.name
+                        )),
+                    }
+                }
+                if !nic.nat.tftp_prefix.is_empty() || !nic.nat.tftp_boot_file.is_empty() {
+                    note("TFTP is not available yet".into());
+                }
+                Attachment::Nat { config, rules }
+            }
+            other => {
+                note(format!(
+                    "the attachment {} is not available yet: the guest finds no card",
+                    other.as_str()
+                ));
+                return Ok(None);
+            }
+        };
+        if nic.trace_enabled {
+            note("its traffic cannot be recorded yet".into());
+        }
+        let slot = u8::try_from(nic.slot).map_err(|_| format!("network adapter {number} does not exist"))?;
+        let mac = mac(&nic.mac_address).unwrap_or_else(|| {
+            note("it has no MAC address in the settings".into());
+            [0x08, 0x00, 0x27, 0, 0, slot]
+        });
+        let cable = nic.cable_connected && attachment != Attachment::Null;
+        Ok(Some(Self { slot, model, mac, cable, attachment }))
+    }
+
+    /// Where VirtualBox has the card on the PCI bus of a PIIX3 machine; `None` for a ninth card.
+    pub fn place(&self) -> Option<DevFn> {
+        const DEVICES: [u8; 8] = [3, 8, 9, 10, 16, 17, 18, 19];
+        DEVICES.get(usize::from(self.slot)).map(|device| DevFn::new(*device, 0))
+    }
+}
+
+/// Twelve hexadecimal digits.
+fn mac(text: &str) -> Option<[u8; 6]> {
+    let value = u64::from_str_radix(text, 16).ok().filter(|_| text.len() == 12)?;
+    value.to_be_bytes()[2..].try_into().ok()
+}
+
+fn forwarding(rule: &settings::NatRule, bind_ip: &str) -> Option<Rule> {
+    let host = if rule.host_ip.is_empty() { bind_ip } else { &rule.host_ip };
+    let host = if host.is_empty() { Ipv4Addr::UNSPECIFIED } else { host.parse().ok()? };
+    let guest = if rule.guest_ip.is_empty() { None } else { Some(rule.guest_ip.parse().ok()?) };
+    let protocol = match rule.protocol {
+        w::NatProtocol::Tcp => Protocol::Tcp,
+        w::NatProtocol::Udp => Protocol::Udp,
+    };
+    Some(Rule {
+        name: rule.name.clone(),
+        protocol,
+        host,
+        host_port: rule.host_port,
+        guest,
+        guest_port: rule.guest_port,
+    })
+}
+
+struct GuestEnd(Arc<dyn NetPort>);
+
+impl Guest for GuestEnd {
+    fn receive(&self, frame: &[u8]) -> bool {
+        self.0.receive(frame)
+    }
+
+    fn ready(&self) {
+        self.0.ready();
+    }
+}
+
+struct NatDriver(Arc<Nat>);
+
+impl NetDriver for NatDriver {
+    fn send(&self, frame: Vec<u8>) -> Result<(), Vec<u8>> {
+        self.0.send(frame)
+    }
+
+    fn resume(&self) {
+        self.0.resume();
+    }
+}
+
+/// A card in a running machine.
+pub struct Nic {
+    pub slot: u8,
+    card: Arc<Mutex<E1000>>,
+    nat: Mutex<Option<Arc<Nat>>>,
+}
+
+impl Nic {
+    /// Builds the card and starts its network. A port that cannot be forwarded does not stop the machine: the log names it.
+    pub fn build(
+        config: &NicConfig,
+        wiring: Wiring,
+        timers: &Arc<tm::TimerQueue>,
+    ) -> Result<(Self, Arc<Mutex<E1000>>)> {
+        let card = E1000::new(config.model, config.mac, config.cable, wiring, timers);
+        let number = config.slot + 1;
+        let nat = match &config.attachment {
+            Attachment::Null => None,
+            Attachment::Nat { config, rules } => {
+                let nat = Nat::start(config, Arc::new(GuestEnd(E1000::port(&card))))
+                    .with_context(|| format!("network adapter {number}: NAT cannot start"))?;
+                for rule in rules {
+                    if let Err(error) = nat.add_rule(rule.clone()) {
+                        tracing::warn!(
+                            target: "nat",
+                            "network adapter {number}: {:#}",
+                            anyhow::Error::new(error).context("a port is not forwarded")
+                        );
+                    }
+                }
+                Some(Arc::new(nat))
+            }
+        };
+        if let Some(nat) = &nat {
+            let driver: Arc<dyn NetDriver> = Arc::new(NatDriver(nat.clone()));
+            card.lock().connect(Some(driver));
+        }
+        Ok((Self { slot: config.slot, card: card.clone(), nat: Mutex::new(nat) }, card))
+    }
+
+    /// The card's NAT, if that is its attachment: rules can be added and removed there.
+    pub fn nat(&self) -> Option<Arc<Nat>> {
+        self.nat.lock().clone()
+    }
+
+    /// Plugs the cable in or pulls it out.
+    pub fn set_link(&self, up: bool) {
+        E1000::port(&self.card).set_link(up);
+    }
+
+    /// Ends the card's network.
+    pub fn close(&self) {
+        let driver = self.card.lock().connect(None);
+        drop(driver);
+        let nat = self.nat.lock().take();
+        drop(nat);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn adapter() -> NetworkAdapter {
+        NetworkAdapter {
+            adapter_type: w::NetworkAdapterType::I82540EM,
+            attachment: w::NetworkAttachment::Nat,
+            mac_address: "080027A1B2C3".into(),
+            enabled: true,
+            ..NetworkAdapter::new(1)
+        }
+    }
+
+    #[test]
+    fn a_nat_card_has_the_second_network_and_the_second_place() {
+        let mut notes = Vec::new();
+        let nic = NicConfig::from_settings(&adapter(), &mut notes).unwrap().unwrap();
+        assert_eq!(nic.mac, [0x08, 0x00, 0x27, 0xa1, 0xb2, 0xc3]);
+        assert_eq!(nic.place(), Some(DevFn::new(8, 0)));
+        let Attachment::Nat { config, rules } = nic.attachment else { panic!("not NAT") };
+        assert_eq!((config.guest(), rules.len()), (Ipv4Addr::new(10, 0, 3, 15), 0));
+        assert!(notes.is_empty());
+    }
+
+    #[test]
+    fn other_cards_and_attachments_are_noted() {
+        let mut notes = Vec::new();
+        let virtio = NetworkAdapter { adapter_type: w::NetworkAdapterType::Virtio, ..adapter() };
+        assert_eq!(NicConfig::from_settings(&virtio, &mut notes), Ok(None));
+        let bridged = NetworkAdapter { attachment: w::NetworkAttachment::Bridged, ..adapter() };
+        assert_eq!(NicConfig::from_settings(&bridged, &mut notes), Ok(None));
+        assert_eq!(notes.len(), 2);
+    }
+
+    #[test]
+    fn a_card_that_is_not_attached_has_no_cable() {
+        let nic = NetworkAdapter { attachment: w::NetworkAttachment::Null, ..adapter() };
+        assert!(!NicConfig::from_settings(&nic, &mut Vec::new()).unwrap().unwrap().cable);
+    }
+
+    #[test]
+    fn an_impossible_network_is_refused() {
+        let mut nic = adapter();
+        nic.nat.network = "10.0.2.0/31".into();
+        assert!(NicConfig::from_settings(&nic, &mut Vec::new()).is_err());
+    }
+}
