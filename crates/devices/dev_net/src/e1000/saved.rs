@@ -130,9 +130,12 @@ impl Saveable for E1000 {
         state.quiet_until = input.take_u64()?;
         input.finish()?;
         self.state = state;
+        // The line shows what waits; the time until the next interrupt stays what it was.
+        let quiet_until = self.state.quiet_until;
         self.level = false;
         self.wiring.irq.set(false);
         self.update_irq();
+        self.state.quiet_until = quiet_until;
         // Frames that wait go on their way when time runs again.
         self.tx.arm(self.tx.clock().now());
         Ok(())
