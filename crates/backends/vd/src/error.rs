@@ -41,6 +41,8 @@ pub enum Error {
     ParentChanged { path: PathBuf, expected: Uuid, found: Uuid },
     #[error("'{path}' is opened read-only")]
     ReadOnly { path: PathBuf },
+    #[error("the operation on '{path}' was cancelled")]
+    Cancelled { path: PathBuf },
     #[error("range at byte {offset} of {len} bytes lies outside '{path}' of {size} bytes")]
     OutOfRange { path: PathBuf, offset: u64, len: u64, size: u64 },
 }

@@ -1,7 +1,9 @@
 //! The file under an image: positioned I/O without a file pointer.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, FileType, SeekFrom};
 use rustix::io::Errno;
@@ -25,6 +27,11 @@ pub(crate) trait FileIo: Send + Sync {
     fn zero(&self, offset: u64, len: u64) -> io::Result<()>;
     /// Reserves storage for the range, extending the file.
     fn reserve(&self, offset: u64, len: u64) -> io::Result<()>;
+
+    /// The first stretch of the range that may hold something else than zeros. Files that cannot tell name all of it.
+    fn data(&self, offset: u64, len: u64) -> io::Result<Option<Range<u64>>> {
+        Ok((len > 0).then_some(offset..offset + len))
+    }
 }
 
 /// A file or block device of the host.
@@ -127,6 +134,91 @@ impl FileIo for HostFile {
             Err(error) => Err(error.into()),
         }
     }
+
+    fn data(&self, offset: u64, len: u64) -> io::Result<Option<Range<u64>>> {
+        let end = offset + len;
+        if len == 0 {
+            return Ok(None);
+        }
+        let start = match rustix::fs::seek(&self.fd, SeekFrom::Data(offset)) {
+            Ok(start) if start >= end => return Ok(None),
+            Ok(start) => start.max(offset),
+            // No data from here to the end of the file.
+            Err(Errno::NXIO) => return Ok(None),
+            // A device, or a file system without holes.
+            Err(_) => return Ok(Some(offset..end)),
+        };
+        let stop = rustix::fs::seek(&self.fd, SeekFrom::Hole(start)).unwrap_or(end);
+        Ok(Some(start..stop.clamp(start, end)))
+    }
+}
+
+/// The files of an image that has several, as one: the number of the file stands above bit [`FileSet::SHIFT`] of an offset.
+pub(crate) struct FileSet {
+    files: Vec<Box<dyn FileIo>>,
+}
+
+impl FileSet {
+    const SHIFT: u32 = 48;
+
+    pub(crate) fn new(files: Vec<Box<dyn FileIo>>) -> Self {
+        Self { files }
+    }
+
+    /// The set's offset for one in file number `index`.
+    pub(crate) fn at(index: usize, offset: u64) -> u64 {
+        (index as u64) << Self::SHIFT | offset
+    }
+
+    pub(crate) fn file(&self, index: usize) -> io::Result<&dyn FileIo> {
+        self.files.get(index).map(|f| &**f).ok_or_else(|| io::ErrorKind::InvalidInput.into())
+    }
+
+    fn split(&self, offset: u64) -> io::Result<(&dyn FileIo, u64)> {
+        Ok((self.file((offset >> Self::SHIFT) as usize)?, offset & ((1 << Self::SHIFT) - 1)))
+    }
+}
+
+impl FileIo for Arc<FileSet> {
+    /// Of all files together.
+    fn len(&self) -> io::Result<u64> {
+        self.files.iter().try_fold(0u64, |sum, file| Ok(sum.saturating_add(file.len()?)))
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let (file, offset) = self.split(offset)?;
+        file.read_at(offset, out)
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let (file, offset) = self.split(offset)?;
+        file.write_at(offset, data)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let (file, len) = self.split(len)?;
+        file.set_len(len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.files.iter().try_for_each(|file| file.sync())
+    }
+
+    fn zero(&self, offset: u64, len: u64) -> io::Result<()> {
+        let (file, offset) = self.split(offset)?;
+        file.zero(offset, len)
+    }
+
+    fn reserve(&self, offset: u64, len: u64) -> io::Result<()> {
+        let (file, offset) = self.split(offset)?;
+        file.reserve(offset, len)
+    }
+
+    fn data(&self, offset: u64, len: u64) -> io::Result<Option<Range<u64>>> {
+        let (file, inner) = self.split(offset)?;
+        let base = offset - inner;
+        Ok(file.data(inner, len)?.map(|r| base + r.start..base + r.end))
+    }
 }
 
 /// Bytes in memory as a file, for tests and fuzzing.
@@ -190,7 +282,7 @@ impl FileIo for MemoryFile {
 }
 
 #[cfg(test)]
-impl FileIo for std::sync::Arc<MemoryFile> {
+impl FileIo for Arc<MemoryFile> {
     fn len(&self) -> io::Result<u64> {
         (**self).len()
     }

@@ -73,6 +73,21 @@ pub enum Variant {
     Fixed,
     /// Holds only what differs from its parent.
     Differencing,
+    /// VMDK: grows, in files of at most 2 GB.
+    Split,
+    /// VMDK: full size from the start, in files of at most 2 GB.
+    SplitFixed,
+    /// VMDK: compressed, written once from start to end, as appliances carry it.
+    StreamOptimized,
+    /// VMDK: full size from the start, as VMware ESX has it.
+    Esx,
+}
+
+impl Variant {
+    /// Whether all storage is there from the start.
+    pub const fn is_fixed(self) -> bool {
+        matches!(self, Self::Fixed | Self::SplitFixed | Self::Esx)
+    }
 }
 
 impl fmt::Display for Variant {
@@ -81,6 +96,10 @@ impl fmt::Display for Variant {
             Self::Dynamic => "dynamic",
             Self::Fixed => "fixed",
             Self::Differencing => "differencing",
+            Self::Split => "split2G",
+            Self::SplitFixed => "fixed split2G",
+            Self::StreamOptimized => "streamOptimized",
+            Self::Esx => "ESX",
         })
     }
 }
@@ -178,7 +197,38 @@ pub(crate) struct Facts {
     pub(crate) modification: Option<Uuid>,
     pub(crate) parent: Option<Uuid>,
     pub(crate) parent_modification: Option<Uuid>,
+    /// VMware's identifier of the content, which changes with it.
+    pub(crate) content: Option<u32>,
+    /// Where the file says its parent lies: a hint, never followed by itself.
+    pub(crate) parent_hint: Option<String>,
     pub(crate) comment: String,
+}
+
+impl Facts {
+    /// A base image without names.
+    pub(crate) fn new(variant: Variant, size: u64) -> Self {
+        Self {
+            variant,
+            size: ByteSize(size),
+            uuid: None,
+            modification: None,
+            parent: None,
+            parent_modification: None,
+            content: None,
+            parent_hint: None,
+            comment: String::new(),
+        }
+    }
+}
+
+/// What a new differencing image records of its parent.
+#[derive(Clone, Debug)]
+pub(crate) struct NewParent {
+    pub(crate) uuid: Uuid,
+    pub(crate) modification: Uuid,
+    /// VMware's identifier of the content, if the parent has one.
+    pub(crate) content: Option<u32>,
+    pub(crate) path: std::path::PathBuf,
 }
 
 /// A format at work: maps virtual ranges to file ranges. All methods may be called from several threads at once.
@@ -186,20 +236,24 @@ pub(crate) struct Facts {
 pub(crate) trait Layout: Send + Sync {
     fn facts(&self) -> Facts;
 
-    /// Where the range from `offset` on lies; the answer covers at least one and at most `len` bytes.
-    fn map(&self, offset: u64, len: u64) -> Extent;
+    /// Where the range from `offset` on lies; the answer covers at least one and at most `len` bytes. Formats with large
+    /// maps read the part they need.
+    fn map(&self, file: &dyn FileIo, offset: u64, len: u64) -> std::io::Result<Extent>;
 
     /// The range at `offset`, which lies in the file, is about to be written, for formats that note it.
     fn before_write(&self, file: &dyn FileIo, offset: u64) -> std::io::Result<()>;
 
-    /// Sets storage aside for the unit around `offset`, which [`Layout::map`] had nowhere.
-    fn begin(&self, file: &dyn FileIo, offset: u64) -> std::io::Result<Begin<'_>>;
+    /// Sets storage aside for the `len` bytes at `offset`, which [`Layout::map`] had nowhere or in a compressed unit.
+    fn begin(&self, file: &dyn FileIo, offset: u64, len: u64) -> std::io::Result<Begin<'_>>;
 
     /// The content of the compressed unit stored at file offset `at`; formats without such units fail.
     fn unpack(&self, file: &dyn FileIo, at: u64) -> std::io::Result<Vec<u8>>;
 
     /// Bytes in a compressed unit; 0 for formats without such units.
     fn packed_unit(&self) -> u64;
+
+    /// Why the image can only be read, if so.
+    fn read_only_reason(&self) -> Option<&'static str>;
 
     /// The image is about to be changed for the first time since it was opened: gives it a new modification UUID.
     fn modified(&self, file: &dyn FileIo) -> std::io::Result<()>;

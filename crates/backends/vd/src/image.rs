@@ -1,5 +1,6 @@
 //! Opened images: moves data between callers, files and parents, as the layout says.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,9 +12,9 @@ use vbox_types::ByteSize;
 
 use crate::error::Error;
 use crate::file::{FileIo, HostFile, MemoryFile};
-use crate::format::{Begin, Facts, Format, Layout, Place, Variant, probe_file};
+use crate::format::{Begin, Extent, Facts, Format, Layout, Place, Variant, probe_file};
 use crate::raw::Raw;
-use crate::vdi::{self, CreateError, NewVdi, Vdi};
+use crate::vdi::{self, Vdi};
 use crate::vhd::{self, Vhd};
 use crate::vmdk;
 
@@ -45,18 +46,8 @@ pub struct MediumInfo {
     /// Length of the file.
     pub size_on_disk: ByteSize,
     pub comment: String,
-}
-
-/// What a new image is to be.
-#[derive(Clone, Debug)]
-pub struct CreateOptions {
-    pub format: Format,
-    pub variant: Variant,
-    /// A multiple of 512.
-    pub size: ByteSize,
-    /// A fresh one if `None`.
-    pub uuid: Option<Uuid>,
-    pub comment: String,
+    /// Where the file says its parent lies. Only a hint for a message: parents are found by their UUIDs.
+    pub parent_hint: Option<String>,
 }
 
 /// An opened image. All methods take `&self` and may run at once on several threads; what overlapping requests that run at
@@ -96,17 +87,29 @@ fn open_file(path: &Path, mode: OpenMode) -> Result<HostFile, Error> {
     HostFile::new(fd).map_err(|e| Error::host("open", path, e))
 }
 
-fn layout(file: &dyn FileIo, path: &Path, format: Format) -> Result<Box<dyn Layout>, Error> {
-    Ok(match format {
-        Format::Raw => Box::new(Raw::open(file).map_err(|e| Error::host("read from", path, e))?),
-        Format::Vdi => Box::new(Vdi::open(file, path)?),
-        Format::Vmdk => vmdk::open(file, path)?,
-        Format::Vhd => Box::new(Vhd::open(file, path)?),
+/// The layout of the image in `file`, and the file or files that its offsets mean.
+fn layout(
+    file: Box<dyn FileIo>,
+    path: &Path,
+    mode: OpenMode,
+    format: Format,
+) -> Result<(Box<dyn FileIo>, Box<dyn Layout>), Error> {
+    let layout: Box<dyn Layout> = match format {
+        Format::Raw => Box::new(Raw::open(&*file).map_err(|e| Error::host("read from", path, e))?),
+        Format::Vdi => Box::new(Vdi::open(&*file, path)?),
+        Format::Vmdk => {
+            let open = |further: &Path| -> Result<Box<dyn FileIo>, Error> {
+                Ok(Box::new(open_file(further, mode)?))
+            };
+            return vmdk::open(file, path, &open);
+        }
+        Format::Vhd => Box::new(Vhd::open(&*file, path)?),
         other => return Err(unsupported(path, other)),
-    })
+    };
+    Ok((file, layout))
 }
 
-fn unsupported(path: &Path, format: Format) -> Error {
+pub(crate) fn unsupported(path: &Path, format: Format) -> Error {
     Error::Unsupported { path: path.to_owned(), what: format!("the image format {format}") }
 }
 
@@ -144,14 +147,15 @@ impl Image {
         format: Format,
         parent: Option<Arc<Image>>,
     ) -> Result<Self, Error> {
-        let layout = layout(&*file, path, format)?;
+        let (file, layout) = layout(file, path, mode, format)?;
         let facts = layout.facts();
         check_parent(path, &facts, parent.as_deref())?;
-        if mode != OpenMode::ReadOnly && layout.packed_unit() != 0 {
-            let what = "writing to a compressed image; clone it to another variant".into();
-            return Err(Error::Unsupported { path: path.to_owned(), what });
+        if mode != OpenMode::ReadOnly
+            && let Some(reason) = layout.read_only_reason()
+        {
+            return Err(Error::Unsupported { path: path.to_owned(), what: reason.to_owned() });
         }
-        if mode == OpenMode::Shareable && facts.variant != Variant::Fixed && format != Format::Raw {
+        if mode == OpenMode::Shareable && !facts.variant.is_fixed() && format != Format::Raw {
             let what = format!("sharing a {} image; only fixed images can be shared", facts.variant);
             return Err(Error::Unsupported { path: path.to_owned(), what });
         }
@@ -201,13 +205,66 @@ impl Image {
         if self.writable { Ok(()) } else { Err(Error::ReadOnly { path: self.path.clone() }) }
     }
 
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    pub(crate) fn facts(&self) -> Facts {
+        self.layout.facts()
+    }
+
+    fn map(&self, offset: u64, len: u64) -> Result<Extent, Error> {
+        self.layout.map(&*self.file, offset, len).map_err(|e| Error::host("read the map of", &self.path, e))
+    }
+
+    /// The next stretch from `offset` on, up to `end`, that may hold something else than zeros, in this image or below it.
+    pub fn next_data(&self, offset: u64, end: u64) -> Result<Option<Range<u64>>, Error> {
+        let end = end.min(self.size);
+        let mut at = offset;
+        while at < end {
+            let extent = self.map(at, end - at)?;
+            let stop = at + extent.len;
+            let found = match extent.place {
+                Place::File(from) => self
+                    .file
+                    .data(from, extent.len)
+                    .map_err(|e| Error::host("read from", &self.path, e))?
+                    .map(|r| at + (r.start - from)..at + (r.end - from)),
+                Place::Packed(_) => Some(at..stop),
+                Place::Zero => None,
+                Place::Absent => match &self.parent {
+                    Some(parent) => parent.next_data(at, stop)?,
+                    None => None,
+                },
+            };
+            if found.is_some() {
+                return Ok(found);
+            }
+            at = stop;
+        }
+        Ok(None)
+    }
+
+    /// The next stretch from `offset` on that this image itself holds, whatever is below it. Zeros may be among it.
+    pub fn next_own(&self, offset: u64) -> Result<Option<Range<u64>>, Error> {
+        let mut at = offset;
+        while at < self.size {
+            let extent = self.map(at, self.size - at)?;
+            if extent.place != Place::Absent {
+                return Ok(Some(at..at + extent.len));
+            }
+            at += extent.len;
+        }
+        Ok(None)
+    }
+
     /// Fills `out` from virtual byte `offset` on.
     pub fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), Error> {
         self.check(offset, out.len() as u64)?;
         let mut done = 0;
         while done < out.len() {
             let at = offset + done as u64;
-            let extent = self.layout.map(at, (out.len() - done) as u64);
+            let extent = self.map(at, (out.len() - done) as u64)?;
             let piece = &mut out[done..done + extent.len as usize];
             match extent.place {
                 Place::File(from) => {
@@ -258,7 +315,7 @@ impl Image {
         let mut done = 0;
         while done < data.len() {
             let at = offset + done as u64;
-            let extent = self.layout.map(at, (data.len() - done) as u64);
+            let extent = self.map(at, (data.len() - done) as u64)?;
             let piece = &data[done..done + extent.len as usize];
             match extent.place {
                 Place::File(to) => {
@@ -271,9 +328,7 @@ impl Image {
                 // Zeros onto zeros: nothing changes, and the image stays small.
                 Place::Zero if is_zero(piece) => {}
                 Place::Absent if self.parent.is_none() && is_zero(piece) => {}
-                // Layouts with such units are opened for reading only.
-                Place::Packed(_) => return Err(Error::ReadOnly { path: self.path.clone() }),
-                Place::Zero | Place::Absent => {
+                Place::Packed(_) | Place::Zero | Place::Absent => {
                     if !self.write_new(at, piece, extent.place)? {
                         continue;
                     }
@@ -287,15 +342,21 @@ impl Image {
     /// Writes into a unit that is not in the file yet; false if it is there by now.
     fn write_new(&self, offset: u64, data: &[u8], place: Place) -> Result<bool, Error> {
         let host = |e| Error::host("write to", &self.path, e);
-        let allocation = match self.layout.begin(&*self.file, offset).map_err(host)? {
+        let allocation = match self.layout.begin(&*self.file, offset, data.len() as u64).map_err(host)? {
             Begin::Mapped => return Ok(false),
             Begin::Allocated(allocation) => allocation,
         };
         let skip = offset - allocation.start();
-        if place == Place::Absent && self.parent.is_some() && (data.len() as u64) < allocation.len() {
+        let packed = matches!(place, Place::Packed(_));
+        let below = packed || place == Place::Absent && self.parent.is_some();
+        if below && (data.len() as u64) < allocation.len() {
             let mut unit = vec![0; allocation.len() as usize];
             let inside = (self.size - allocation.start()).min(allocation.len()) as usize;
-            self.read_parent(allocation.start(), &mut unit[..inside])?;
+            let inside = &mut unit[..inside];
+            match place {
+                Place::Packed(from) => self.read_packed(from, allocation.start(), inside)?,
+                _ => self.read_parent(allocation.start(), inside)?,
+            }
             unit[skip as usize..skip as usize + data.len()].copy_from_slice(data);
             self.file.write_at(allocation.file_offset(), &unit).map_err(host)?;
         } else {
@@ -335,7 +396,7 @@ impl Image {
         self.note_modified()?;
         let mut done = 0;
         while done < len {
-            let extent = self.layout.map(offset + done, len - done);
+            let extent = self.map(offset + done, len - done)?;
             if let Place::File(at) = extent.place {
                 let start = at.next_multiple_of(DISCARD_UNIT);
                 let end = (at + extent.len) / DISCARD_UNIT * DISCARD_UNIT;
@@ -362,7 +423,7 @@ impl Drop for Image {
     }
 }
 
-fn is_zero(data: &[u8]) -> bool {
+pub(crate) fn is_zero(data: &[u8]) -> bool {
     // Whole words first: the compiler makes wide compares of them.
     let words = data.chunks_exact(16);
     let tail = words.remainder();
@@ -406,6 +467,7 @@ fn medium_info(format: Format, facts: Facts, len: u64) -> MediumInfo {
         logical_size: facts.size,
         size_on_disk: ByteSize(len),
         comment: facts.comment,
+        parent_hint: facts.parent_hint,
     }
 }
 
@@ -419,128 +481,43 @@ pub fn info(path: &Path, format: Option<Format>) -> Result<MediumInfo, Error> {
         Some(format) => format,
         None => probe_file(&file).map_err(host)?,
     };
+    let mut len = file.len().map_err(host)?;
     let facts = match format {
         Format::Raw => Raw::open(&file).map_err(host)?.facts(),
         Format::Vdi => vdi::read_facts(&file, path)?,
-        Format::Vmdk => vmdk::read_facts(&file, path)?,
+        Format::Vmdk => {
+            for further in vmdk::further_files(&file, path)? {
+                len += std::fs::metadata(&further).map_or(0, |m| m.len());
+            }
+            vmdk::read_facts(&file, path)?
+        }
         Format::Vhd => vhd::read_facts(&file, path)?,
         other => return Err(unsupported(path, other)),
     };
-    Ok(medium_info(format, facts, file.len().map_err(host)?))
+    Ok(medium_info(format, facts, len))
 }
 
-/// Creates a new base image; an existing file is never touched.
-pub fn create(path: &Path, options: &CreateOptions) -> Result<MediumInfo, Error> {
-    if options.variant == Variant::Differencing {
-        return Err(Error::NoSuchVariant { format: options.format, variant: options.variant });
+/// Every file of an image, the one that names it first.
+pub fn files(path: &Path, format: Format) -> Result<Vec<PathBuf>, Error> {
+    let mut files = vec![path.to_owned()];
+    if format == Format::Vmdk {
+        let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())
+            .map_err(|e| Error::host("open", path, e))?;
+        let file = HostFile::new(fd).map_err(|e| Error::host("open", path, e))?;
+        files.extend(vmdk::further_files(&file, path)?);
     }
-    create_with(path, options, None)
+    Ok(files)
 }
 
-/// Creates a differencing image of the parent's size. The parent must not be written any more.
-pub fn create_child(
-    path: &Path,
-    format: Format,
-    parent: &Image,
-    uuid: Option<Uuid>,
-) -> Result<MediumInfo, Error> {
-    let facts = parent.layout.facts();
-    let options = CreateOptions {
-        format,
-        variant: Variant::Differencing,
-        size: parent.size(),
-        uuid,
-        comment: String::new(),
-    };
-    let below = (facts.uuid.unwrap_or_default(), facts.modification.unwrap_or_default());
-    create_with(path, &options, Some(below))
-}
-
-fn create_with(
-    path: &Path,
-    options: &CreateOptions,
-    parent: Option<(Uuid, Uuid)>,
-) -> Result<MediumInfo, Error> {
-    let bad_size = |why| Err(Error::BadSize { format: options.format, size: options.size.0, why });
-    if options.size.0 == 0 {
-        return bad_size("it must not be empty");
+/// Deletes an image with all its files. A file whose further files cannot be told goes alone.
+pub fn delete(path: &Path, format: Format) -> Result<(), Error> {
+    let mut files = files(path, format).unwrap_or_else(|_| vec![path.to_owned()]);
+    // The one that names the others last.
+    files.reverse();
+    for file in files {
+        rustix::fs::unlink(&file).map_err(|e| Error::host("delete", &file, e))?;
     }
-    if !options.size.0.is_multiple_of(512) {
-        return bad_size("the size is not a multiple of 512 bytes");
-    }
-    match (options.format, options.variant) {
-        (Format::Vdi, _)
-        | (Format::Raw | Format::Vhd, Variant::Dynamic | Variant::Fixed)
-        | (Format::Vmdk, Variant::Dynamic) => {}
-        (format, variant) => return Err(Error::NoSuchVariant { format, variant }),
-    }
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-    let fd = match rustix::fs::open(path, flags, Mode::from_raw_mode(0o600)) {
-        Ok(fd) => fd,
-        Err(Errno::EXIST) => return Err(Error::Exists { path: path.to_owned() }),
-        Err(error) => return Err(Error::host("create", path, error)),
-    };
-    let result = fill(path, fd, options, parent);
-    if result.is_err() {
-        // Ours: it was created just now. Should the removal fail too, the first error is the one to tell.
-        let _ = rustix::fs::unlink(path);
-    }
-    result
-}
-
-fn fill(
-    path: &Path,
-    fd: std::os::fd::OwnedFd,
-    options: &CreateOptions,
-    parent: Option<(Uuid, Uuid)>,
-) -> Result<MediumInfo, Error> {
-    let host = |e: std::io::Error| Error::host("write to", path, e);
-    let file = HostFile::new(fd).map_err(host)?;
-    let size = options.size.0;
-    match options.format {
-        Format::Raw => Raw::create(&file, size, options.variant).map_err(host)?,
-        Format::Vmdk => {
-            let uuid = options.uuid.unwrap_or_else(Uuid::new_v4);
-            if !vmdk::create(&file, path, size, uuid).map_err(host)? {
-                return Err(Error::BadSize { format: Format::Vmdk, size, why: "the limit is 4 TiB" });
-            }
-        }
-        Format::Vhd => {
-            let uuid = options.uuid.unwrap_or_else(Uuid::new_v4);
-            if !vhd::create(&file, options.variant, size, uuid).map_err(host)? {
-                return Err(Error::BadSize { format: Format::Vhd, size, why: "the limit is 2040 GiB" });
-            }
-        }
-        _ => {
-            let new = NewVdi {
-                variant: options.variant,
-                size,
-                uuid: options.uuid.unwrap_or_else(Uuid::new_v4),
-                parent,
-                comment: options.comment.clone(),
-            };
-            vdi::create(&file, &new).map_err(|error| match error {
-                CreateError::Host(e) => host(e),
-                CreateError::TooLarge => {
-                    Error::BadSize { format: Format::Vdi, size, why: "the limit is 64 TiB" }
-                }
-            })?;
-        }
-    }
-    sync_directory(path);
-    info(path, Some(options.format))
-}
-
-/// Makes a new directory entry durable. Not every file system can; the file itself is safe already.
-fn sync_directory(path: &Path) {
-    let dir = match path.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => dir,
-        _ => Path::new("."),
-    };
-    let opened = rustix::fs::open(dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-    if let Err(error) = opened.and_then(rustix::fs::fsync) {
-        tracing::debug!(target: "vd", dir = %dir.display(), %error, "directory not synchronised");
-    }
+    Ok(())
 }
 
 /// See [`crate::exercise`].

@@ -6,13 +6,16 @@
 //!   format is on record is opened as that and never probed, because a guest can write any header into a raw disk.
 //! * [`Queue`] runs requests on threads, for controllers.
 //!
-//! **Formats.** Raw (disks, ISO images, floppies, block devices), VDI (dynamic, fixed, differencing), VMDK in one sparse file,
-//! stream-optimized VMDK (reading), VHD (dynamic, fixed). Others are recognised and refused by name.
+//! **Formats.** Raw (disks, ISO images, floppies, block devices), VDI, VHD (both dynamic, fixed, differencing), VMDK (one sparse
+//! file, flat, split, raw disk, differencing; stream-optimized for reading, written by [`write_stream_optimized`]). Others are
+//! recognised and refused by name.
 //!
 //! **Durability.** [`Image::flush`] returns when every write that had returned before is on stable storage together
 //! with the metadata that finds it. Metadata goes to the file only after the data it refers to is stable, so a power
 //! cut at any moment leaves an image that opens and holds everything flushed.
 
+mod copy;
+mod create;
 mod error;
 mod file;
 mod format;
@@ -26,9 +29,11 @@ mod vdi;
 mod vhd;
 mod vmdk;
 
+pub use copy::{Progress, clone, copy, write_stream_optimized};
+pub use create::{CreateOptions, can_create, create, create_child};
 pub use error::Error;
 pub use format::{Format, Variant, probe};
-pub use image::{CreateOptions, Image, MediumInfo, OpenMode, create, create_child, info};
+pub use image::{Image, MediumInfo, OpenMode, delete, files, info};
 pub use queue::{Done, Op, Queue};
 
 /// Parses untrusted bytes as each format's metadata, for fuzzing: opens an in-memory image and reads from it.

@@ -238,11 +238,23 @@ fn after_a_power_cut_a_vdi_opens_and_holds_what_was_flushed() {
     cut_power(Format::Vdi, &crate::vdi::tests::small_image(24), 12, (0..160).step_by(3));
 }
 
+fn new_vmdk(file: &MemoryFile, size: u64) {
+    let new = crate::vmdk::NewVmdk {
+        variant: Variant::Dynamic,
+        size,
+        uuid: Uuid::from_u128(1),
+        parent: None,
+        comment: String::new(),
+    };
+    let alone = |_: &Path| panic!("no further file");
+    assert!(crate::vmdk::create(file, Path::new("cut.vmdk"), &new, &alone).unwrap());
+}
+
 #[test]
 fn after_a_power_cut_a_vmdk_opens_and_holds_what_was_flushed() {
     let file = MemoryFile::default();
     let size = 10 * 0x1_0000;
-    assert!(crate::vmdk::create(&file, Path::new("cut.vmdk"), size, Uuid::from_u128(1)).unwrap());
+    new_vmdk(&file, size);
     let bytes = file.bytes.lock().clone();
     cut_power(Format::Vmdk, &bytes, 3, (0..160).step_by(5));
 }
@@ -251,7 +263,7 @@ fn after_a_power_cut_a_vmdk_opens_and_holds_what_was_flushed() {
 fn after_a_power_cut_a_vhd_opens_and_holds_what_was_flushed() {
     let file = MemoryFile::default();
     let size = (2 << 20) + 0x4_0000;
-    assert!(crate::vhd::create(&file, Variant::Dynamic, size, Uuid::from_u128(1)).unwrap());
+    assert!(crate::vhd::create(&file, Variant::Dynamic, size, Uuid::from_u128(1), None).unwrap());
     let bytes = file.bytes.lock().clone();
     cut_power(Format::Vhd, &bytes, 1, (0..120).step_by(7));
 }
@@ -259,8 +271,8 @@ fn after_a_power_cut_a_vhd_opens_and_holds_what_was_flushed() {
 #[test]
 fn damage_anywhere_in_the_metadata_does_no_harm() {
     let (vmdk, vhd) = (MemoryFile::default(), MemoryFile::default());
-    crate::vmdk::create(&vmdk, Path::new("a.vmdk"), 0x8_0000, Uuid::from_u128(1)).unwrap();
-    crate::vhd::create(&vhd, Variant::Dynamic, 0x8_0000, Uuid::from_u128(1)).unwrap();
+    new_vmdk(&vmdk, 0x8_0000);
+    crate::vhd::create(&vhd, Variant::Dynamic, 0x8_0000, Uuid::from_u128(1), None).unwrap();
     let vdi = crate::vdi::tests::small_image(24);
     let mut random = Random(9);
     for sound in [vdi, vmdk.bytes.into_inner(), vhd.bytes.into_inner()] {

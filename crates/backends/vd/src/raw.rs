@@ -2,9 +2,6 @@
 
 use std::io;
 
-use uuid::Uuid;
-use vbox_types::ByteSize;
-
 use crate::file::FileIo;
 use crate::format::{Begin, Extent, Facts, Layout, Place, Variant};
 
@@ -28,27 +25,19 @@ impl Raw {
 
 impl Layout for Raw {
     fn facts(&self) -> Facts {
-        Facts {
-            // Whether the file is sparse is the file system's business.
-            variant: Variant::Fixed,
-            size: ByteSize(self.size),
-            uuid: None::<Uuid>,
-            modification: None,
-            parent: None,
-            parent_modification: None,
-            comment: String::new(),
-        }
+        // Whether the file is sparse is the file system's business.
+        Facts::new(Variant::Fixed, self.size)
     }
 
-    fn map(&self, offset: u64, len: u64) -> Extent {
-        Extent { place: Place::File(offset), len }
+    fn map(&self, _file: &dyn FileIo, offset: u64, len: u64) -> io::Result<Extent> {
+        Ok(Extent { place: Place::File(offset), len })
     }
 
     fn before_write(&self, _file: &dyn FileIo, _offset: u64) -> io::Result<()> {
         Ok(())
     }
 
-    fn begin(&self, _file: &dyn FileIo, _offset: u64) -> io::Result<Begin<'_>> {
+    fn begin(&self, _file: &dyn FileIo, _offset: u64, _len: u64) -> io::Result<Begin<'_>> {
         Ok(Begin::Mapped)
     }
 
@@ -62,6 +51,10 @@ impl Layout for Raw {
 
     fn packed_unit(&self) -> u64 {
         0
+    }
+
+    fn read_only_reason(&self) -> Option<&'static str> {
+        None
     }
 
     fn flush(&self, file: &dyn FileIo) -> io::Result<()> {

@@ -162,6 +162,86 @@ fn a_vmdk_tells_its_uuid_and_a_compressed_one_is_read() {
 }
 
 #[test]
+fn a_stream_optimized_copy_equals_its_source_for_qemu_and_for_us() {
+    let dir = Dir::new();
+    let (source, packed, raw) = (dir.file("a.vdi"), dir.file("packed.vmdk"), dir.file("model.img"));
+    let size = 90 * MIB + 512;
+    create(&source, Format::Vdi, Variant::Dynamic, size);
+    let mut model = vec![0; size as usize];
+    let image = Image::open(&source, OpenMode::ReadWrite, Format::Vdi).unwrap();
+    random_load(&image, &mut model, 21, 40);
+    let last = (size - 512) as usize;
+    image.write(last as u64, &[9; 512]).unwrap();
+    model[last..].fill(9);
+    let options = CreateOptions {
+        format: Format::Vmdk,
+        variant: Variant::StreamOptimized,
+        size: ByteSize(size),
+        uuid: Some(Uuid::from_u128(77)),
+        comment: String::new(),
+    };
+    let mut last_told = (0, 0);
+    let info = vd::clone(&image, &packed, &options, &mut |done, of| {
+        assert!(done >= last_told.0, "progress does not go back");
+        last_told = (done, of);
+        true
+    })
+    .unwrap();
+    assert_eq!(last_told, (size, size));
+    assert_eq!((info.variant, info.uuid), (Variant::StreamOptimized, options.uuid));
+    let copy = Image::open(&packed, OpenMode::ReadOnly, Format::Vmdk).unwrap();
+    let mut out = vec![1; size as usize];
+    copy.read(0, &mut out).unwrap();
+    assert!(out == model);
+    std::fs::write(&raw, &model).unwrap();
+    let files = [packed.to_str().unwrap(), raw.to_str().unwrap()];
+    let Some((ok, text)) = qemu_img(&["check", "-f", "vmdk", files[0]]) else { return };
+    assert!(ok, "{text}");
+    let (ok, text) = qemu_img(&[&["compare", "-f", "vmdk", "-F", "raw"], &files[..]].concat()).unwrap();
+    assert!(ok, "{text}");
+    let cancelled = vd::clone(&image, &dir.file("b.vmdk"), &options, &mut |_, _| false);
+    assert!(matches!(cancelled, Err(Error::Cancelled { .. })));
+    assert!(!dir.file("b.vmdk").exists());
+}
+
+#[test]
+fn a_split_image_has_pieces_of_two_gigabytes_and_goes_with_all_of_them() {
+    let dir = Dir::new();
+    let path = dir.file("a.vmdk");
+    create(&path, Format::Vmdk, Variant::Split, 5 << 30);
+    let image = Image::open(&path, OpenMode::ReadWrite, Format::Vmdk).unwrap();
+    // Across the border of two pieces.
+    let border = 2047 << 20;
+    image.write(border - 70_144, &[6; 140_288]).unwrap();
+    drop(image);
+    let files = vd::files(&path, Format::Vmdk).unwrap();
+    let names: Vec<_> = files.iter().map(|f| f.file_name().unwrap().to_str().unwrap()).collect();
+    assert_eq!(names, ["a.vmdk", "a-s001.vmdk", "a-s002.vmdk", "a-s003.vmdk"]);
+    let image = Image::open(&path, OpenMode::ReadOnly, Format::Vmdk).unwrap();
+    let mut out = [0; 140_288];
+    image.read(border - 70_144, &mut out).unwrap();
+    assert!(out == [6; 140_288]);
+    drop(image);
+    vd::delete(&path, Format::Vmdk).unwrap();
+    assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_descriptor_does_not_reach_files_outside_its_directory() {
+    let dir = Dir::new();
+    let path = dir.file("a.vmdk");
+    std::fs::write(dir.file("secret"), [5; 512]).unwrap();
+    for name in [dir.file("secret").to_str().unwrap(), "../secret", ".."] {
+        let text = format!(
+            "# Disk DescriptorFile\nversion=1\nCID=1\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"\nRW 1 FLAT \"{name}\" 0\n"
+        );
+        std::fs::write(&path, text).unwrap();
+        let opened = Image::open(&path, OpenMode::ReadOnly, Format::Vmdk);
+        assert!(matches!(opened, Err(Error::Unsupported { .. })), "{name}");
+    }
+}
+
+#[test]
 fn the_first_write_renews_the_modification_uuid() {
     let dir = Dir::new();
     let path = dir.file("a.vdi");
@@ -245,6 +325,9 @@ fn a_discarded_range_reads_zeros_and_its_neighbours_stay() {
 fn a_child_shows_its_parent_until_it_is_written() {
     let dir = Dir::new();
     let (base, child) = (dir.file("base.vdi"), dir.file("child.vdi"));
+    for format in [Format::Vmdk, Format::Vhd] {
+        child_of(&dir.file(&format!("base.{format}")), &dir.file(&format!("child.{format}")), format);
+    }
     create(&base, Format::Vdi, Variant::Dynamic, 3 * MIB);
     let mut model = vec![0; (3 * MIB) as usize];
     let image = Image::open(&base, OpenMode::ReadWrite, Format::Vdi).unwrap();
@@ -272,6 +355,33 @@ fn a_child_shows_its_parent_until_it_is_written() {
     let parent = Arc::new(Image::open(&base, OpenMode::ReadOnly, Format::Vdi).unwrap());
     let opened = Image::open_child(&child, OpenMode::ReadWrite, Format::Vdi, parent);
     assert!(matches!(opened, Err(Error::ParentChanged { .. })));
+}
+
+/// Loads a child of the format with writes around what its parent holds.
+fn child_of(base: &Path, child: &Path, format: Format) {
+    create(base, format, Variant::Dynamic, 5 * MIB);
+    let mut model = vec![0; (5 * MIB) as usize];
+    let image = Image::open(base, OpenMode::ReadWrite, format).unwrap();
+    random_load(&image, &mut model, 7, 20);
+    drop(image);
+    let below = model.clone();
+    let parent = Arc::new(Image::open(base, OpenMode::ReadOnly, format).unwrap());
+    let info = vd::create_child(child, format, &parent, None).unwrap();
+    assert_eq!((info.variant, info.parent_uuid), (Variant::Differencing, parent.info().unwrap().uuid));
+    assert!(info.parent_hint.is_some_and(|hint| hint.ends_with(base.file_name().unwrap().to_str().unwrap())));
+    for seed in 8..11 {
+        let image = Image::open_child(child, OpenMode::ReadWrite, format, parent.clone()).unwrap();
+        random_load(&image, &mut model, seed, 7);
+        let zeros = seed as usize * 4096..seed as usize * 4096 + 9 * 512;
+        model[zeros.clone()].fill(0);
+        image.write(zeros.start as u64, &model[zeros]).unwrap();
+    }
+    let image = Image::open_child(child, OpenMode::ReadOnly, format, parent.clone()).unwrap();
+    let mut out = vec![1; model.len()];
+    image.read(0, &mut out).unwrap();
+    assert!(out == model, "{format}");
+    parent.read(0, &mut out).unwrap();
+    assert!(out == below, "{format}");
 }
 
 #[test]
@@ -334,6 +444,10 @@ fn qemu_finds_our_images_sound_and_equal() {
         ("dynamic.vdi", Format::Vdi, Variant::Dynamic),
         ("fixed.vdi", Format::Vdi, Variant::Fixed),
         ("sparse.vmdk", Format::Vmdk, Variant::Dynamic),
+        ("flat.vmdk", Format::Vmdk, Variant::Fixed),
+        ("split.vmdk", Format::Vmdk, Variant::Split),
+        ("split flat.vmdk", Format::Vmdk, Variant::SplitFixed),
+        ("esx.vmdk", Format::Vmdk, Variant::Esx),
         ("dynamic.vhd", Format::Vhd, Variant::Dynamic),
         ("fixed.vhd", Format::Vhd, Variant::Fixed),
     ] {
@@ -379,6 +493,9 @@ fn we_read_and_write_qemus_images() {
         (Format::Vdi, "static=off"),
         (Format::Vdi, "static=on"),
         (Format::Vmdk, "subformat=monolithicSparse"),
+        (Format::Vmdk, "subformat=monolithicFlat"),
+        (Format::Vmdk, "subformat=twoGbMaxExtentSparse"),
+        (Format::Vmdk, "subformat=twoGbMaxExtentFlat"),
         (Format::Vhd, "subformat=dynamic,force_size=on"),
         (Format::Vhd, "subformat=fixed,force_size=on"),
     ] {

@@ -16,7 +16,6 @@ use std::path::Path;
 
 use parking_lot::Mutex;
 use uuid::Uuid;
-use vbox_types::ByteSize;
 
 use crate::error::Error;
 use crate::file::FileIo;
@@ -111,18 +110,18 @@ fn some(uuid: Uuid) -> Option<Uuid> {
 }
 
 fn facts(header: &Header) -> Facts {
+    let variant = match header.kind {
+        kind::FIXED => Variant::Fixed,
+        kind::UNDO | kind::DIFFERENCING => Variant::Differencing,
+        _ => Variant::Dynamic,
+    };
     Facts {
-        variant: match header.kind {
-            kind::FIXED => Variant::Fixed,
-            kind::UNDO | kind::DIFFERENCING => Variant::Differencing,
-            _ => Variant::Dynamic,
-        },
-        size: ByteSize(header.disk_size),
         uuid: some(header.uuid),
         modification: some(header.modification),
         parent: some(header.parent),
         parent_modification: some(header.parent_modification),
         comment: header.comment.clone(),
+        ..Facts::new(variant, header.disk_size)
     }
 }
 
@@ -153,9 +152,9 @@ pub(crate) fn create(file: &dyn FileIo, new: &NewVdi) -> Result<(), CreateError>
     let (parent, parent_modification) = new.parent.unwrap_or_default();
     let header = Header {
         kind: match new.variant {
-            Variant::Dynamic => kind::DYNAMIC,
-            Variant::Fixed => kind::FIXED,
             Variant::Differencing => kind::DIFFERENCING,
+            v if v.is_fixed() => kind::FIXED,
+            _ => kind::DYNAMIC,
         },
         flags: 0,
         comment: new.comment.clone(),
@@ -242,15 +241,15 @@ impl Layout for Vdi {
         Facts { modification: some(*self.modification.lock()), ..facts(self.units.format()) }
     }
 
-    fn map(&self, offset: u64, len: u64) -> Extent {
-        self.units.map(offset, len)
+    fn map(&self, _file: &dyn FileIo, offset: u64, len: u64) -> io::Result<Extent> {
+        Ok(self.units.map(offset, len))
     }
 
     fn before_write(&self, _file: &dyn FileIo, _offset: u64) -> io::Result<()> {
         Ok(())
     }
 
-    fn begin(&self, file: &dyn FileIo, offset: u64) -> io::Result<Begin<'_>> {
+    fn begin(&self, file: &dyn FileIo, offset: u64, _len: u64) -> io::Result<Begin<'_>> {
         self.units.begin(file, offset)
     }
 
@@ -267,6 +266,10 @@ impl Layout for Vdi {
 
     fn packed_unit(&self) -> u64 {
         0
+    }
+
+    fn read_only_reason(&self) -> Option<&'static str> {
+        None
     }
 
     fn flush(&self, file: &dyn FileIo) -> io::Result<()> {

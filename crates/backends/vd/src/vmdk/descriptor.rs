@@ -2,6 +2,8 @@
 
 use uuid::Uuid;
 
+use crate::format::{NewParent, Variant};
+
 /// How an extent is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ExtentKind {
@@ -43,6 +45,11 @@ impl Descriptor {
         })
     }
 
+    /// The identifier of the content, as a hexadecimal number.
+    pub(super) fn content(&self, key: &str) -> Option<u32> {
+        u32::from_str_radix(self.value(key)?, 16).ok()
+    }
+
     pub(super) fn uuid(&self, key: &str) -> Option<Uuid> {
         self.value(key)?.parse().ok().filter(|uuid: &Uuid| !uuid.is_nil())
     }
@@ -72,7 +79,7 @@ fn parse_extent(line: &str) -> Option<ExtentLine> {
     let sectors = words.next()?.parse().ok()?;
     let kind = match words.next()? {
         "SPARSE" => ExtentKind::Sparse,
-        "FLAT" => ExtentKind::Flat,
+        "FLAT" | "VMFS" => ExtentKind::Flat,
         "ZERO" => ExtentKind::Zero,
         other => ExtentKind::Other(other.to_owned()),
     };
@@ -88,38 +95,67 @@ fn parse_extent(line: &str) -> Option<ExtentLine> {
     Some(ExtentLine { sectors, kind, file, offset })
 }
 
-/// The descriptor of a new image that lies in the one file `name`.
-pub(super) fn new_descriptor(
-    sectors: u64,
-    name: &str,
-    uuid: Uuid,
-    modification: Uuid,
-    content: u32,
-) -> String {
-    let cylinders = (sectors / (16 * 63)).clamp(1, 16383);
+/// What a new image is to be.
+pub(crate) struct NewVmdk {
+    pub(crate) variant: Variant,
+    /// In bytes.
+    pub(crate) size: u64,
+    pub(crate) uuid: Uuid,
+    pub(crate) parent: Option<NewParent>,
+    pub(crate) comment: String,
+}
+
+/// The descriptor of a new image with these extent lines.
+pub(super) fn new_descriptor(new: &NewVmdk, extents: &[String]) -> String {
+    let kind = match new.variant {
+        Variant::Dynamic | Variant::Differencing => "monolithicSparse",
+        Variant::Fixed => "monolithicFlat",
+        Variant::Split => "twoGbMaxExtentSparse",
+        Variant::SplitFixed => "twoGbMaxExtentFlat",
+        Variant::StreamOptimized => "streamOptimized",
+        Variant::Esx => "vmfs",
+    };
+    let modification = Uuid::new_v4();
+    let content = modification.as_fields().0 & 0x7fff_ffff;
+    let cylinders = (new.size / 512 / (16 * 63)).clamp(1, 16383);
+    let adapter = if new.variant == Variant::Esx { "lsilogic" } else { "ide" };
+    let parent = new.parent.as_ref();
+    let parent_content = parent.map_or(u32::MAX, |p| p.content.unwrap_or(0));
+    let hint = parent.map_or(String::new(), |p| {
+        format!("parentFileNameHint=\"{}\"\n", p.path.display().to_string().replace(['"', '\n'], "_"))
+    });
+    let comment = match new.comment.as_str() {
+        "" => String::new(),
+        text => format!("ddb.comment=\"{}\"\n", text.replace('"', "'").replace('\n', "\\n")),
+    };
     format!(
         "# Disk DescriptorFile\n\
          version=1\n\
          CID={content:08x}\n\
-         parentCID=ffffffff\n\
-         createType=\"monolithicSparse\"\n\
+         parentCID={parent_content:08x}\n\
+         {hint}\
+         createType=\"{kind}\"\n\
          \n\
          # Extent description\n\
-         RW {sectors} SPARSE \"{name}\"\n\
+         {extents}\n\
          \n\
          # The disk Data Base \n\
          #DDB\n\
          \n\
          ddb.virtualHWVersion = \"4\"\n\
-         ddb.adapterType=\"ide\"\n\
+         ddb.adapterType=\"{adapter}\"\n\
          ddb.geometry.cylinders=\"{cylinders}\"\n\
          ddb.geometry.heads=\"16\"\n\
          ddb.geometry.sectors=\"63\"\n\
+         {comment}\
          ddb.uuid.image=\"{uuid}\"\n\
-         ddb.uuid.parent=\"{nil}\"\n\
+         ddb.uuid.parent=\"{parent_uuid}\"\n\
          ddb.uuid.modification=\"{modification}\"\n\
-         ddb.uuid.parentmodification=\"{nil}\"\n",
-        nil = Uuid::nil()
+         ddb.uuid.parentmodification=\"{parent_modification}\"\n",
+        extents = extents.join("\n"),
+        uuid = new.uuid,
+        parent_uuid = parent.map_or(Uuid::nil(), |p| p.uuid),
+        parent_modification = parent.map_or(Uuid::nil(), |p| p.modification),
     )
 }
 
@@ -129,13 +165,23 @@ mod tests {
 
     #[test]
     fn a_new_descriptor_reads_back() {
-        let (uuid, modification) = (Uuid::from_u128(1), Uuid::from_u128(2));
-        let d = Descriptor::parse(new_descriptor(2048, "a b.vmdk", uuid, modification, 0xabc).as_bytes());
+        let uuid = Uuid::from_u128(1);
+        let new = NewVmdk {
+            variant: Variant::Dynamic,
+            size: 2048 * 512,
+            uuid,
+            parent: None,
+            comment: "a \"b\"".into(),
+        };
+        let text = new_descriptor(&new, &["RW 2048 SPARSE \"a b.vmdk\"".into()]);
+        let d = Descriptor::parse(text.as_bytes());
         assert_eq!(d.value("createType"), Some("monolithicSparse"));
         assert_eq!(d.uuid("ddb.uuid.image"), Some(uuid));
         assert_eq!(d.uuid("ddb.uuid.parent"), None);
+        assert_eq!(d.value("ddb.comment"), Some("a 'b'"));
+        assert_eq!(d.content("parentCID"), Some(u32::MAX));
         let at = d.value_offset("CID").unwrap();
-        assert_eq!(&d.text[at..at + 8], "00000abc");
+        assert_eq!(u32::from_str_radix(&d.text[at..at + 8], 16).ok(), d.content("CID"));
         let extent =
             ExtentLine { sectors: 2048, kind: ExtentKind::Sparse, file: "a b.vmdk".into(), offset: 0 };
         assert_eq!(d.extents(), Ok(vec![extent]));

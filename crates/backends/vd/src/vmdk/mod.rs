@@ -1,225 +1,97 @@
-//! VMDK images in one file (`monolithicSparse`): a header, a text descriptor, two copies of a directory with tables of
-//! sector numbers, then grains of usually 64 KiB. Source: VMware "Virtual Disk Format 5.0" section 4, VirtualBox
-//! `src/VBox/Storage/VMDK.cpp`.
+//! VMDK images. Source: VMware "Virtual Disk Format 5.0", VirtualBox `src/VBox/Storage/VMDK.cpp`.
 //!
-//! ```text
-//! 0  magic "KDMV"   4  version   8  flags   12 capacity u64   20 grain size u64   28 descriptor offset u64
-//! 36 descriptor size u64   44 table entries u32   48 second directory u64   56 directory u64   64 overhead u64
-//! 72 unclean u8   73 "\n \r\n"   77 compression u16                      (sizes and offsets in sectors of 512 bytes)
-//! ```
+//! * `monolithicSparse`, in this module: one file with a header, a text descriptor, two copies of a directory with tables of sector
+//!   numbers ([`header`]), then grains of usually 64 KiB.
+//! * Images in several files and ones on raw disks ([`extents`]): the descriptor is a file of its own.
+//! * `streamOptimized` ([`stream`]): compressed, for reading; written once from start to end.
 //!
-//! Of stream-optimized images, as appliances carry them, each grain is compressed behind a marker (first sector u64, size
-//! u32), and the directory that counts is the one of the footer, the last sector but one. They are opened for reading.
-//!
-//! Images in several files and ones on raw disks are refused by name.
+//! Sparse extents of VMware ESX ("COWD") are refused by name.
 
 mod descriptor;
+mod extents;
+mod header;
+mod stream;
 
-use std::io::{self, Read};
-use std::ops::Range;
+use std::io;
 use std::path::Path;
 
 use parking_lot::Mutex;
 use uuid::Uuid;
-use vbox_types::ByteSize;
 
 use crate::error::Error;
 use crate::file::FileIo;
-use crate::format::{Begin, Extent, Facts, Format, Layout, Place, Variant};
-use crate::units::{MapFault, UnitFormat, Units, words_from, words_to};
+use crate::format::{Begin, Extent, Facts, Layout, Variant};
+use crate::units::Units;
+pub(crate) use descriptor::NewVmdk;
 use descriptor::{Descriptor, ExtentKind, new_descriptor};
+use header::{SECTOR, Tables, create_sparse, damaged, open_units, read_header, unsupported};
+pub(crate) use stream::{GRAIN, StreamWriter, pack};
 
-const SECTOR: u64 = 512;
-const MAGIC: &[u8] = b"KDMV";
-/// Entries of a grain table, fixed by all makers.
-const TABLE_ENTRIES: u32 = 512;
-/// Sectors of a grain table.
-const TABLE_SECTORS: u64 = TABLE_ENTRIES as u64 * 4 / SECTOR;
-const GRAIN_SECTORS: u64 = 128;
-const DESCRIPTOR_SECTORS: u64 = 20;
-/// Most bytes of a descriptor that are read.
-const MAX_DESCRIPTOR: u64 = 1 << 20;
-/// Most grains whose table entries we load: 4 TiB in grains of 64 KiB.
-const MAX_GRAINS: u64 = 1 << 26;
-/// Header flag: a table entry of 1 means a grain of zeros.
-const FLAG_ZERO_GRAINS: u32 = 1 << 2;
-const FLAG_COMPRESSED: u32 = 1 << 16;
-/// Bytes of a compressed grain's marker.
-const MARKER: usize = 12;
-const RESTORE: &str = "restore the file from a copy";
+/// How further files of an image are opened or created.
+pub(crate) type Opener<'a> = &'a dyn Fn(&Path) -> Result<Box<dyn FileIo>, Error>;
 
-/// The fields of the binary header that matter.
-#[derive(Clone, Debug)]
-struct Header {
-    flags: u32,
-    capacity: u64,
-    grain: u64,
-    descriptor: Range<u64>,
-    second_directory: u64,
-    directory: u64,
-    overhead: u64,
-    compressed: bool,
-}
-
-/// How grains are found: the map of [`Units`] is all tables one after the other.
-struct Tables {
-    header: Header,
-    /// File offset of each table, of the primary and of the second copy (none if 0).
-    tables: Vec<[u64; 2]>,
-}
-
-impl UnitFormat for Tables {
-    fn unit(&self) -> u64 {
-        self.header.grain * SECTOR
-    }
-
-    fn place(&self, word: u32) -> Place {
-        match word {
-            0 => Place::Absent,
-            1 if self.header.flags & FLAG_ZERO_GRAINS != 0 => Place::Zero,
-            word => Place::File(u64::from(word) * SECTOR),
-        }
-    }
-
-    fn storage(&self, word: u32) -> Range<u64> {
-        let start = u64::from(word) * SECTOR;
-        start..start + self.unit()
-    }
-
-    fn word_from(&self, end: u64) -> Option<u32> {
-        u32::try_from(end.div_ceil(self.unit()).checked_mul(self.header.grain)?).ok()
-    }
-
-    fn write_words(&self, file: &dyn FileIo, first: u32, words: &[u32]) -> io::Result<()> {
-        let mut unit = first;
-        let mut rest = words;
-        while !rest.is_empty() {
-            let (table, entry) = (unit / TABLE_ENTRIES, unit % TABLE_ENTRIES);
-            let (now, later) = rest.split_at(rest.len().min((TABLE_ENTRIES - entry) as usize));
-            // The second copy first: one of both is whole at any moment.
-            for &offset in self.tables[table as usize].iter().rev().filter(|&&offset| offset != 0) {
-                file.write_at(offset + 4 * u64::from(entry), &words_to(now))?;
-            }
-            unit += now.len() as u32;
-            rest = later;
-        }
-        Ok(())
-    }
-}
-
-/// A VMDK image at work.
-pub(crate) struct Vmdk {
+/// A VMDK image in one file at work.
+struct Vmdk {
     units: Units<Tables>,
     descriptor: Descriptor,
     modification: Mutex<Option<Uuid>>,
 }
 
-fn damaged(path: &Path, offset: u64, what: String) -> Error {
-    Error::Damaged { path: path.to_owned(), offset, what, mend: RESTORE }
-}
-
-fn unsupported(path: &Path, what: String) -> Error {
-    Error::Unsupported { path: path.to_owned(), what }
-}
-
-fn read_header(file: &dyn FileIo, path: &Path) -> Result<(Header, Descriptor), Error> {
-    let host = |e| Error::host("read from", path, e);
-    let mut raw = [0; 512];
-    file.read_at(0, &mut raw).map_err(host)?;
-    if raw.starts_with(b"# Disk DescriptorFile") || raw.starts_with(b"COWD") {
-        return Err(unsupported(path, "VMDK images of several files".into()));
-    }
-    if !raw.starts_with(MAGIC) {
-        return Err(Error::WrongFormat {
-            path: path.to_owned(),
-            format: Format::Vmdk,
-            what: "the signature at offset 0x0 is missing".into(),
-        });
-    }
-    let file_len = file.len().map_err(host)?;
-    let at_end = raw[56..64] == [0xff; 8];
-    let text_place: [u8; 16] = raw[28..44].try_into().unwrap_or_default();
-    if at_end {
-        let footer = file_len.saturating_sub(2 * SECTOR);
-        file.read_at(footer, &mut raw).map_err(host)?;
-        if !raw.starts_with(MAGIC) {
-            return Err(damaged(path, footer, "the footer of a stream-optimized image is missing".into()));
-        }
-        // The descriptor is told by the header at the start alone.
-        raw[28..44].copy_from_slice(&text_place);
-    }
-    let u32_at = |at: usize| u32::from_le_bytes([raw[at], raw[at + 1], raw[at + 2], raw[at + 3]]);
-    let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
-    let (version, flags) = (u32_at(4), u32_at(8));
-    if !(1..=3).contains(&version) {
-        return Err(unsupported(path, format!("VMDK version {version}")));
-    }
-    let compressed = flags & FLAG_COMPRESSED != 0;
-    if compressed && u16::from_le_bytes([raw[77], raw[78]]) != 1 {
-        return Err(unsupported(path, "VMDK images compressed otherwise than by deflate".into()));
-    }
-    if u32_at(44) != TABLE_ENTRIES {
-        return Err(damaged(path, 44, format!("{} entries in a grain table instead of 512", u32_at(44))));
-    }
-    let (capacity, grain) = (u64_at(12), u64_at(20));
-    if !grain.is_power_of_two() || !(8..=0x8000).contains(&grain) {
-        return Err(damaged(path, 20, format!("grain size of {grain} sectors")));
-    }
-    let sectors = |at: usize, count: u64| -> Result<u64, Error> {
-        let offset = u64_at(at);
-        match offset.checked_add(count).and_then(|end| end.checked_mul(SECTOR)) {
-            Some(end) if end <= file_len => Ok(offset * SECTOR),
-            _ => Err(damaged(path, at as u64, format!("sector {offset} lies past the file's end"))),
-        }
-    };
-    if capacity.div_ceil(grain) > MAX_GRAINS {
-        return Err(unsupported(path, format!("a disk of {capacity} sectors in grains of {grain}")));
-    }
-    let directory_sectors = (capacity.div_ceil(grain).div_ceil(TABLE_ENTRIES.into()) * 4).div_ceil(SECTOR);
-    let descriptor_sectors = u64_at(36);
-    if descriptor_sectors > MAX_DESCRIPTOR / SECTOR {
-        return Err(damaged(path, 36, format!("a descriptor of {descriptor_sectors} sectors")));
-    }
-    let start = sectors(28, descriptor_sectors)?;
-    let header = Header {
-        flags,
-        capacity,
-        grain,
-        descriptor: start..start + descriptor_sectors * SECTOR,
-        second_directory: if u64_at(48) == 0 { 0 } else { sectors(48, directory_sectors)? },
-        directory: sectors(56, directory_sectors)?,
-        // Nothing is written to compressed images, and their makers count differently.
-        overhead: if compressed { 0 } else { sectors(64, 0)? },
-        compressed,
-    };
-    let mut text = vec![0; (header.descriptor.end - start) as usize];
-    file.read_at(start, &mut text).map_err(host)?;
-    Ok((header, Descriptor::parse(&text)))
-}
-
-fn facts(header: &Header, descriptor: &Descriptor) -> Facts {
+/// What the descriptor says of an image of `size` bytes.
+fn facts(descriptor: &Descriptor, size: u64) -> Facts {
     let parent = descriptor.uuid("ddb.uuid.parent");
-    let child = descriptor.value("parentCID").is_some_and(|cid| !cid.eq_ignore_ascii_case("ffffffff"));
+    let child = descriptor.content("parentCID").is_some_and(|cid| cid != u32::MAX);
+    let kind = descriptor.value("createType").unwrap_or_default();
+    let variant = match kind {
+        _ if parent.is_some() || child => Variant::Differencing,
+        "streamOptimized" => Variant::StreamOptimized,
+        "twoGbMaxExtentSparse" => Variant::Split,
+        "twoGbMaxExtentFlat" => Variant::SplitFixed,
+        "vmfs" => Variant::Esx,
+        "monolithicFlat" | "fullDevice" | "partitionedDevice" => Variant::Fixed,
+        _ => Variant::Dynamic,
+    };
     Facts {
-        variant: if parent.is_some() || child { Variant::Differencing } else { Variant::Dynamic },
-        size: ByteSize(header.capacity * SECTOR),
         uuid: descriptor.uuid("ddb.uuid.image"),
         modification: descriptor.uuid("ddb.uuid.modification"),
         parent,
         parent_modification: descriptor.uuid("ddb.uuid.parentmodification"),
+        content: descriptor.content("CID"),
+        parent_hint: descriptor.value("parentFileNameHint").map(str::to_owned),
         comment: descriptor.value("ddb.comment").unwrap_or_default().to_owned(),
+        ..Facts::new(variant, size)
     }
 }
 
 /// The facts in a VMDK file's header and descriptor, without its tables.
 pub(crate) fn read_facts(file: &dyn FileIo, path: &Path) -> Result<Facts, Error> {
-    read_header(file, path).map(|(header, descriptor)| facts(&header, &descriptor))
+    if extents::is_descriptor(file, path)? {
+        return extents::read_facts(file, path);
+    }
+    let (header, descriptor) = read_header(file, path)?;
+    let size = header.capacity * SECTOR;
+    Ok(match header.compressed {
+        // Not every maker says so in the descriptor.
+        true => Facts { variant: Variant::StreamOptimized, ..facts(&descriptor, size) },
+        false => facts(&descriptor, size),
+    })
 }
 
-/// Reads and checks header, descriptor, directory and tables.
-pub(crate) fn open(file: &dyn FileIo, path: &Path) -> Result<Box<dyn Layout>, Error> {
-    let host = |e| Error::host("read from", path, e);
-    let (header, descriptor) = read_header(file, path)?;
+/// The files beside the descriptor, as far as they lie in its directory and belong to the image alone.
+pub(crate) fn further_files(file: &dyn FileIo, path: &Path) -> Result<Vec<std::path::PathBuf>, Error> {
+    if extents::is_descriptor(file, path)? { extents::files(file, path) } else { Ok(Vec::new()) }
+}
+
+/// Reads and checks header, descriptor, directory and tables. Images of several files replace `file` by all of them.
+pub(crate) fn open(
+    file: Box<dyn FileIo>,
+    path: &Path,
+    open: Opener<'_>,
+) -> Result<(Box<dyn FileIo>, Box<dyn Layout>), Error> {
+    if extents::is_descriptor(&*file, path)? {
+        return extents::open(file, path, open);
+    }
+    let (header, descriptor) = read_header(&*file, path)?;
     match descriptor.extents() {
         Ok(extents) if extents.len() == 1 && extents[0].kind == ExtentKind::Sparse => {}
         Ok(extents) => {
@@ -230,162 +102,108 @@ pub(crate) fn open(file: &dyn FileIo, path: &Path) -> Result<Box<dyn Layout>, Er
             return Err(damaged(path, header.descriptor.start, format!("bad extent line \"{line}\"")));
         }
     }
-    let file_len = file.len().map_err(host)?;
-    let (tables, words) = load_tables(file, path, &header, file_len)?;
     if header.compressed {
-        return Ok(Box::new(Packed { header, descriptor, words }));
+        let layout = stream::open(&*file, path, header, descriptor)?;
+        return Ok((file, layout));
     }
-    // Grains lie behind everything that finds them.
-    let tables_end = tables.iter().flatten().max().map_or(0, |at| at + TABLE_SECTORS * SECTOR);
-    let start = header.overhead.max(header.descriptor.end).max(tables_end);
-    let offsets: Vec<u64> = tables.iter().map(|t| t[0]).collect();
     let modification = descriptor.uuid("ddb.uuid.modification");
-    let units = Units::open(Tables { header, tables }, words, start, file_len).map_err(|fault| {
-        let (unit, what) = match fault {
-            MapFault::Outside { unit, at } => {
-                (unit, format!("grain {unit} at 0x{at:x} lies outside the data of the file"))
-            }
-            MapFault::Shared { unit, at } => {
-                (unit, format!("grain {unit} shares its place at 0x{at:x} with another one"))
-            }
-        };
-        let (table, entry) = (unit / TABLE_ENTRIES as usize, unit % TABLE_ENTRIES as usize);
-        damaged(path, offsets[table] + 4 * entry as u64, what)
-    })?;
-    Ok(Box::new(Vmdk { units, descriptor, modification: Mutex::new(modification) }))
+    let units = open_units(&*file, path, header)?;
+    Ok((file, Box::new(Vmdk { units, descriptor, modification: Mutex::new(modification) })))
 }
 
-/// File offsets of the grain tables (both copies), and their words one after the other.
-fn load_tables(
+/// The name of a file as descriptors have it.
+fn plain_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().replace(['"', '\n'], "_")
+}
+
+/// Writes a new image into an empty file, with further files from `create`; `Ok(false)` if it would be too large.
+pub(crate) fn create(
     file: &dyn FileIo,
     path: &Path,
-    header: &Header,
-    file_len: u64,
-) -> Result<(Vec<[u64; 2]>, Vec<u32>), Error> {
-    let host = |e| Error::host("read from", path, e);
-    let grains = header.capacity.div_ceil(header.grain);
-    let count = grains.div_ceil(TABLE_ENTRIES.into()) as usize;
-    let directory = |at: u64| -> Result<Vec<u32>, Error> {
-        let mut bytes = vec![0; 4 * count];
-        if at != 0 {
-            file.read_at(at, &mut bytes).map_err(host)?;
+    new: &NewVmdk,
+    create: Opener<'_>,
+) -> Result<bool, Error> {
+    let host = |e| Error::host("write to", path, e);
+    let sectors = new.size / SECTOR;
+    let line = format!("RW {sectors} SPARSE \"{}\"", plain_name(path));
+    match new.variant {
+        Variant::Dynamic | Variant::Differencing => {
+            create_sparse(file, sectors, Some(&new_descriptor(new, &[line]))).map_err(host)
         }
-        Ok(words_from(&bytes))
-    };
-    let (first, second) = (directory(header.directory)?, directory(header.second_directory)?);
-    // Tables apart from one another bound what is loaded by the file's size.
-    let mut places: Vec<u32> = first.iter().chain(&second).copied().filter(|&s| s != 0).collect();
-    places.sort_unstable();
-    if let Some(pair) = places.windows(2).find(|p| u64::from(p[1] - p[0]) < TABLE_SECTORS) {
-        let what = format!("two grain tables share sector {}", pair[1]);
-        return Err(damaged(path, header.directory, what));
-    }
-    if let Some(&last) = places.last()
-        && (u64::from(last) + TABLE_SECTORS) * SECTOR > file_len
-    {
-        let what = format!("a grain table at sector {last} lies past the file's end");
-        return Err(damaged(path, header.directory, what));
-    }
-    let mut tables = Vec::with_capacity(count);
-    let mut words = Vec::new();
-    let mut table = [0; TABLE_ENTRIES as usize * 4];
-    for (index, (&a, &b)) in first.iter().zip(&second).enumerate() {
-        tables.push([u64::from(a) * SECTOR, u64::from(b) * SECTOR]);
-        if a != 0 {
-            file.read_at(u64::from(a) * SECTOR, &mut table).map_err(host)?;
-        } else if header.compressed {
-            // A stream without a grain in a table's range leaves the table out.
-            table.fill(0);
-        } else {
-            return Err(unsupported(path, format!("VMDK images without grain table {index}")));
+        Variant::StreamOptimized => {
+            let mut out = FileWriter { file, at: 0 };
+            let writer = StreamWriter::new(&mut out, path, new).map_err(host)?;
+            if let Some(writer) = writer {
+                writer.finish().map_err(host)?;
+                file.sync().map_err(host)?;
+                return Ok(true);
+            }
+            Ok(false)
         }
-        words.extend(words_from(&table));
+        _ => extents::create(file, path, new, create),
     }
-    words.truncate(grains as usize);
-    Ok((tables, words))
 }
 
-/// Writes a new image of `size` bytes into an empty file; `Ok(false)` if it would be too large.
-pub(crate) fn create(file: &dyn FileIo, path: &Path, size: u64, uuid: Uuid) -> io::Result<bool> {
-    let capacity = size / SECTOR;
-    let grains = capacity.div_ceil(GRAIN_SECTORS);
-    if grains > MAX_GRAINS {
-        return Ok(false);
+/// Writes one after the other into a file.
+struct FileWriter<'a> {
+    file: &'a dyn FileIo,
+    at: u64,
+}
+
+impl io::Write for FileWriter<'_> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.file.write_at(self.at, data)?;
+        self.at += data.len() as u64;
+        Ok(data.len())
     }
-    let tables = grains.div_ceil(TABLE_ENTRIES.into());
-    let directory_sectors = (4 * tables).div_ceil(SECTOR);
-    let copy_sectors = directory_sectors + tables * TABLE_SECTORS;
-    let second = 1 + DESCRIPTOR_SECTORS;
-    let first = second + copy_sectors;
-    let overhead = (first + copy_sectors).next_multiple_of(GRAIN_SECTORS);
-    file.set_len(overhead * SECTOR)?;
-    for directory in [second, first] {
-        let words: Vec<u32> =
-            (0..tables).map(|i| (directory + directory_sectors + i * TABLE_SECTORS) as u32).collect();
-        file.write_at(directory * SECTOR, &words_to(&words))?;
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
-    let name: String = path.file_name().unwrap_or_default().to_string_lossy().replace(['"', '\n'], "_");
-    let modification = Uuid::new_v4();
-    let content = modification.as_fields().0 & 0x7fff_ffff;
-    let mut text = new_descriptor(capacity, &name, uuid, modification, content).into_bytes();
-    text.truncate((DESCRIPTOR_SECTORS * SECTOR) as usize);
-    file.write_at(SECTOR, &text)?;
-    // The signature comes last: a file that was not finished is no image.
-    file.sync()?;
-    let mut raw = [0; 512];
-    let mut put = |at: usize, bytes: &[u8]| raw[at..at + bytes.len()].copy_from_slice(bytes);
-    put(0, MAGIC);
-    put(4, &1u32.to_le_bytes());
-    // Line ends can be tested; the second directory is in use.
-    put(8, &3u32.to_le_bytes());
-    put(12, &capacity.to_le_bytes());
-    put(20, &GRAIN_SECTORS.to_le_bytes());
-    put(28, &1u64.to_le_bytes());
-    put(36, &DESCRIPTOR_SECTORS.to_le_bytes());
-    put(44, &TABLE_ENTRIES.to_le_bytes());
-    put(48, &second.to_le_bytes());
-    put(56, &first.to_le_bytes());
-    put(64, &overhead.to_le_bytes());
-    put(73, b"\n \r\n");
-    file.write_at(0, &raw)?;
-    file.sync()?;
-    Ok(true)
+}
+
+/// Renews modification UUID and content identifier, by which VMware tells that a parent has changed, in the descriptor at file
+/// offset `start`. The UUID, if there is a place for it.
+fn renew(file: &dyn FileIo, descriptor: &Descriptor, start: u64) -> io::Result<Option<Uuid>> {
+    let uuid = Uuid::new_v4();
+    let content = format!("{:08x}", uuid.as_fields().0 & 0x7fff_ffff);
+    let mut renewed = None;
+    for (key, value) in [("CID", content), ("ddb.uuid.modification", uuid.to_string())] {
+        // Other makers' descriptors may lack the key, or write it at another length.
+        if descriptor.value(key).is_some_and(|old| old.len() == value.len())
+            && let Some(at) = descriptor.value_offset(key)
+        {
+            file.write_at(start + at as u64, value.as_bytes())?;
+            if key != "CID" {
+                renewed = Some(uuid);
+            }
+        }
+    }
+    Ok(renewed)
 }
 
 impl Layout for Vmdk {
     fn facts(&self) -> Facts {
-        let facts = facts(&self.units.format().header, &self.descriptor);
+        let facts = facts(&self.descriptor, self.units.format().header.capacity * SECTOR);
         Facts { modification: *self.modification.lock(), ..facts }
     }
 
-    fn map(&self, offset: u64, len: u64) -> Extent {
-        self.units.map(offset, len)
+    fn map(&self, _file: &dyn FileIo, offset: u64, len: u64) -> io::Result<Extent> {
+        Ok(self.units.map(offset, len))
     }
 
     fn before_write(&self, _file: &dyn FileIo, _offset: u64) -> io::Result<()> {
         Ok(())
     }
 
-    fn begin(&self, file: &dyn FileIo, offset: u64) -> io::Result<Begin<'_>> {
+    fn begin(&self, file: &dyn FileIo, offset: u64, _len: u64) -> io::Result<Begin<'_>> {
         self.units.begin(file, offset)
     }
 
-    /// Also renews the content identifier, by which VMware tells that a parent has changed.
     fn modified(&self, file: &dyn FileIo) -> io::Result<()> {
-        let uuid = Uuid::new_v4();
-        let content = format!("{:08x}", uuid.as_fields().0 & 0x7fff_ffff);
         let start = self.units.format().header.descriptor.start;
-        let values = [("CID", content), ("ddb.uuid.modification", uuid.to_string())];
-        for (key, value) in values {
-            // Other makers' descriptors may lack the key, or write it at another length.
-            if self.descriptor.value(key).is_some_and(|old| old.len() == value.len())
-                && let Some(at) = self.descriptor.value_offset(key)
-            {
-                file.write_at(start + at as u64, value.as_bytes())?;
-                if key != "CID" {
-                    *self.modification.lock() = Some(uuid);
-                }
-            }
+        if let Some(uuid) = renew(file, &self.descriptor, start)? {
+            *self.modification.lock() = Some(uuid);
         }
         Ok(())
     }
@@ -398,74 +216,15 @@ impl Layout for Vmdk {
         0
     }
 
+    fn read_only_reason(&self) -> Option<&'static str> {
+        None
+    }
+
     fn flush(&self, file: &dyn FileIo) -> io::Result<()> {
         self.units.flush(file)
     }
 
     fn is_dirty(&self) -> bool {
         self.units.is_dirty()
-    }
-}
-
-/// A stream-optimized image: read-only.
-struct Packed {
-    header: Header,
-    descriptor: Descriptor,
-    words: Vec<u32>,
-}
-
-impl Layout for Packed {
-    fn facts(&self) -> Facts {
-        facts(&self.header, &self.descriptor)
-    }
-
-    fn map(&self, offset: u64, len: u64) -> Extent {
-        let unit = self.packed_unit();
-        let place = match self.words.get((offset / unit) as usize) {
-            None | Some(0) => Place::Absent,
-            Some(1) if self.header.flags & FLAG_ZERO_GRAINS != 0 => Place::Zero,
-            Some(&sector) => Place::Packed(u64::from(sector) * SECTOR),
-        };
-        Extent { place, len: len.min(unit - offset % unit) }
-    }
-
-    fn unpack(&self, file: &dyn FileIo, at: u64) -> io::Result<Vec<u8>> {
-        let mut marker = [0; MARKER];
-        file.read_at(at, &mut marker)?;
-        let size = u64::from(u32::from_le_bytes([marker[8], marker[9], marker[10], marker[11]]));
-        let unit = self.packed_unit();
-        // Deflate makes data that it cannot compress only a little larger.
-        if size > 2 * unit || at + MARKER as u64 + size > file.len()? {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the size in a grain's marker is wrong"));
-        }
-        let mut packed = vec![0; size as usize];
-        file.read_at(at + MARKER as u64, &mut packed)?;
-        let mut out = Vec::new();
-        flate2::read::ZlibDecoder::new(&packed[..]).take(unit).read_to_end(&mut out)?;
-        Ok(out)
-    }
-
-    fn packed_unit(&self) -> u64 {
-        self.header.grain * SECTOR
-    }
-
-    fn before_write(&self, _file: &dyn FileIo, _offset: u64) -> io::Result<()> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-
-    fn begin(&self, _file: &dyn FileIo, _offset: u64) -> io::Result<Begin<'_>> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-
-    fn modified(&self, _file: &dyn FileIo) -> io::Result<()> {
-        Err(io::ErrorKind::ReadOnlyFilesystem.into())
-    }
-
-    fn flush(&self, _file: &dyn FileIo) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn is_dirty(&self) -> bool {
-        false
     }
 }

@@ -5,8 +5,11 @@
 //! then the block allocation table; each block has a bitmap of its written sectors in front, and the footer follows
 //! the last block. Should a power cut have hit while the footer moved, the copy at the start serves.
 //!
-//! Sectors of a block in the file count as written whatever its bitmap says, as with other implementations; before a
-//! block is written its bitmap is filled. Differencing images are refused by name.
+//! In an image without a parent, sectors of a block in the file count as written whatever its bitmap says, as with other
+//! implementations; before a block is written its bitmap is filled. In a differencing image the bitmap tells which sectors of a
+//! block are its own; the others are the parent's. A sector's bit goes to the file after the sector has become durable.
+
+mod differencing;
 
 use std::io;
 use std::ops::Range;
@@ -15,12 +18,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
-use vbox_types::ByteSize;
 
 use crate::error::Error;
 use crate::file::FileIo;
-use crate::format::{Begin, Extent, Facts, Format, Layout, Place, Variant};
+use crate::format::{Begin, Extent, Facts, Format, Layout, NewParent, Place, Variant};
 use crate::units::{MapFault, UnitFormat, Units};
+use differencing::Bitmaps;
 
 const SECTOR: u64 = 512;
 const FOOTER: usize = 512;
@@ -118,18 +121,14 @@ impl Footer {
     fn facts(&self) -> Facts {
         let mut uuid = [0; 16];
         uuid.copy_from_slice(&self.raw[68..84]);
+        let variant = match self.kind {
+            FIXED => Variant::Fixed,
+            DIFFERENCING => Variant::Differencing,
+            _ => Variant::Dynamic,
+        };
         Facts {
-            variant: match self.kind {
-                FIXED => Variant::Fixed,
-                DIFFERENCING => Variant::Differencing,
-                _ => Variant::Dynamic,
-            },
-            size: ByteSize(self.size),
             uuid: Some(Uuid::from_bytes_le(uuid)).filter(|u| !u.is_nil()),
-            modification: None,
-            parent: None,
-            parent_modification: None,
-            comment: String::new(),
+            ..Facts::new(variant, self.size)
         }
     }
 }
@@ -162,7 +161,27 @@ fn read_footer(file: &dyn FileIo, path: &Path) -> Result<(Footer, u64), Error> {
 
 /// The facts in a VHD file's footer.
 pub(crate) fn read_facts(file: &dyn FileIo, path: &Path) -> Result<Facts, Error> {
-    read_footer(file, path).map(|(footer, _)| footer.facts())
+    let (footer, file_len) = read_footer(file, path)?;
+    let facts = footer.facts();
+    if footer.kind != DIFFERENCING {
+        return Ok(facts);
+    }
+    let (_, header) = read_header(file, path, &footer, file_len)?;
+    Ok(Facts { parent: parent_uuid(&header), parent_hint: parent_name(&header), ..facts })
+}
+
+fn parent_uuid(header: &[u8; HEADER]) -> Option<Uuid> {
+    let mut uuid = [0; 16];
+    uuid.copy_from_slice(&header[40..56]);
+    Some(Uuid::from_bytes_le(uuid)).filter(|u| !u.is_nil())
+}
+
+/// The parent's name in the header, UTF-16.
+fn parent_name(header: &[u8; HEADER]) -> Option<String> {
+    let units = header[64..576].chunks_exact(2).map(|u| u16::from_be_bytes([u[0], u[1]]));
+    let name: String =
+        char::decode_utf16(units.take_while(|&u| u != 0)).map(|c| c.unwrap_or('\u{fffd}')).collect();
+    (!name.is_empty()).then_some(name)
 }
 
 /// How blocks of a dynamic image are found.
@@ -193,6 +212,9 @@ impl UnitFormat for Table {
     }
 
     fn prepare(&self, file: &dyn FileIo, word: u32) -> io::Result<()> {
+        if self.footer.kind == DIFFERENCING {
+            return Ok(());
+        }
         file.write_at(u64::from(word) * SECTOR, &vec![0xff; self.bitmap as usize])
     }
 
@@ -210,6 +232,10 @@ struct Dynamic {
     units: Units<Table>,
     /// Blocks whose bitmaps are known to be full.
     full: Box<[AtomicBool]>,
+    /// Of differencing images.
+    bitmaps: Option<Bitmaps>,
+    parent: Option<Uuid>,
+    parent_hint: Option<String>,
 }
 
 /// A VHD image at work.
@@ -228,20 +254,22 @@ impl Vhd {
                 Err(damaged(path, file_len - FOOTER as u64 + 48, what))
             }
             FIXED => Ok(Self { footer, dynamic: None }),
-            DYNAMIC => {
+            DYNAMIC | DIFFERENCING => {
                 let dynamic = open_dynamic(file, path, &footer, file_len)?;
                 Ok(Self { footer, dynamic: Some(dynamic) })
-            }
-            DIFFERENCING => {
-                let what = "differencing VHD images".into();
-                Err(Error::Unsupported { path: path.to_owned(), what })
             }
             other => Err(damaged(path, 60, format!("unknown disk type {other}"))),
         }
     }
 }
 
-fn open_dynamic(file: &dyn FileIo, path: &Path, footer: &Footer, file_len: u64) -> Result<Dynamic, Error> {
+/// The header of a dynamic image, and where it lies.
+fn read_header(
+    file: &dyn FileIo,
+    path: &Path,
+    footer: &Footer,
+    file_len: u64,
+) -> Result<(u64, [u8; HEADER]), Error> {
     let host = |e| Error::host("read from", path, e);
     let header_at = be64(&footer.raw, 16);
     if header_at.checked_add(HEADER as u64).is_none_or(|end| end > file_len) {
@@ -252,6 +280,12 @@ fn open_dynamic(file: &dyn FileIo, path: &Path, footer: &Footer, file_len: u64) 
     if !header.starts_with(HEADER_COOKIE) || be32(&header, 36) != checksum(&header, 36) {
         return Err(damaged(path, header_at, "the header's signature or checksum is wrong".into()));
     }
+    Ok((header_at, header))
+}
+
+fn open_dynamic(file: &dyn FileIo, path: &Path, footer: &Footer, file_len: u64) -> Result<Dynamic, Error> {
+    let host = |e| Error::host("read from", path, e);
+    let (header_at, header) = read_header(file, path, footer, file_len)?;
     let (offset, entries, block) = (be64(&header, 16), be32(&header, 28), be32(&header, 32));
     if !block.is_power_of_two() || !(0x1000..=0x1000_0000).contains(&block) {
         return Err(damaged(path, header_at + 32, format!("block size 0x{block:x}")));
@@ -289,15 +323,28 @@ fn open_dynamic(file: &dyn FileIo, path: &Path, footer: &Footer, file_len: u64) 
         };
         damaged(path, offset + 4 * unit as u64, what)
     })?;
-    Ok(Dynamic { units, full: (0..count).map(|_| AtomicBool::new(false)).collect() })
+    let child = footer.kind == DIFFERENCING;
+    Ok(Dynamic {
+        bitmaps: child.then(|| Bitmaps::new(block, units.format().bitmap)),
+        units,
+        full: (0..count).map(|_| AtomicBool::new(false)).collect(),
+        parent: if child { parent_uuid(&header) } else { None },
+        parent_hint: if child { parent_name(&header) } else { None },
+    })
 }
 
 /// Writes a new image of `size` bytes into an empty file; `Ok(false)` if it would be too large.
-pub(crate) fn create(file: &dyn FileIo, variant: Variant, size: u64, uuid: Uuid) -> io::Result<bool> {
+pub(crate) fn create(
+    file: &dyn FileIo,
+    variant: Variant,
+    size: u64,
+    uuid: Uuid,
+    parent: Option<&NewParent>,
+) -> io::Result<bool> {
     if size > MAX_SIZE {
         return Ok(false);
     }
-    if variant == Variant::Fixed {
+    if variant.is_fixed() {
         file.reserve(0, size + FOOTER as u64)?;
         file.write_at(size, &new_footer(FIXED, size, uuid))?;
         file.sync()?;
@@ -305,7 +352,7 @@ pub(crate) fn create(file: &dyn FileIo, variant: Variant, size: u64, uuid: Uuid)
     }
     let entries = size.div_ceil(BLOCK.into());
     let table_at = (FOOTER + HEADER) as u64;
-    let end = (table_at + 4 * entries).next_multiple_of(SECTOR);
+    let table_end = (table_at + 4 * entries).next_multiple_of(SECTOR);
     let mut header = [0; HEADER];
     let mut put = |at: usize, bytes: &[u8]| header[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, HEADER_COOKIE);
@@ -314,10 +361,28 @@ pub(crate) fn create(file: &dyn FileIo, variant: Variant, size: u64, uuid: Uuid)
     put(24, &0x0001_0000u32.to_be_bytes());
     put(28, &(entries as u32).to_be_bytes());
     put(32, &BLOCK.to_be_bytes());
+    let mut end = table_end;
+    if let Some(parent) = parent {
+        put(40, &parent.uuid.to_bytes_le());
+        let name = parent.path.file_name().unwrap_or_default().to_string_lossy();
+        let units: Vec<u16> = name.encode_utf16().take(255).collect();
+        let bytes: Vec<u8> = units.iter().flat_map(|u| u.to_be_bytes()).collect();
+        put(64, &bytes);
+        // One locator: the name relative to this file, UTF-16 little endian, in a sector of its own.
+        let relative: Vec<u8> = units.iter().flat_map(|u| u.to_le_bytes()).collect();
+        put(576, b"W2ru");
+        put(580, &(SECTOR as u32).to_be_bytes());
+        put(584, &(relative.len() as u32).to_be_bytes());
+        put(592, &end.to_be_bytes());
+        let mut sector = relative;
+        sector.resize(SECTOR as usize, 0);
+        file.write_at(end, &sector)?;
+        end += SECTOR;
+    }
     let sum = checksum(&header, 36);
     header[36..40].copy_from_slice(&sum.to_be_bytes());
-    let footer = new_footer(DYNAMIC, size, uuid);
-    file.write_at(table_at, &vec![0xff; (end - table_at) as usize])?;
+    let footer = new_footer(if parent.is_some() { DIFFERENCING } else { DYNAMIC }, size, uuid);
+    file.write_at(table_at, &vec![0xff; (table_end - table_at) as usize])?;
     file.write_at(FOOTER as u64, &header)?;
     file.write_at(end, &footer)?;
     // The copy at the start comes last: a file that was not finished is no image.
@@ -329,18 +394,23 @@ pub(crate) fn create(file: &dyn FileIo, variant: Variant, size: u64, uuid: Uuid)
 
 impl Layout for Vhd {
     fn facts(&self) -> Facts {
-        self.footer.facts()
+        let facts = self.footer.facts();
+        match &self.dynamic {
+            Some(d) => Facts { parent: d.parent, parent_hint: d.parent_hint.clone(), ..facts },
+            None => facts,
+        }
     }
 
-    fn map(&self, offset: u64, len: u64) -> Extent {
+    fn map(&self, file: &dyn FileIo, offset: u64, len: u64) -> io::Result<Extent> {
         match &self.dynamic {
-            Some(dynamic) => dynamic.units.map(offset, len),
-            None => Extent { place: Place::File(offset), len },
+            Some(Dynamic { units, bitmaps: Some(bitmaps), .. }) => bitmaps.map(file, units, offset, len),
+            Some(dynamic) => Ok(dynamic.units.map(offset, len)),
+            None => Ok(Extent { place: Place::File(offset), len }),
         }
     }
 
     fn before_write(&self, file: &dyn FileIo, offset: u64) -> io::Result<()> {
-        let Some(dynamic) = &self.dynamic else { return Ok(()) };
+        let Some(dynamic) = self.dynamic.as_ref().filter(|d| d.bitmaps.is_none()) else { return Ok(()) };
         let table = dynamic.units.format();
         let block = offset / table.block;
         let full = &dynamic.full[block as usize];
@@ -353,8 +423,9 @@ impl Layout for Vhd {
         Ok(())
     }
 
-    fn begin(&self, file: &dyn FileIo, offset: u64) -> io::Result<Begin<'_>> {
+    fn begin(&self, file: &dyn FileIo, offset: u64, len: u64) -> io::Result<Begin<'_>> {
         match &self.dynamic {
+            Some(Dynamic { units, bitmaps: Some(bitmaps), .. }) => bitmaps.begin(file, units, offset, len),
             Some(dynamic) => dynamic.units.begin(file, offset),
             None => Ok(Begin::Mapped),
         }
@@ -373,15 +444,26 @@ impl Layout for Vhd {
         0
     }
 
+    fn read_only_reason(&self) -> Option<&'static str> {
+        None
+    }
+
     fn flush(&self, file: &dyn FileIo) -> io::Result<()> {
         match &self.dynamic {
-            Some(dynamic) => dynamic.units.flush(file),
+            Some(dynamic) => {
+                if let Some(bitmaps) = &dynamic.bitmaps {
+                    bitmaps.flush(file)?;
+                }
+                dynamic.units.flush(file)
+            }
             None => file.sync(),
         }
     }
 
     fn is_dirty(&self) -> bool {
-        self.dynamic.as_ref().is_some_and(|d| d.units.is_dirty())
+        self.dynamic
+            .as_ref()
+            .is_some_and(|d| d.units.is_dirty() || d.bitmaps.as_ref().is_some_and(Bitmaps::is_dirty))
     }
 }
 
@@ -400,7 +482,7 @@ mod tests {
     #[test]
     fn a_lost_footer_is_replaced_by_the_copy_at_the_start() {
         let file = MemoryFile::default();
-        create(&file, Variant::Dynamic, 8 << 20, Uuid::from_u128(5)).unwrap();
+        create(&file, Variant::Dynamic, 8 << 20, Uuid::from_u128(5), None).unwrap();
         let len = file.len().unwrap();
         file.write_at(len - 512, &[0xff; 512]).unwrap();
         let vhd = Vhd::open(&file, Path::new("t")).ok().unwrap();

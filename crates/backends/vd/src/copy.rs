@@ -1,0 +1,169 @@
+//! Content from one image to another.
+
+use std::io::Write;
+use std::path::Path;
+
+use uuid::Uuid;
+use vbox_types::ByteSize;
+
+use crate::create::{CreateOptions, create};
+use crate::error::Error;
+use crate::format::Variant;
+use crate::image::{Image, MediumInfo, OpenMode, is_zero};
+use crate::vmdk::{NewVmdk, StreamWriter};
+
+/// Bytes that are moved at a time.
+const PIECE: u64 = 4 << 20;
+/// Bytes of a grain of stream-optimized images.
+const GRAIN: u64 = crate::vmdk::GRAIN as u64;
+
+/// Told now and then how many bytes of how many are done; `false` stops the operation with [`Error::Cancelled`].
+pub type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> bool;
+
+fn step(progress: Progress<'_>, image: &Image, done: u64) -> Result<(), Error> {
+    if progress(done, image.size().0) {
+        Ok(())
+    } else {
+        Err(Error::Cancelled { path: image.path().to_owned() })
+    }
+}
+
+/// Makes `target` hold what `source` shows. Where `target` is larger, the rest stays; where it is smaller, the source is cut.
+pub fn copy(source: &Image, target: &Image, progress: Progress<'_>) -> Result<(), Error> {
+    let size = source.size().0.min(target.size().0);
+    // What a new image, or its parent, holds needs no second look; a target that is in use may hold anything.
+    let fresh = target.next_data(0, size)?.is_none();
+    let mut buffer = vec![0; PIECE.min(size) as usize];
+    let mut at = 0;
+    while at < size {
+        step(progress, source, at)?;
+        let next = source.next_data(at, size)?;
+        let start = next.as_ref().map_or(size, |r| r.start);
+        if !fresh {
+            let mut zero = at;
+            while let Some(stale) = target.next_data(zero, start)? {
+                let count = (stale.end - stale.start).min(PIECE) as usize;
+                buffer[..count].fill(0);
+                target.write(stale.start, &buffer[..count])?;
+                zero = stale.start + count as u64;
+            }
+        }
+        let Some(range) = next else { break };
+        let len = (range.end - start).min(PIECE);
+        let piece = &mut buffer[..len as usize];
+        source.read(start, piece)?;
+        target.write(start, piece)?;
+        at = start + len;
+    }
+    target.flush()?;
+    step(progress, source, source.size().0)
+}
+
+/// Creates a new image that holds what `source` shows, parents included. `options.size` may be larger than the source.
+pub fn clone(
+    source: &Image,
+    path: &Path,
+    options: &CreateOptions,
+    progress: Progress<'_>,
+) -> Result<MediumInfo, Error> {
+    if options.variant == Variant::StreamOptimized {
+        let new = CreateOptions { variant: Variant::Fixed, format: crate::Format::Raw, ..options.clone() };
+        // An empty file of ours, in place of which the stream is written.
+        create(path, &new)?;
+        let done = std::fs::OpenOptions::new()
+            .write(true)
+            .truncate(true)
+            .open(path)
+            .map_err(|e| Error::host("open", path, e))
+            .and_then(|mut file| {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                let uuid = options.uuid.unwrap_or_else(Uuid::new_v4);
+                write_stream_optimized(source, &mut file, &name, uuid, progress)?;
+                file.sync_all().map_err(|e| Error::host("write to", path, e))
+            });
+        return finish(path, options, done);
+    }
+    create(path, options)?;
+    let done = Image::open(path, OpenMode::ReadWrite, options.format)
+        .and_then(|target| copy(source, &target, progress));
+    finish(path, options, done)
+}
+
+fn finish(path: &Path, options: &CreateOptions, done: Result<(), Error>) -> Result<MediumInfo, Error> {
+    match done {
+        Ok(()) => crate::info(path, Some(options.format)),
+        Err(error) => {
+            // A part of a copy is of no use to anyone.
+            let _ = crate::delete(path, options.format);
+            Err(error)
+        }
+    }
+}
+
+/// Writes what `source` shows as a stream-optimized VMDK image, from start to end, to a file, pipe or archive. `name` is the file's
+/// name in the descriptor. Returns the number of bytes written.
+pub fn write_stream_optimized(
+    source: &Image,
+    out: &mut dyn Write,
+    name: &str,
+    uuid: Uuid,
+    progress: Progress<'_>,
+) -> Result<u64, Error> {
+    let size = source.size();
+    let host = |e| Error::host("write the stream-optimized copy", name, e);
+    let new = NewVmdk {
+        variant: Variant::StreamOptimized,
+        size: size.0,
+        uuid,
+        parent: None,
+        comment: String::new(),
+    };
+    let Some(mut writer) = StreamWriter::new(out, Path::new(name), &new).map_err(host)? else {
+        return Err(too_large(size));
+    };
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get().min(8));
+    let mut at = 0;
+    while let Some(range) = source.next_data(at, size.0)? {
+        step(progress, source, range.start)?;
+        let first = range.start / GRAIN;
+        let end = range.end.div_ceil(GRAIN).min(first + PIECE / GRAIN);
+        for (number, packed) in pack_grains(source, first, end, threads)? {
+            writer.grain(number, &packed).map_err(host)?;
+        }
+        at = end * GRAIN;
+    }
+    let len = writer.finish().map_err(host)?;
+    step(progress, source, size.0)?;
+    Ok(len)
+}
+
+fn too_large(size: ByteSize) -> Error {
+    Error::BadSize { format: crate::Format::Vmdk, size: size.0, why: "the limit is 4 TiB" }
+}
+
+/// Reads and compresses the grains `first..end` that hold something else than zeros.
+fn pack_grains(source: &Image, first: u64, end: u64, threads: usize) -> Result<Vec<(u64, Vec<u8>)>, Error> {
+    let start = first * GRAIN;
+    let mut data = vec![0; ((end - first) * GRAIN) as usize];
+    let inside = (source.size().0 - start).min(data.len() as u64) as usize;
+    source.read(start, &mut data[..inside])?;
+    let grains: Vec<(u64, &[u8])> = (first..).zip(data.chunks(GRAIN as usize)).collect();
+    let share = grains.len().div_ceil(threads).max(1);
+    std::thread::scope(|scope| {
+        let work: Vec<_> = grains
+            .chunks(share)
+            .map(|part| {
+                scope.spawn(move || -> std::io::Result<Vec<(u64, Vec<u8>)>> {
+                    let full = part.iter().filter(|(_, grain)| !is_zero(grain));
+                    full.map(|(number, grain)| Ok((*number, crate::vmdk::pack(grain)?))).collect()
+                })
+            })
+            .collect();
+        let mut out = Vec::new();
+        for thread in work {
+            let part = thread.join().unwrap_or_else(|_| Err(std::io::Error::other("a thread has panicked")));
+            out.extend(part.map_err(|e| Error::host("compress data of", source.path(), e))?);
+        }
+        Ok(out)
+    })
+}
