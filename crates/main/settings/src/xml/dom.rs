@@ -215,6 +215,13 @@ impl Element {
         self.children.push(node);
     }
 
+    /// The element as text.
+    pub fn to_text(&self) -> String {
+        let mut out = String::new();
+        self.write(&mut out);
+        out
+    }
+
     /// Replaces all content by character data.
     pub fn set_text(&mut self, text: &str) {
         self.children.clear();
