@@ -1071,6 +1071,8 @@ fn general(insn: &Instruction, op: &mut Op, cpuid: &CpuidTable) -> Option<(Handl
         M::Rdpmc => (rdpmc, No),
         M::Rdmsr => (rdmsr, No),
         M::Wrmsr => (wrmsr, System),
+        // Guests take the one that they believe to fit; both are served.
+        M::Vmcall | M::Vmmcall => (hypercall, System),
         M::Rdrand => {
             one(insn, op);
             (by_size!(wide size, random, false), No)

@@ -91,6 +91,9 @@ fn move_tsc(core: &Core, cpu: &mut CpuState, offset: u64) {
     if let Some(own) = armed {
         set_deadline(core, cpu, own);
     }
+    if let Some(gim) = &core.ctx.gim {
+        gim.tsc_moved(cpu);
+    }
 }
 
 pub(crate) fn read(core: &mut Core, cpu: &CpuState, msr: u32) -> Result<u64, Fault> {
@@ -128,7 +131,7 @@ pub(crate) fn read(core: &mut Core, cpu: &CpuState, msr: u32) -> Result<u64, Fau
         AMD_DE_CFG if amd => DE_CFG_LFENCE,
         _ => match fixed_mtrr(msr) {
             Some(n) => m.mtrr_fixed[n],
-            None => match core.ctx.msrs.as_ref().and_then(|h| h.read(core.id, msr)) {
+            None => match core.ctx.gim.as_ref().and_then(|gim| gim.read_msr(core.id, msr)) {
                 Some(v) => v,
                 None => {
                     tracing::debug!(target: "iem", "RDMSR {msr:#x} is unknown");
@@ -201,7 +204,7 @@ pub(crate) fn write(core: &mut Core, cpu: &mut CpuState, msr: u32, v: u64) -> Re
         _ => match fixed_mtrr(msr) {
             Some(n) => cpu.msr.mtrr_fixed[n] = v,
             None => {
-                if !core.ctx.msrs.as_ref().is_some_and(|h| h.write(core.id, msr, v)) {
+                if !core.ctx.gim.as_ref().is_some_and(|gim| gim.write_msr(cpu, msr, v)) {
                     tracing::debug!(target: "iem", "WRMSR {msr:#x} with {v:#x} is unknown");
                     return Err(Fault::GP0);
                 }

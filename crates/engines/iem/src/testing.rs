@@ -89,7 +89,7 @@ impl Board {
             tsc_frequency: frequency,
             links,
             cpuid: CpuidTable::build(&config, &crate::host_cpuid),
-            msrs: None,
+            gim: None,
         });
         Self { ctx, pgm, iom, ram: memory }
     }

@@ -255,7 +255,7 @@ impl Machine {
 
         // CPUs.
         let context =
-            Arc::new(VmContext { pgm, iom, irq: apic, clock, tsc_frequency: tsc, cpuid, links, msrs: None });
+            Arc::new(VmContext { pgm, iom, irq: apic, clock, tsc_frequency: tsc, cpuid, links, gim: None });
         let engines = (0..config.cpus)
             .map(|id| Ok(Box::new(iem::Iem::new(context.clone(), VcpuId(id))?) as Box<dyn Engine>))
             .collect::<std::io::Result<Vec<_>>>()

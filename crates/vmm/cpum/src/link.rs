@@ -52,6 +52,8 @@ impl ForcedActions {
 pub struct VcpuLink {
     actions: AtomicU32,
     sipi_vector: AtomicU8,
+    /// Another vCPU asked that HLT end; see [`VcpuLink::kick`].
+    kicked: AtomicBool,
     /// Whether the engine may hold translations in use; see `pgm::Pgm::shoot_down`.
     in_guest: AtomicBool,
     /// The shoot-down epoch whose flush the engine has carried out.
@@ -99,6 +101,18 @@ impl VcpuLink {
 
     pub fn sipi_vector(&self) -> u8 {
         self.sipi_vector.load(Ordering::Acquire)
+    }
+
+    /// Ends the vCPU's HLT, or the next one if it is not halted, whatever its interrupt flag says: paravirtual spin locks.
+    pub fn kick(&self) {
+        self.kicked.store(true, Ordering::SeqCst);
+        // EM looks at kicks when its thread comes by.
+        self.raise(ForcedActions::EM);
+    }
+
+    /// Takes a kick, if there was one.
+    pub fn take_kick(&self) -> bool {
+        self.kicked.swap(false, Ordering::SeqCst)
     }
 
     /// Sleeps until one of `mask` is raised or `timeout` has passed.

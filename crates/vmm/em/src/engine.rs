@@ -29,8 +29,8 @@ pub struct VmContext {
     pub links: Vec<Arc<VcpuLink>>,
     /// What CPUID and the feature MSRs tell.
     pub cpuid: cpum::CpuidTable,
-    /// Model-specific registers that belong neither to the CPU's own state nor to the APIC (paravirtual clocks, for example).
-    pub msrs: Option<Arc<dyn MsrHandler>>,
+    /// What guests find that know they run on a hypervisor; `None` where it does not show.
+    pub gim: Option<Arc<dyn Gim>>,
 }
 
 impl VmContext {
@@ -48,12 +48,18 @@ impl VmContext {
     }
 }
 
-/// MSRs that a component other than the CPU implements.
-pub trait MsrHandler: Send + Sync {
-    /// `None`: not one of these; the engine raises #GP.
-    fn read(&self, vcpu: VcpuId, msr: u32) -> Option<u64>;
-    /// False: not one of these, or an invalid value; the engine raises #GP.
-    fn write(&self, vcpu: VcpuId, msr: u32, value: u64) -> bool;
+/// GIM, the guest interface manager, as engines see it: the registers and calls of a paravirtualization provider. Called on the vCPU's
+/// own thread.
+pub trait Gim: Send + Sync {
+    /// RDMSR of a register that is neither the CPU's nor the APIC's. `None`: not one of the provider's; the engine raises #GP.
+    fn read_msr(&self, vcpu: VcpuId, msr: u32) -> Option<u64>;
+    /// WRMSR. False: not one of the provider's, or an invalid value; the engine raises #GP.
+    fn write_msr(&self, cpu: &CpuState, msr: u32, value: u64) -> bool;
+    /// VMCALL or VMMCALL, by whatever name the guest calls it: takes the arguments from the registers and leaves the result there. False:
+    /// the provider takes no calls now; the engine raises #UD.
+    fn hypercall(&self, cpu: &mut CpuState) -> bool;
+    /// The vCPU's `tsc_offset` has changed: what guests compute time with must follow.
+    fn tsc_moved(&self, cpu: &CpuState);
 }
 
 /// An event for the engine to deliver through the guest's IDT.

@@ -5,5 +5,5 @@ pub mod engine;
 mod manager;
 mod trpm;
 
-pub use engine::{Engine, Event, Exit, MsrHandler, VmContext};
+pub use engine::{Engine, Event, Exit, Gim, VmContext};
 pub use manager::{Em, MachineHooks, RunState};

@@ -248,6 +248,10 @@ impl Em {
                 self.init(state);
                 engine.state_changed(state);
             }
+            // A kick ends HLT even with interrupts off: waiters for a spin lock sleep like that.
+            if state.activity == Activity::Halted && link.take_kick() {
+                state.activity = Activity::Running;
+            }
             if link.pending().contains(ForcedActions::SIPI) {
                 link.clear(ForcedActions::SIPI);
                 if state.activity == Activity::WaitForSipi {
@@ -511,7 +515,7 @@ mod tests {
             tsc_frequency: Hz(1_000_000_000),
             links,
             cpuid: CpuidTable::default(),
-            msrs: None,
+            gim: None,
         });
         let em = Em::new(context, engines, TimerQueue::new(clock));
         let hooks = Arc::new(Hooks::default());

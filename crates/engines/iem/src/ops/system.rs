@@ -735,6 +735,12 @@ pub(crate) fn wrmsr(core: &mut Core, cpu: &mut CpuState, _op: &Op) -> Result<(),
     msr::write(core, cpu, reg(cpu, 1), v)
 }
 
+/// VMCALL and VMMCALL.
+pub(crate) fn hypercall(core: &mut Core, cpu: &mut CpuState, _op: &Op) -> Result<(), Fault> {
+    let gim = core.ctx.gim.clone().ok_or(Fault::UD)?;
+    if gim.hypercall(cpu) { Ok(()) } else { Err(Fault::UD) }
+}
+
 /// RDRAND, or RDSEED if `SEED`.
 pub(crate) fn random<const SEED: bool, T: Cell>(
     core: &mut Core,

@@ -5,7 +5,7 @@
 
 use vbox_types::Hz;
 
-use super::{CpuidTable, Entry, FeatureBit, HYPERVISOR, Leaf, XSAVE_AVX, XSAVE_LEGACY, bit};
+use super::{CpuidTable, Entry, FeatureBit, Leaf, XSAVE_AVX, XSAVE_LEGACY, bit};
 
 /// Physical address bits of a guest CPU: 1 TiB.
 const PHYSICAL_BITS: u32 = 40;
@@ -24,14 +24,12 @@ pub enum Apic {
 }
 
 /// The interface a guest may use to work better with its hypervisor (`VBoxManage modifyvm --paravirtprovider`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Paravirt {
     /// The hypervisor does not show.
     None,
-    /// Hypervisor bit and a leaf with the TSC and APIC frequencies.
-    Minimal,
-    /// KVM's signature, with its feature word (leaf 0x40000001 EAX).
-    Kvm { features: u32 },
+    /// The hypervisor bit, and these leaves from 0x40000000 on.
+    Shown(Vec<Entry>),
 }
 
 /// What decides the table besides the host's identity.
@@ -198,28 +196,8 @@ impl Builder<'_> {
     }
 
     fn hypervisor(&mut self) {
-        let khz = |frequency: Hz| u32::try_from((frequency.0 + 500) / 1000).unwrap_or(u32::MAX);
-        match self.config.paravirt {
-            Paravirt::None => {}
-            Paravirt::Minimal => {
-                self.put(HYPERVISOR, None, Leaf { eax: HYPERVISOR + 0x10, ..Leaf::default() });
-                let (eax, ebx) = (khz(self.config.tsc_frequency), khz(self.config.apic_frequency));
-                self.put(HYPERVISOR + 0x10, None, Leaf { eax, ebx, ..Leaf::default() });
-            }
-            Paravirt::Kvm { features } => {
-                let word = |text: &[u8; 4]| u32::from_le_bytes(*text);
-                self.put(
-                    HYPERVISOR,
-                    None,
-                    Leaf {
-                        eax: HYPERVISOR + 1,
-                        ebx: word(b"KVMK"),
-                        ecx: word(b"VMKV"),
-                        edx: word(b"M\0\0\0"),
-                    },
-                );
-                self.put(HYPERVISOR + 1, None, Leaf { eax: features, ..Leaf::default() });
-            }
+        if let Paravirt::Shown(leaves) = &self.config.paravirt {
+            self.entries.extend_from_slice(leaves);
         }
     }
 
