@@ -24,6 +24,9 @@ mod overrides {
     /// Node of the time manager.
     pub(super) const TM: &str = "TM";
     pub(super) const TSC_RATE: &str = "TSCTicksPerSecond";
+    /// Node of the Hyper-V provider.
+    pub(super) const HYPERV: &str = "GIM/HyperV";
+    pub(super) const VENDOR: &str = "VendorID";
     /// Node of the firmware, with the texts of the SMBIOS tables.
     pub(super) const PCBIOS: &str = "Devices/pcbios/0/Config";
 }
@@ -175,6 +178,10 @@ pub struct MachineConfig {
     /// Overridden texts of the SMBIOS tables by VirtualBox's names (`DmiSystemVendor` …).
     pub dmi: Vec<(String, String)>,
     pub engine: EngineChoice,
+    /// What the guest finds that knows it runs on a hypervisor.
+    pub paravirt: gim::Provider,
+    /// The signature that the Hyper-V provider shows.
+    pub hyperv_vendor: [u8; 12],
     pub boot_order: [BootDevice; 4],
     pub boot_menu: bool,
     pub uarts: Vec<UartConfig>,
@@ -209,6 +216,8 @@ impl MachineConfig {
             tsc: None,
             dmi: Vec::new(),
             engine: EngineChoice::Default,
+            paravirt: gim::Provider::None,
+            hyperv_vendor: gim::hyperv_vendor(),
             boot_order: [BootDevice::Floppy, BootDevice::Dvd, BootDevice::Disk, BootDevice::None],
             boot_menu: false,
             uarts: Vec::new(),
@@ -312,6 +321,22 @@ impl MachineConfig {
                 Some(((*name).to_owned(), text.to_owned()))
             })
             .collect();
+        let hyperv_vendor = match tree.node(overrides::HYPERV).string(overrides::VENDOR).map(str::as_bytes) {
+            None => None,
+            Some(text) => {
+                let vendor = <[u8; 12]>::try_from(text).ok();
+                if vendor.is_none() {
+                    refused.push(format!(
+                        "the Hyper-V vendor in {}{}/{} has {} characters, and needs 12",
+                        cfgm::PREFIX,
+                        overrides::HYPERV,
+                        overrides::VENDOR,
+                        text.len()
+                    ));
+                }
+                vendor
+            }
+        };
         let (mistakes, ignored) = tree.unused();
         refused.append(&mut wrong);
         refused.extend(mistakes.iter().map(cfgm::Error::to_string));
@@ -357,11 +382,8 @@ impl MachineConfig {
         note(!hw.bandwidth_groups.is_empty(), "bandwidth groups have no effect yet");
         note(m.recording.enabled, "recording is not available yet");
         note(
-            !matches!(
-                hw.paravirt_provider,
-                w::ParavirtProvider::Default | w::ParavirtProvider::None | w::ParavirtProvider::Legacy
-            ),
-            "paravirtualization providers are not available yet: the guest sees none",
+            !hw.paravirt_debug.is_empty(),
+            "debugging through the paravirtualization provider is not available yet",
         );
 
         if !refused.is_empty() {
@@ -385,6 +407,13 @@ impl MachineConfig {
             tsc: tsc.map(Hz),
             dmi,
             engine,
+            paravirt: match m.effective_paravirt_provider() {
+                w::ParavirtProvider::Minimal => gim::Provider::Minimal,
+                w::ParavirtProvider::HyperV => gim::Provider::HyperV,
+                w::ParavirtProvider::Kvm => gim::Provider::Kvm,
+                _ => gim::Provider::None,
+            },
+            hyperv_vendor: hyperv_vendor.unwrap_or(gim::hyperv_vendor()),
             boot_order: hw.boot_order.map(|device| match device {
                 w::BootDevice::None => BootDevice::None,
                 w::BootDevice::Floppy => BootDevice::Floppy,

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use cpum::CpuidTable;
-use cpum::cpuid::{Apic, Config, Paravirt};
+use cpum::cpuid::{Apic, Config, bit};
 use dev_pc::rtc::WallClock;
 use vbox_types::Hz;
 
@@ -39,15 +39,35 @@ fn rate(cpuinfo: &str) -> Option<Hz> {
     (100.0..20_000.0).contains(&megahertz).then(|| Hz(megahertz.round() as u64 * 1_000_000))
 }
 
+/// Coordinated universal time for the guest: the host's, plus the offset from the settings; in nanoseconds since 1970.
+pub fn utc(config: &MachineConfig) -> impl Fn() -> i64 + Send + Sync + 'static {
+    let offset_ms = config.time_offset_ms;
+    move || {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let nanos = i64::try_from(now.as_nanos()).unwrap_or(i64::MAX);
+        nanos.saturating_add(offset_ms.saturating_mul(1_000_000))
+    }
+}
+
 /// The guest's wall clock: the host's time in UTC or in the host's zone, plus the offset from the settings.
 pub fn wall_clock(config: &MachineConfig) -> WallClock {
-    let (utc, offset_ms) = (config.rtc_utc, config.time_offset_ms);
+    let (utc, in_utc) = (utc(config), config.rtc_utc);
     Box::new(move || {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let zone = if utc { 0 } else { i64::from(jiff::Zoned::now().offset().seconds()) };
-        let nanos = i64::try_from(now.as_nanos()).unwrap_or(i64::MAX);
-        nanos.saturating_add(zone * 1_000_000_000).saturating_add(offset_ms.saturating_mul(1_000_000))
+        let zone = if in_utc { 0 } else { i64::from(jiff::Zoned::now().offset().seconds()) };
+        utc().saturating_add(zone * 1_000_000_000)
     })
+}
+
+/// What the paravirtualization provider is set up with.
+pub fn gim_setup(config: &MachineConfig, tsc: Hz) -> gim::Setup {
+    gim::Setup {
+        provider: config.paravirt,
+        vcpus: config.cpus,
+        tsc_frequency: tsc,
+        apic_frequency: Hz(APIC_TIMER),
+        x2apic: config.x2apic,
+        hyperv_vendor: config.hyperv_vendor,
+    }
 }
 
 /// What CPUID tells in this machine: the host's processor, as far as the engine does what it announces.
@@ -57,6 +77,9 @@ pub fn cpuid(config: &MachineConfig, tsc: Hz) -> CpuidTable {
         (true, false) => Apic::Apic,
         (true, true) => Apic::X2Apic,
     };
+    let mut features = iem::features::cpuid_features();
+    // Linux prefers an invariant counter to any paravirtual clock.
+    features.retain(|&f| f != bit::INVARIANT_TSC || !config.paravirt.has_clock());
     let wanted = Config {
         vcpus: config.cpus,
         tsc_frequency: tsc,
@@ -64,11 +87,17 @@ pub fn cpuid(config: &MachineConfig, tsc: Hz) -> CpuidTable {
         apic,
         pae: config.pae,
         long_mode: config.long_mode,
-        paravirt: Paravirt::None,
-        features: iem::features::cpuid_features(),
+        paravirt: gim_setup(config, tsc).cpuid(),
+        features,
         overrides: config.cpuid_overrides.clone(),
     };
     CpuidTable::build(&wanted, &iem::features::host_cpuid)
+}
+
+/// Whether the guest finds CPUs of AMD's kind.
+pub fn is_amd(cpuid: &CpuidTable) -> bool {
+    let vendor = cpuid.raw(0, 0).ebx;
+    [*b"Auth", *b"Hygo"].map(u32::from_le_bytes).contains(&vendor)
 }
 
 /// Why guest code does not run on VT-x or AMD-V here, and what would have to change, in one sentence.

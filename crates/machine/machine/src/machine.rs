@@ -22,6 +22,7 @@ use dev_storage::floppy::{self, DriveType, Floppy, FloppyDrive};
 use dev_storage::ide::{self, CdIdentity, DiskIdentity, Drive, Ide};
 use dev_video::vga::{self, Vga};
 use em::{Em, Engine, VmContext};
+use gim::Gim;
 use parking_lot::Mutex;
 use pdm::connector::{DisplayPort, Frame, KeyboardPort, Medium, MousePort, SystemControl, SystemRequest};
 use pdm::pci::{DevFn, PciBus};
@@ -253,9 +254,22 @@ impl Machine {
         }
         devices.push(fw_cfg);
 
+        // Paravirtualization.
+        let gim_wiring = gim::Wiring {
+            pgm: pgm.clone(),
+            clock: clock.clone(),
+            links: links.clone(),
+            utc: Box::new(host::utc(config)),
+            control: control.clone(),
+            amd: host::is_amd(&cpuid),
+        };
+        let gim = Gim::new(&host::gim_setup(config, tsc), gim_wiring);
+        devices.extend(gim.as_ref().map(Gim::device));
+        let gim = gim.map(|gim| gim as Arc<dyn em::Gim>);
+
         // CPUs.
         let context =
-            Arc::new(VmContext { pgm, iom, irq: apic, clock, tsc_frequency: tsc, cpuid, links, gim: None });
+            Arc::new(VmContext { pgm, iom, irq: apic, clock, tsc_frequency: tsc, cpuid, links, gim });
         let engines = (0..config.cpus)
             .map(|id| Ok(Box::new(iem::Iem::new(context.clone(), VcpuId(id))?) as Box<dyn Engine>))
             .collect::<std::io::Result<Vec<_>>>()
@@ -287,6 +301,7 @@ impl Machine {
             host::why_no_hardware()
         );
         tracing::info!(target: "cpum", "{} vCPUs, time-stamp counter {tsc}", config.cpus);
+        tracing::info!(target: "gim", "paravirtualization provider: {}", config.paravirt.name());
         tracing::info!(target: "pgm", "{} MiB of RAM, {} MiB of video memory", config.ram.0 >> 20, config.vram.0 >> 20);
         for (at, name) in self.pci.list() {
             tracing::info!(target: "pdm", "PCI 00:{:02x}.{} {name}", at.device(), at.function());

@@ -6,7 +6,7 @@
 
 use crate::words::{
     AudioCodec as C, AudioController as A, Chipset, Firmware, GraphicsController as G,
-    NetworkAdapterType as N, StorageControllerType as S, TpmType,
+    NetworkAdapterType as N, ParavirtProvider, StorageControllerType as S, TpmType,
 };
 
 /// A family of guest OS types.
@@ -149,6 +149,36 @@ impl OsType {
 
     const fn hint(&self, bit: u32) -> bool {
         self.hints & bit != 0
+    }
+
+    /// The paravirtualization provider that suits the guest: VirtualBox's choice for `--paravirt-provider default`.
+    pub fn paravirt_provider(&self) -> ParavirtProvider {
+        // Too old to know a hypervisor, or of no known age.
+        const WITHOUT: [&str; 16] = [
+            "Windows31",
+            "Windows95",
+            "Windows98",
+            "WindowsMe",
+            "WindowsNT3x",
+            "WindowsNT4",
+            "Windows2000",
+            "WindowsXP",
+            "WindowsXP_64",
+            "Windows2003",
+            "Windows2003_64",
+            "WindowsNT",
+            "WindowsNT_64",
+            "Linux22",
+            "Linux24",
+            "Linux24_64",
+        ];
+        match self.family {
+            _ if WITHOUT.contains(&self.id) => ParavirtProvider::None,
+            OsFamily::Windows => ParavirtProvider::HyperV,
+            OsFamily::Linux => ParavirtProvider::Kvm,
+            OsFamily::MacOs => ParavirtProvider::Minimal,
+            _ => ParavirtProvider::None,
+        }
     }
 
     pub const fn is_64bit(&self) -> bool {
@@ -519,6 +549,17 @@ mod tests {
         assert!(debian.is_64bit() && debian.recommended_ioapic() && debian.recommended_x2apic());
         assert_eq!(debian.recommended_disk_size(), 20 << 30);
         assert_eq!(OsType::find("Minix"), None);
+    }
+
+    #[test]
+    fn the_paravirtualization_provider_goes_by_the_guest() {
+        let provider = |id| OsType::by_id(id).unwrap().paravirt_provider();
+        assert_eq!(provider("Windows11_64"), ParavirtProvider::HyperV);
+        assert_eq!(provider("WindowsXP"), ParavirtProvider::None);
+        assert_eq!(provider("Debian_64"), ParavirtProvider::Kvm);
+        assert_eq!(provider("Linux24"), ParavirtProvider::None);
+        assert_eq!(provider("MacOS_64"), ParavirtProvider::Minimal);
+        assert_eq!(provider("FreeBSD_64"), ParavirtProvider::None);
     }
 
     #[test]

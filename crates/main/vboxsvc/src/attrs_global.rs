@@ -97,7 +97,8 @@ fn system_properties(t: &mut ReadTable<Context>) {
         .add(P::DefaultAdditionsISO, |_| String::new())
         .add(P::ScreenShotFormats, |_| vec![api::BitmapFormat::PNG])
         .add(P::SupportedParavirtProviders, |_| {
-            vec![api::ParavirtProvider::None, api::ParavirtProvider::Minimal, api::ParavirtProvider::KVM]
+            use api::ParavirtProvider as P;
+            vec![P::None, P::Default, P::Legacy, P::Minimal, P::HyperV, P::KVM]
         })
         .add(P::DefaultMachineFolder, |c| {
             c.svc.state.lock().global.default_machine_folder().display().to_string()

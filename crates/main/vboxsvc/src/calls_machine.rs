@@ -1,11 +1,11 @@
 //! The methods of IMachine and of the objects below it, storage apart.
 
-use main_api::enums::{CPUPropertyType, DeviceType, HWVirtExPropertyType, ParavirtProvider};
+use main_api::enums::{CPUPropertyType, DeviceType, HWVirtExPropertyType};
 use main_api::error::{ApiError, ApiResult};
 use main_api::idl::*;
 use main_api::server::CallTable;
 use main_api::types::ObjRef;
-use settings::{self as set, BootDevice, Cpu, CpuIdLeaf, LongMode, OsFamily, OsType};
+use settings::{self as set, BootDevice, Cpu, CpuIdLeaf, LongMode, OsType};
 use vbox_types::ResultCode;
 
 use crate::attrs_machine::log_folder;
@@ -155,24 +155,6 @@ fn no_property() -> ApiError {
     ApiError::invalid_arg("Invalid CPU property type")
 }
 
-/// The provider that `Default` and `Legacy` stand for with this guest and hardware.
-pub(crate) fn effective_provider(settings: &set::MachineSettings) -> ParavirtProvider {
-    let os = OsType::by_id(&settings.os_type);
-    match settings.hardware.paravirt_provider {
-        set::ParavirtProvider::Legacy if os.is_some_and(|o| o.family == OsFamily::MacOs) => {
-            ParavirtProvider::Minimal
-        }
-        set::ParavirtProvider::Legacy => ParavirtProvider::None,
-        set::ParavirtProvider::Default => match os.map(|o| o.family) {
-            Some(OsFamily::Windows) => ParavirtProvider::HyperV,
-            Some(OsFamily::Linux) => ParavirtProvider::KVM,
-            Some(OsFamily::MacOs) => ParavirtProvider::Minimal,
-            _ => ParavirtProvider::None,
-        },
-        other => other.to_api(),
-    }
-}
-
 fn processor(t: &mut CallTable<Context>) {
     t.add(IMachine::GetCPUProperty, |c, (property,)| {
         look(c, |v| {
@@ -214,7 +196,9 @@ fn processor(t: &mut CallTable<Context>) {
             Ok(())
         })
     })
-    .add(IMachine::GetEffectiveParavirtProvider, |c, ()| look(c, |v| Ok(effective_provider(&v.settings))))
+    .add(IMachine::GetEffectiveParavirtProvider, |c, ()| {
+        look(c, |v| Ok(v.settings.effective_paravirt_provider().to_api()))
+    })
     .add(IMachine::GetCPUIDLeafByOrdinal, |c, (ordinal,)| {
         look(c, |v| {
             let leaf = v.settings.hardware.cpu.cpuid_leaves.get(ordinal as usize);

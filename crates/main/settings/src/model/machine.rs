@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::hardware::Hardware;
 use super::shared::{MediaRegistry, StringMap};
+use crate::ostypes::{OsFamily, OsType};
 use crate::words::*;
 
 /// Everything that a machine's settings file says.
@@ -97,6 +98,19 @@ impl MachineSettings {
             queue.extend(&snapshot.children);
         }
         None
+    }
+
+    /// The provider that the guest finds: `Default` and `Legacy` go by its operating system.
+    pub fn effective_paravirt_provider(&self) -> ParavirtProvider {
+        let os = OsType::by_id(&self.os_type);
+        match self.hardware.paravirt_provider {
+            ParavirtProvider::Default => os.map_or(ParavirtProvider::None, OsType::paravirt_provider),
+            ParavirtProvider::Legacy if os.is_some_and(|os| os.family == OsFamily::MacOs) => {
+                ParavirtProvider::Minimal
+            }
+            ParavirtProvider::Legacy => ParavirtProvider::None,
+            set => set,
+        }
     }
 }
 

@@ -1,0 +1,199 @@
+//! KVM's interface (Linux `Documentation/virt/kvm/x86/{cpuid,msr,hypercalls}.rst`).
+//!
+//! Offered: the per-vCPU clock, the wall clock, and the kick that ends another vCPU's HLT (spin locks). Left out, and not announced: pv
+//! EOI, steal time, asynchronous page faults, calls for TLB flushes and inter-processor interrupts; their registers fault.
+//!
+//! The clock's record says that time is 0 where the vCPU's counter stands at its offset from the VM-wide one, and how many nanoseconds a tick
+//! has: a formula that holds from power-on to power-off and is the same on all vCPUs.
+
+use cpum::CpuState;
+use cpum::cpuid::Entry;
+use cpum::state::gpr;
+use ssm::{Error, Reader, Writer};
+use vbox_types::Hz;
+
+use crate::{Effect, HYPERVISOR, leaf, signature};
+
+/// Bits of leaf 0x40000001 EAX.
+mod feature {
+    pub(super) const CLOCK: u32 = 1 << 0;
+    /// Port 0x80 need not be written to wait.
+    pub(super) const NOP_IO_DELAY: u32 = 1 << 1;
+    pub(super) const CLOCK_NEW: u32 = 1 << 3;
+    pub(super) const PV_UNHALT: u32 = 1 << 7;
+    /// The clock's records say so where all vCPUs' clocks agree.
+    pub(super) const CLOCK_STABLE: u32 = 1 << 24;
+}
+
+mod msr {
+    pub(super) const WALL_CLOCK_OLD: u32 = 0x11;
+    pub(super) const SYSTEM_TIME_OLD: u32 = 0x12;
+    pub(super) const WALL_CLOCK: u32 = 0x4b56_4d00;
+    pub(super) const SYSTEM_TIME: u32 = 0x4b56_4d01;
+}
+
+/// Numbers of hypercalls, and their errors.
+mod call {
+    /// Polls for interrupts, which are taken at once here.
+    pub(super) const POLL_IRQ: u64 = 1;
+    pub(super) const KICK_CPU: u64 = 5;
+    pub(super) const NOT_PERMITTED: i64 = -1;
+    pub(super) const UNKNOWN: i64 = -1000;
+}
+
+/// SYSTEM_TIME: the record is kept up to date.
+const ENABLED: u64 = 1;
+/// Flag in the record: all vCPUs' clocks agree.
+const STABLE: u8 = 1;
+const NANOS_PER_SECOND: u64 = 1_000_000_000;
+
+pub(crate) fn leaves() -> Vec<Entry> {
+    use feature::*;
+    let features = CLOCK | NOP_IO_DELAY | CLOCK_NEW | PV_UNHALT | CLOCK_STABLE;
+    vec![signature(HYPERVISOR, HYPERVISOR + 1, b"KVMKVMKVM\0\0\0"), leaf(HYPERVISOR + 1, features, 0, 0, 0)]
+}
+
+#[derive(Clone, Default)]
+struct Vcpu {
+    /// The SYSTEM_TIME register.
+    system_time: u64,
+    /// Version of the record written last.
+    version: u32,
+}
+
+pub(crate) struct State {
+    /// The WALL_CLOCK register, one for the VM.
+    wall_clock: u64,
+    wall_version: u32,
+    vcpus: Vec<Vcpu>,
+}
+
+/// How guests turn ticks into nanoseconds: `(ticks << shift) * multiplier >> 32`, with a right shift for negative ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Scale {
+    pub(crate) multiplier: u32,
+    pub(crate) shift: i8,
+}
+
+impl Scale {
+    /// The scale with all 32 bits of the multiplier in use.
+    pub(crate) fn new(frequency: Hz) -> Self {
+        let mut rate = u128::from(frequency.0.max(1));
+        let mut shift = 0;
+        while rate > 2 * u128::from(NANOS_PER_SECOND) {
+            rate /= 2;
+            shift -= 1;
+        }
+        while rate <= u128::from(NANOS_PER_SECOND) {
+            rate *= 2;
+            shift += 1;
+        }
+        // Computed from the exact frequency, not from the halved one.
+        let ticks = u128::from(frequency.0.max(1));
+        let numerator = u128::from(NANOS_PER_SECOND) << (32 + i32::from(-shift.min(0)));
+        let denominator = ticks << shift.max(0);
+        let multiplier = (numerator + denominator / 2) / denominator;
+        Self { multiplier: u32::try_from(multiplier).unwrap_or(u32::MAX), shift }
+    }
+}
+
+impl State {
+    pub(crate) fn new(vcpus: usize) -> Self {
+        Self { wall_clock: 0, wall_version: 0, vcpus: vec![Vcpu::default(); vcpus] }
+    }
+
+    pub(crate) fn read_msr(&self, vcpu: usize, number: u32) -> Option<u64> {
+        match number {
+            msr::WALL_CLOCK | msr::WALL_CLOCK_OLD => Some(self.wall_clock),
+            msr::SYSTEM_TIME | msr::SYSTEM_TIME_OLD => Some(self.vcpus.get(vcpu)?.system_time),
+            _ => None,
+        }
+    }
+
+    /// `boot` is the wall-clock time, in nanoseconds since 1970, at which virtual time was 0.
+    pub(crate) fn write_msr(
+        &mut self,
+        cpu: &CpuState,
+        number: u32,
+        value: u64,
+        tsc: Hz,
+        boot: i64,
+    ) -> Option<Effect> {
+        match number {
+            msr::WALL_CLOCK | msr::WALL_CLOCK_OLD => {
+                self.wall_clock = value;
+                self.wall_version = self.wall_version.wrapping_add(2);
+                let boot = boot.max(0) as u64;
+                let mut bytes = self.wall_version.to_le_bytes().to_vec();
+                // Seconds have 32 bits in the record, and last until 2106.
+                bytes.extend_from_slice(&((boot / NANOS_PER_SECOND) as u32).to_le_bytes());
+                bytes.extend_from_slice(&((boot % NANOS_PER_SECOND) as u32).to_le_bytes());
+                Some(Effect::Versioned { at: value, bytes })
+            }
+            msr::SYSTEM_TIME | msr::SYSTEM_TIME_OLD => {
+                let vcpu = self.vcpus.get_mut(cpu.id as usize)?;
+                vcpu.system_time = value;
+                Some(vcpu.record(cpu.msr.tsc_offset, tsc))
+            }
+            _ => None,
+        }
+    }
+
+    pub(crate) fn tsc_moved(&mut self, cpu: &CpuState, tsc: Hz) -> Effect {
+        self.vcpus.get_mut(cpu.id as usize).map_or(Effect::Nothing, |v| v.record(cpu.msr.tsc_offset, tsc))
+    }
+
+    pub(crate) fn save(&self, out: &mut Writer) {
+        let Self { wall_clock, wall_version, vcpus } = self;
+        out.put_u64(*wall_clock);
+        out.put_u32(*wall_version);
+        for Vcpu { system_time, version } in vcpus {
+            out.put_u64(*system_time);
+            out.put_u32(*version);
+        }
+    }
+
+    pub(crate) fn load(input: &mut Reader<'_>, vcpus: usize) -> Result<Self, Error> {
+        let (wall_clock, wall_version) = (input.take_u64()?, input.take_u32()?);
+        let vcpus = (0..vcpus)
+            .map(|_| Ok(Vcpu { system_time: input.take_u64()?, version: input.take_u32()? & !1 }))
+            .collect::<Result<_, Error>>()?;
+        Ok(Self { wall_clock, wall_version: wall_version & !1, vcpus })
+    }
+}
+
+impl Vcpu {
+    /// The record for a vCPU whose counter is `offset` ahead of the VM-wide one.
+    fn record(&mut self, offset: u64, tsc: Hz) -> Effect {
+        if self.system_time & ENABLED == 0 {
+            return Effect::Nothing;
+        }
+        self.version = self.version.wrapping_add(2);
+        let scale = Scale::new(tsc);
+        let mut bytes = Vec::with_capacity(32);
+        bytes.extend_from_slice(&self.version.to_le_bytes());
+        bytes.extend_from_slice(&[0; 4]);
+        bytes.extend_from_slice(&offset.to_le_bytes());
+        bytes.extend_from_slice(&0u64.to_le_bytes());
+        bytes.extend_from_slice(&scale.multiplier.to_le_bytes());
+        bytes.push(scale.shift as u8);
+        bytes.push(STABLE);
+        bytes.extend_from_slice(&[0; 2]);
+        Effect::Versioned { at: self.system_time & !ENABLED, bytes }
+    }
+}
+
+/// A hypercall: number in RAX, arguments in RBX, RCX, RDX, RSI, result in RAX; outside 64-bit code their low halves.
+pub(crate) fn hypercall(cpu: &mut CpuState) -> Effect {
+    let wide = cpu.is_64bit();
+    let argument = |register: usize| if wide { cpu.gpr[register] } else { cpu.gpr[register] & 0xffff_ffff };
+    let (result, effect) = match argument(gpr::RAX) {
+        _ if cpu.cpl() != 0 => (call::NOT_PERMITTED, Effect::Nothing),
+        call::POLL_IRQ => (0, Effect::Nothing),
+        // RCX names the vCPU by its APIC id, which is its number.
+        call::KICK_CPU => (0, Effect::Kick(argument(gpr::RCX) as u32)),
+        _ => (call::UNKNOWN, Effect::Nothing),
+    };
+    cpu.gpr[gpr::RAX] = if wide { result as u64 } else { u64::from(result as u32) };
+    effect
+}

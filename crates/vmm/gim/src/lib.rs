@@ -1,0 +1,292 @@
+//! GIM, the guest interface manager: what guests find that know they run on a hypervisor (VirtualBox manual, 10.5).
+//!
+//! A provider consists of CPUID leaves from 0x40000000 on ([`Setup::cpuid`]) and, for KVM and Hyper-V, of registers and calls
+//! ([`Gim`]). Time in every provider is the VM's virtual time: the time-stamp counter is derived from it, so that the formula a guest gets
+//! needs no correction, neither after a pause nor from one vCPU to another.
+
+mod hyperv;
+mod kvm;
+mod minimal;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use cpum::cpuid::{Entry, Leaf, Paravirt};
+use cpum::{CpuState, VcpuLink};
+use parking_lot::Mutex;
+use pdm::Device;
+use pdm::connector::SystemControl;
+use pgm::Pgm;
+use ssm::{Error, Reader, Saveable, Writer};
+use tm::Clock;
+use vbox_types::{GuestPhys, Hz, VcpuId};
+
+/// The first of the hypervisor's CPUID leaves.
+const HYPERVISOR: u32 = 0x4000_0000;
+
+/// The interface that a guest finds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Provider {
+    /// The hypervisor does not show.
+    #[default]
+    None,
+    /// The frequencies of TSC and APIC timer.
+    Minimal,
+    /// Hyper-V's, for Windows.
+    HyperV,
+    /// KVM's, for Linux.
+    Kvm,
+}
+
+impl Provider {
+    /// The name that VBox.log shows, as VirtualBox spells it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "None",
+            Self::Minimal => "Minimal",
+            Self::HyperV => "HyperV",
+            Self::Kvm => "KVM",
+        }
+    }
+
+    /// Whether guests are to take the provider's clock rather than the bare time-stamp counter: the counter then is not announced as
+    /// invariant, as VirtualBox never does.
+    pub fn has_clock(self) -> bool {
+        matches!(self, Self::HyperV | Self::Kvm)
+    }
+}
+
+/// What a provider tells of the machine.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    pub provider: Provider,
+    pub vcpus: u32,
+    pub tsc_frequency: Hz,
+    /// Rate at which the local APIC's timer counts before its divider.
+    pub apic_frequency: Hz,
+    pub x2apic: bool,
+    /// The Hyper-V provider's signature in CPUID; guests look for [`hyperv_vendor`].
+    pub hyperv_vendor: [u8; 12],
+}
+
+/// The signature of Microsoft's own hypervisor, which Linux wants to see. VirtualBox shows `VBoxVBoxVBox` unless configured otherwise, which
+/// only Windows takes for Hyper-V.
+pub const fn hyperv_vendor() -> [u8; 12] {
+    *b"Microsoft Hv"
+}
+
+impl Setup {
+    /// The leaves for `cpum::cpuid::Config`.
+    pub fn cpuid(&self) -> Paravirt {
+        match self.provider {
+            Provider::None => Paravirt::None,
+            Provider::Minimal => Paravirt::Shown(minimal::leaves(self)),
+            Provider::HyperV => Paravirt::Shown(hyperv::leaves(self)),
+            Provider::Kvm => Paravirt::Shown(kvm::leaves()),
+        }
+    }
+}
+
+fn leaf(number: u32, eax: u32, ebx: u32, ecx: u32, edx: u32) -> Entry {
+    Entry { leaf: number, subleaf: None, value: Leaf { eax, ebx, ecx, edx } }
+}
+
+/// A signature leaf: the highest leaf and twelve characters.
+fn signature(number: u32, highest: u32, name: &[u8; 12]) -> Entry {
+    let word = |at: usize| u32::from_le_bytes([name[at], name[at + 1], name[at + 2], name[at + 3]]);
+    leaf(number, highest, word(0), word(4), word(8))
+}
+
+/// What the providers work with.
+pub struct Wiring {
+    pub pgm: Arc<Pgm>,
+    pub clock: Arc<Clock>,
+    pub links: Vec<Arc<VcpuLink>>,
+    /// Coordinated universal time as the guest shall see it, in nanoseconds since 1970.
+    pub utc: Box<dyn Fn() -> i64 + Send + Sync>,
+    pub control: Arc<dyn SystemControl>,
+    /// The CPUs' vendor is AMD, so that hypercalls are VMMCALL.
+    pub amd: bool,
+}
+
+enum State {
+    Kvm(kvm::State),
+    HyperV(hyperv::State),
+}
+
+/// The registers and calls of a provider.
+pub struct Gim {
+    wiring: Wiring,
+    tsc_frequency: Hz,
+    state: Mutex<State>,
+}
+
+impl Gim {
+    /// `None` for providers that consist of CPUID leaves only.
+    pub fn new(setup: &Setup, wiring: Wiring) -> Option<Arc<Self>> {
+        let state = match setup.provider {
+            Provider::None | Provider::Minimal => return None,
+            Provider::HyperV => State::HyperV(hyperv::State::new(wiring.links.len())),
+            Provider::Kvm => State::Kvm(kvm::State::new(wiring.links.len())),
+        };
+        Some(Arc::new(Self { wiring, tsc_frequency: setup.tsc_frequency, state: Mutex::new(state) }))
+    }
+
+    /// The unit that is reset and saved.
+    pub fn device(self: &Arc<Self>) -> Arc<Mutex<dyn Device>> {
+        Arc::new(Mutex::new(Unit(self.clone())))
+    }
+
+    /// Applies what the core of a provider asks for.
+    fn apply(&self, effect: Effect) {
+        match effect {
+            Effect::Nothing => {}
+            Effect::Page { at, bytes } => self.wiring.pgm.write(GuestPhys(at), &bytes),
+            Effect::Versioned { at, bytes } => {
+                // A reader on another vCPU must see an odd version whenever the rest may be half written.
+                let mut odd = bytes.clone();
+                let version = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+                odd[..4].copy_from_slice(&version.wrapping_sub(1).to_le_bytes());
+                self.wiring.pgm.write(GuestPhys(at), &odd[..4]);
+                std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+                self.wiring.pgm.write(GuestPhys(at + 4), &bytes[4..]);
+                std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+                self.wiring.pgm.write(GuestPhys(at), &bytes[..4]);
+            }
+            Effect::Kick(vcpu) => {
+                if let Some(link) = self.wiring.links.get(vcpu as usize) {
+                    link.kick();
+                }
+            }
+            Effect::Yield => std::thread::yield_now(),
+            Effect::Reset => {
+                self.wiring.control.request(pdm::connector::SystemRequest::Reset);
+            }
+        }
+    }
+}
+
+/// What a register or call brings about outside the provider's state.
+#[derive(Debug, PartialEq, Eq)]
+enum Effect {
+    Nothing,
+    /// Bytes for guest memory that nobody else reads yet.
+    Page {
+        at: u64,
+        bytes: Vec<u8>,
+    },
+    /// A record that begins with an even version.
+    Versioned {
+        at: u64,
+        bytes: Vec<u8>,
+    },
+    /// The vCPU's HLT ends.
+    Kick(u32),
+    /// The vCPU spins: others may need its host CPU.
+    Yield,
+    Reset,
+}
+
+impl em::Gim for Gim {
+    fn read_msr(&self, vcpu: VcpuId, msr: u32) -> Option<u64> {
+        match &*self.state.lock() {
+            State::Kvm(state) => state.read_msr(vcpu.index(), msr),
+            State::HyperV(state) => {
+                let frequencies = (self.tsc_frequency, hyperv::APIC_FREQUENCY);
+                state.read_msr(vcpu.index(), msr, self.wiring.clock.now(), frequencies)
+            }
+        }
+    }
+
+    fn write_msr(&self, cpu: &CpuState, msr: u32, value: u64) -> bool {
+        let effect = match &mut *self.state.lock() {
+            State::Kvm(state) => {
+                let boot = (self.wiring.utc)().saturating_sub_unsigned(self.wiring.clock.now());
+                state.write_msr(cpu, msr, value, self.tsc_frequency, boot)
+            }
+            State::HyperV(state) => {
+                state.write_msr(cpu.id as usize, msr, value, self.tsc_frequency, self.wiring.amd)
+            }
+        };
+        match effect {
+            Some(effect) => {
+                self.apply(effect);
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn hypercall(&self, cpu: &mut CpuState) -> bool {
+        let effect = match &*self.state.lock() {
+            State::Kvm(_) => Some(kvm::hypercall(cpu)),
+            State::HyperV(state) => state.hypercall(cpu),
+        };
+        match effect {
+            Some(effect) => {
+                self.apply(effect);
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn tsc_moved(&self, cpu: &CpuState) {
+        let effect = match &mut *self.state.lock() {
+            State::Kvm(state) => state.tsc_moved(cpu, self.tsc_frequency),
+            // One page serves all vCPUs: Hyper-V's guests leave the counter alone.
+            State::HyperV(_) => Effect::Nothing,
+        };
+        self.apply(effect);
+    }
+}
+
+/// The provider as a unit of the machine.
+struct Unit(Arc<Gim>);
+
+impl Device for Unit {
+    fn reset(&mut self) {
+        let vcpus = self.0.wiring.links.len();
+        match &mut *self.0.state.lock() {
+            State::Kvm(state) => *state = kvm::State::new(vcpus),
+            State::HyperV(state) => *state = hyperv::State::new(vcpus),
+        }
+        for link in &self.0.wiring.links {
+            link.take_kick();
+        }
+    }
+}
+
+impl Saveable for Unit {
+    fn unit_name(&self) -> &'static str {
+        match &*self.0.state.lock() {
+            State::Kvm(_) => "gim-kvm",
+            State::HyperV(_) => "gim-hyperv",
+        }
+    }
+
+    fn unit_version(&self) -> u32 {
+        1
+    }
+
+    fn save(&self, out: &mut Writer) {
+        match &*self.0.state.lock() {
+            State::Kvm(state) => state.save(out),
+            State::HyperV(state) => state.save(out),
+        }
+    }
+
+    fn load(&mut self, mut input: Reader<'_>) -> Result<(), Error> {
+        ssm::check_version(&input, 1)?;
+        let vcpus = self.0.wiring.links.len();
+        let mut state = self.0.state.lock();
+        let loaded = match &*state {
+            State::Kvm(_) => State::Kvm(kvm::State::load(&mut input, vcpus)?),
+            State::HyperV(_) => State::HyperV(hyperv::State::load(&mut input, vcpus)?),
+        };
+        input.finish()?;
+        *state = loaded;
+        Ok(())
+    }
+}
