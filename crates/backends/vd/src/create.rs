@@ -12,7 +12,7 @@ use vbox_types::ByteSize;
 use crate::error::Error;
 use crate::file::{FileIo, HostFile};
 use crate::format::{Format, NewParent, Variant};
-use crate::image::{Image, MediumInfo, info, unsupported};
+use crate::image::{Image, MediumInfo, info};
 use crate::raw::Raw;
 use crate::vdi::{self, CreateError, NewVdi};
 use crate::vhd;
@@ -58,6 +58,7 @@ pub fn create_child(
         modification: facts.modification.unwrap_or_default(),
         content: facts.content,
         path: parent.path().to_owned(),
+        format: parent.format(),
     };
     create_with(path, &options, Some(below))
 }
@@ -68,9 +69,11 @@ pub fn can_create(format: Format, variant: Variant) -> bool {
         Format::Vdi | Format::Vhd => {
             matches!(variant, Variant::Dynamic | Variant::Fixed | Variant::Differencing)
         }
-        Format::Raw => matches!(variant, Variant::Dynamic | Variant::Fixed),
+        Format::Raw | Format::Vhdx => matches!(variant, Variant::Dynamic | Variant::Fixed),
+        Format::Parallels => variant == Variant::Dynamic,
         Format::Vmdk => true,
-        _ => false,
+        Format::Qcow => matches!(variant, Variant::Dynamic | Variant::Differencing),
+        Format::Qed | Format::Dmg => false,
     }
 }
 
@@ -152,7 +155,26 @@ fn fill(
                 Err(CreateError::TooLarge) => return too_large("the limit is 64 TiB"),
             }
         }
-        other => return Err(unsupported(path, other)),
+        Format::Qcow => {
+            let backing = parent.as_ref().map(|p| (p, p.format));
+            if !crate::qcow::create(&file, size, backing).map_err(host)? {
+                return too_large("the limit is 1 PiB");
+            }
+        }
+        Format::Vhdx => {
+            if !crate::vhdx::create(&file, size, options.variant).map_err(host)? {
+                return too_large("the limit is 64 TiB");
+            }
+        }
+        Format::Parallels => {
+            if !crate::parallels::create(&file, size).map_err(host)? {
+                return too_large("the limit is 2 TiB");
+            }
+        }
+        // Refused above.
+        Format::Qed | Format::Dmg => {
+            return Err(Error::NoSuchVariant { format: options.format, variant: options.variant });
+        }
     }
     sync_directory(path);
     info(path, Some(options.format))

@@ -153,8 +153,8 @@ pub(crate) fn probe_file(file: &dyn FileIo) -> std::io::Result<Format> {
 pub(crate) enum Place {
     /// In the file, from this offset on.
     File(u64),
-    /// In a compressed unit that is stored at this file offset: [`Layout::unpack`] gives the whole unit.
-    Packed(u64),
+    /// In a compressed unit, `skip` bytes from its start on. [`Layout::unpack`] gives the whole unit by its number, which is not 0.
+    Packed { unit: u64, skip: u64 },
     /// Nowhere: it reads as zeros, whatever a parent holds.
     Zero,
     /// Not in this image: the parent has it; without a parent it reads as zeros.
@@ -229,6 +229,7 @@ pub(crate) struct NewParent {
     /// VMware's identifier of the content, if the parent has one.
     pub(crate) content: Option<u32>,
     pub(crate) path: std::path::PathBuf,
+    pub(crate) format: Format,
 }
 
 /// A format at work: maps virtual ranges to file ranges. All methods may be called from several threads at once.
@@ -246,11 +247,8 @@ pub(crate) trait Layout: Send + Sync {
     /// Sets storage aside for the `len` bytes at `offset`, which [`Layout::map`] had nowhere or in a compressed unit.
     fn begin(&self, file: &dyn FileIo, offset: u64, len: u64) -> std::io::Result<Begin<'_>>;
 
-    /// The content of the compressed unit stored at file offset `at`; formats without such units fail.
-    fn unpack(&self, file: &dyn FileIo, at: u64) -> std::io::Result<Vec<u8>>;
-
-    /// Bytes in a compressed unit; 0 for formats without such units.
-    fn packed_unit(&self) -> u64;
+    /// The content of a compressed unit; formats without such units fail.
+    fn unpack(&self, file: &dyn FileIo, unit: u64) -> std::io::Result<Vec<u8>>;
 
     /// Why the image can only be read, if so.
     fn read_only_reason(&self) -> Option<&'static str>;

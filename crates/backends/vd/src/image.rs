@@ -10,12 +10,17 @@ use rustix::io::Errno;
 use uuid::Uuid;
 use vbox_types::ByteSize;
 
+use crate::dmg::{self, Dmg};
 use crate::error::Error;
 use crate::file::{FileIo, HostFile, MemoryFile};
 use crate::format::{Begin, Extent, Facts, Format, Layout, Place, Variant, probe_file};
+use crate::parallels::{self, Parallels};
+use crate::qcow::{self, Qcow};
+use crate::qed::{self, Qed};
 use crate::raw::Raw;
 use crate::vdi::{self, Vdi};
 use crate::vhd::{self, Vhd};
+use crate::vhdx::{self, Vhdx};
 use crate::vmdk;
 
 /// Discards are cut to whole units of this size in the file: holes smaller than a page of the host give nothing back.
@@ -62,7 +67,7 @@ pub struct Image {
     /// Whether the modification UUID was renewed since the image was opened.
     modified: Mutex<bool>,
     parent: Option<Arc<Image>>,
-    /// The compressed unit that was read last: its file offset and content.
+    /// The compressed unit that was read last: its number and content.
     unpacked: Mutex<(u64, Vec<u8>)>,
 }
 
@@ -104,13 +109,13 @@ fn layout(
             return vmdk::open(file, path, &open);
         }
         Format::Vhd => Box::new(Vhd::open(&*file, path)?),
-        other => return Err(unsupported(path, other)),
+        Format::Qcow => Box::new(Qcow::open(&*file, path, mode != OpenMode::ReadOnly)?),
+        Format::Qed => Box::new(Qed::open(&*file, path)?),
+        Format::Vhdx => Box::new(Vhdx::open(&*file, path, mode != OpenMode::ReadOnly)?),
+        Format::Parallels => Box::new(Parallels::open(&*file, path)?),
+        Format::Dmg => Box::new(Dmg::open(&*file, path)?),
     };
     Ok((file, layout))
-}
-
-pub(crate) fn unsupported(path: &Path, format: Format) -> Error {
-    Error::Unsupported { path: path.to_owned(), what: format!("the image format {format}") }
 }
 
 impl Image {
@@ -230,7 +235,7 @@ impl Image {
                     .data(from, extent.len)
                     .map_err(|e| Error::host("read from", &self.path, e))?
                     .map(|r| at + (r.start - from)..at + (r.end - from)),
-                Place::Packed(_) => Some(at..stop),
+                Place::Packed { .. } => Some(at..stop),
                 Place::Zero => None,
                 Place::Absent => match &self.parent {
                     Some(parent) => parent.next_data(at, stop)?,
@@ -270,7 +275,7 @@ impl Image {
                 Place::File(from) => {
                     self.file.read_at(from, piece).map_err(|e| Error::host("read from", &self.path, e))?;
                 }
-                Place::Packed(from) => self.read_packed(from, at, piece)?,
+                Place::Packed { unit, skip } => self.read_packed(unit, skip, piece)?,
                 Place::Zero => piece.fill(0),
                 Place::Absent => self.read_parent(at, piece)?,
             }
@@ -280,15 +285,14 @@ impl Image {
     }
 
     /// Reads inside one compressed unit, keeping the unit for the reads that usually follow.
-    fn read_packed(&self, from: u64, offset: u64, out: &mut [u8]) -> Result<(), Error> {
+    fn read_packed(&self, unit: u64, skip: u64, out: &mut [u8]) -> Result<(), Error> {
         let mut unpacked = self.unpacked.lock();
-        if unpacked.0 != from {
-            let unit = self.layout.unpack(&*self.file, from);
-            *unpacked = (from, unit.map_err(|e| Error::host("unpack data of", &self.path, e))?);
+        if unpacked.0 != unit {
+            let content = self.layout.unpack(&*self.file, unit);
+            *unpacked = (unit, content.map_err(|e| Error::host("unpack data of", &self.path, e))?);
         }
-        let start = (offset % self.layout.packed_unit().max(1)) as usize;
         // The last unit may be stored short.
-        let have = unpacked.1.get(start..).unwrap_or_default();
+        let have = unpacked.1.get(skip as usize..).unwrap_or_default();
         let count = have.len().min(out.len());
         out[..count].copy_from_slice(&have[..count]);
         out[count..].fill(0);
@@ -316,7 +320,7 @@ impl Image {
         while done < data.len() {
             let at = offset + done as u64;
             let extent = self.map(at, (data.len() - done) as u64)?;
-            let piece = &data[done..done + extent.len as usize];
+            let mut piece = &data[done..done + extent.len as usize];
             match extent.place {
                 Place::File(to) => {
                     let written = self
@@ -328,33 +332,33 @@ impl Image {
                 // Zeros onto zeros: nothing changes, and the image stays small.
                 Place::Zero if is_zero(piece) => {}
                 Place::Absent if self.parent.is_none() && is_zero(piece) => {}
-                Place::Packed(_) | Place::Zero | Place::Absent => {
-                    if !self.write_new(at, piece, extent.place)? {
-                        continue;
-                    }
+                Place::Packed { .. } | Place::Zero | Place::Absent => {
+                    let count = self.write_new(at, piece, extent.place)?;
+                    piece = &piece[..count];
                 }
             }
-            done += extent.len as usize;
+            done += piece.len();
         }
         Ok(())
     }
 
-    /// Writes into a unit that is not in the file yet; false if it is there by now.
-    fn write_new(&self, offset: u64, data: &[u8], place: Place) -> Result<bool, Error> {
+    /// Writes the start of `data` into a unit that is not in the file yet. How many bytes; 0 if it is there by now.
+    fn write_new(&self, offset: u64, data: &[u8], place: Place) -> Result<usize, Error> {
         let host = |e| Error::host("write to", &self.path, e);
         let allocation = match self.layout.begin(&*self.file, offset, data.len() as u64).map_err(host)? {
-            Begin::Mapped => return Ok(false),
+            Begin::Mapped => return Ok(0),
             Begin::Allocated(allocation) => allocation,
         };
         let skip = offset - allocation.start();
-        let packed = matches!(place, Place::Packed(_));
+        let data = &data[..data.len().min((allocation.len() - skip) as usize)];
+        let packed = matches!(place, Place::Packed { .. });
         let below = packed || place == Place::Absent && self.parent.is_some();
         if below && (data.len() as u64) < allocation.len() {
             let mut unit = vec![0; allocation.len() as usize];
             let inside = (self.size - allocation.start()).min(allocation.len()) as usize;
             let inside = &mut unit[..inside];
             match place {
-                Place::Packed(from) => self.read_packed(from, allocation.start(), inside)?,
+                Place::Packed { unit, .. } => self.read_packed(unit, 0, inside)?,
                 _ => self.read_parent(allocation.start(), inside)?,
             }
             unit[skip as usize..skip as usize + data.len()].copy_from_slice(data);
@@ -363,7 +367,7 @@ impl Image {
             self.file.write_at(allocation.file_offset() + skip, data).map_err(host)?;
         }
         allocation.commit();
-        Ok(true)
+        Ok(data.len())
     }
 
     fn note_modified(&self) -> Result<(), Error> {
@@ -432,22 +436,25 @@ pub(crate) fn is_zero(data: &[u8]) -> bool {
 }
 
 fn check_parent(path: &Path, facts: &Facts, parent: Option<&Image>) -> Result<(), Error> {
-    let wanted = (facts.variant == Variant::Differencing).then(|| facts.parent.unwrap_or_default());
-    let (wanted, parent) = match (wanted, parent) {
-        (None, None) => return Ok(()),
-        (Some(wanted), Some(parent)) => (wanted, parent),
-        (Some(parent), None) => return Err(Error::ParentNeeded { path: path.to_owned(), parent }),
-        (None, Some(parent)) => {
-            let found = parent.layout.facts().uuid.unwrap_or_default();
-            return Err(Error::WrongParent { path: path.to_owned(), expected: Uuid::nil(), found });
+    let nil = Uuid::nil();
+    let parent = match (facts.variant, parent) {
+        (Variant::Differencing, Some(parent)) => parent,
+        (Variant::Differencing, None) => {
+            let parent = facts.parent.unwrap_or(nil);
+            return Err(Error::ParentNeeded { path: path.to_owned(), parent });
+        }
+        (_, None) => return Ok(()),
+        (_, Some(parent)) => {
+            let found = parent.layout.facts().uuid.unwrap_or(nil);
+            return Err(Error::WrongParent { path: path.to_owned(), expected: nil, found });
         }
     };
     let below = parent.layout.facts();
-    // Formats without a UUID of their own are known by the registry alone.
-    if let Some(found) = below.uuid
-        && found != wanted
+    // Formats without UUIDs are known by the registry alone.
+    if let (Some(expected), Some(found)) = (facts.parent, below.uuid)
+        && found != expected
     {
-        return Err(Error::WrongParent { path: path.to_owned(), expected: wanted, found });
+        return Err(Error::WrongParent { path: path.to_owned(), expected, found });
     }
     match (facts.parent_modification, below.modification) {
         (Some(expected), Some(found)) if expected != found => {
@@ -492,7 +499,11 @@ pub fn info(path: &Path, format: Option<Format>) -> Result<MediumInfo, Error> {
             vmdk::read_facts(&file, path)?
         }
         Format::Vhd => vhd::read_facts(&file, path)?,
-        other => return Err(unsupported(path, other)),
+        Format::Qcow => qcow::read_facts(&file, path)?,
+        Format::Qed => qed::read_facts(&file, path)?,
+        Format::Vhdx => vhdx::read_facts(&file, path)?,
+        Format::Parallels => parallels::read_facts(&file, path)?,
+        Format::Dmg => dmg::read_facts(&file, path)?,
     };
     Ok(medium_info(format, facts, len))
 }

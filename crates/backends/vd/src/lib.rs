@@ -7,8 +7,8 @@
 //! * [`Queue`] runs requests on threads, for controllers.
 //!
 //! **Formats.** Raw (disks, ISO images, floppies, block devices), VDI, VHD (both dynamic, fixed, differencing), VMDK (one sparse
-//! file, flat, split, raw disk, differencing; stream-optimized for reading, written by [`write_stream_optimized`]). Others are
-//! recognised and refused by name.
+//! file, flat, split, raw disk, differencing; stream-optimized for reading, written by [`write_stream_optimized`]), QCOW2 (with backing
+//! files), VHDX (dynamic, fixed), Parallels; for reading QCOW, QED and DMG.
 //!
 //! **Durability.** [`Image::flush`] returns when every write that had returned before is on stable storage together
 //! with the metadata that finds it. Metadata goes to the file only after the data it refers to is stable, so a power
@@ -16,17 +16,24 @@
 
 mod copy;
 mod create;
+mod dmg;
 mod error;
 mod file;
 mod format;
 mod image;
 #[cfg(test)]
 mod power_cut;
+
+mod parallels;
+mod qcow;
+mod qed;
 mod queue;
 mod raw;
+mod two_level;
 mod units;
 mod vdi;
 mod vhd;
+mod vhdx;
 mod vmdk;
 
 pub use copy::{Progress, clone, copy, write_stream_optimized};

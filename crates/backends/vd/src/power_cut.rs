@@ -269,13 +269,47 @@ fn after_a_power_cut_a_vhd_opens_and_holds_what_was_flushed() {
 }
 
 #[test]
+fn after_a_power_cut_a_qcow2_opens_and_holds_what_was_flushed() {
+    let file = MemoryFile::default();
+    assert!(crate::qcow::create(&file, 10 * 0x1_0000, None).unwrap());
+    let bytes = file.bytes.lock().clone();
+    cut_power(Format::Qcow, &bytes, 2, (0..160).step_by(7));
+}
+
+#[test]
+fn after_a_power_cut_a_parallels_image_opens_and_holds_what_was_flushed() {
+    let file = MemoryFile::default();
+    assert!(crate::parallels::create(&file, (2 << 20) + 0x4_0000).unwrap());
+    let bytes = file.bytes.lock().clone();
+    cut_power(Format::Parallels, &bytes, 1, (0..120).step_by(9));
+}
+
+#[test]
+fn after_a_power_cut_a_vhdx_opens_and_holds_what_was_flushed() {
+    let file = MemoryFile::default();
+    assert!(crate::vhdx::create(&file, 0x8_0000, Variant::Dynamic).unwrap());
+    let bytes = file.bytes.lock().clone();
+    cut_power(Format::Vhdx, &bytes, 1, (0..120).step_by(11));
+}
+
+#[test]
 fn damage_anywhere_in_the_metadata_does_no_harm() {
     let (vmdk, vhd) = (MemoryFile::default(), MemoryFile::default());
     new_vmdk(&vmdk, 0x8_0000);
     crate::vhd::create(&vhd, Variant::Dynamic, 0x8_0000, Uuid::from_u128(1), None).unwrap();
     let vdi = crate::vdi::tests::small_image(24);
+    let qcow = MemoryFile::default();
+    crate::qcow::create(&qcow, 0x8_0000, None).unwrap();
+    let parallels = MemoryFile::default();
+    crate::parallels::create(&parallels, 0x8_0000).unwrap();
     let mut random = Random(9);
-    for sound in [vdi, vmdk.bytes.into_inner(), vhd.bytes.into_inner()] {
+    for sound in [
+        vdi,
+        vmdk.bytes.into_inner(),
+        vhd.bytes.into_inner(),
+        qcow.bytes.into_inner(),
+        parallels.bytes.into_inner(),
+    ] {
         for _ in 0..3000 {
             let mut file = sound.clone();
             for _ in 0..=random.below(3) {

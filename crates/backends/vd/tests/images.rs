@@ -53,6 +53,21 @@ fn qemu_img(args: &[&str]) -> Option<(bool, String)> {
     }
 }
 
+/// QEMU's name of a format.
+fn qemu_name(format: Format) -> &'static str {
+    match format {
+        Format::Raw => "raw",
+        Format::Vdi => "vdi",
+        Format::Vmdk => "vmdk",
+        Format::Vhd => "vpc",
+        Format::Vhdx => "vhdx",
+        Format::Parallels => "parallels",
+        Format::Qcow => "qcow2",
+        Format::Qed => "qed",
+        Format::Dmg => "dmg",
+    }
+}
+
 /// A reproducible sequence (xorshift64*).
 struct Random(u64);
 
@@ -205,6 +220,59 @@ fn a_stream_optimized_copy_equals_its_source_for_qemu_and_for_us() {
 }
 
 #[test]
+fn compressed_clusters_are_read_and_written_over() {
+    let dir = Dir::new();
+    let (raw, path) = (dir.file("model.img"), dir.file("a.qcow2"));
+    let size = (9 * MIB) as usize;
+    let mut model: Vec<u8> = (0..size).map(|i| (i / 3000) as u8).collect();
+    model[3 << 20..5 << 20].fill(0);
+    std::fs::write(&raw, &model).unwrap();
+    let (raw, name) = (raw.to_str().unwrap(), path.to_str().unwrap());
+    let Some((ok, text)) = qemu_img(&["convert", "-c", "-f", "raw", "-O", "qcow2", raw, name]) else {
+        return;
+    };
+    assert!(ok, "{text}");
+    let image = Image::open(&path, OpenMode::ReadWrite, Format::Qcow).unwrap();
+    let mut out = vec![1; size];
+    image.read(0, &mut out).unwrap();
+    assert!(out == model);
+    random_load(&image, &mut model, 31, 60);
+    drop(image);
+    std::fs::write(raw, &model).unwrap();
+    let (ok, text) = qemu_img(&["compare", "-f", "qcow2", "-F", "raw", name, raw]).unwrap();
+    assert!(ok, "{text}");
+    let (ok, text) = qemu_img(&["check", "-f", "qcow2", name]).unwrap();
+    assert!(ok, "{text}");
+}
+
+#[test]
+fn images_of_formats_for_reading_only_are_read() {
+    let dir = Dir::new();
+    let raw = dir.file("model.img");
+    let mut model = vec![0; (9 * MIB) as usize];
+    for (i, piece) in model.chunks_mut(1 << 16).enumerate().filter(|(i, _)| i % 3 == 0) {
+        piece.fill(i as u8);
+    }
+    std::fs::write(&raw, &model).unwrap();
+    for (format, qemu, more) in [
+        (Format::Qcow, "qcow", &[][..]),
+        (Format::Qed, "qed", &[][..]),
+        (Format::Qed, "qed", &["-o", "cluster_size=4096,table_size=2"][..]),
+    ] {
+        let path = dir.file("qemu.image");
+        let files = ["-f", "raw", "-O", qemu, raw.to_str().unwrap(), path.to_str().unwrap()];
+        let Some((ok, text)) = qemu_img(&[&["convert"], more, &files].concat()) else { return };
+        assert!(ok, "{text}");
+        assert_eq!(vd::probe(&path).unwrap(), format);
+        assert!(Image::open(&path, OpenMode::ReadWrite, format).is_err(), "not for writing");
+        let image = Image::open(&path, OpenMode::ReadOnly, format).unwrap();
+        let mut out = vec![1; model.len()];
+        image.read(0, &mut out).unwrap();
+        assert!(out == model, "{qemu} {more:?}");
+    }
+}
+
+#[test]
 fn a_split_image_has_pieces_of_two_gigabytes_and_goes_with_all_of_them() {
     let dir = Dir::new();
     let path = dir.file("a.vmdk");
@@ -325,7 +393,7 @@ fn a_discarded_range_reads_zeros_and_its_neighbours_stay() {
 fn a_child_shows_its_parent_until_it_is_written() {
     let dir = Dir::new();
     let (base, child) = (dir.file("base.vdi"), dir.file("child.vdi"));
-    for format in [Format::Vmdk, Format::Vhd] {
+    for format in [Format::Vmdk, Format::Vhd, Format::Qcow] {
         child_of(&dir.file(&format!("base.{format}")), &dir.file(&format!("child.{format}")), format);
     }
     create(&base, Format::Vdi, Variant::Dynamic, 3 * MIB);
@@ -450,6 +518,10 @@ fn qemu_finds_our_images_sound_and_equal() {
         ("esx.vmdk", Format::Vmdk, Variant::Esx),
         ("dynamic.vhd", Format::Vhd, Variant::Dynamic),
         ("fixed.vhd", Format::Vhd, Variant::Fixed),
+        ("a.qcow2", Format::Qcow, Variant::Dynamic),
+        ("dynamic.vhdx", Format::Vhdx, Variant::Dynamic),
+        ("fixed.vhdx", Format::Vhdx, Variant::Fixed),
+        ("a.hdd", Format::Parallels, Variant::Dynamic),
     ] {
         let (path, raw) = (dir.file(name), dir.file("model.img"));
         let size = 40 * MIB + 512;
@@ -465,7 +537,7 @@ fn qemu_finds_our_images_sound_and_equal() {
         let name = if format == Format::Vhd {
             format!("driver=vpc,file.filename={path},force_size_calc=current_size")
         } else {
-            format!("driver={},file.filename={path}", format.name().to_lowercase())
+            format!("driver={},file.filename={path}", qemu_name(format))
         };
         if format != Format::Vhd {
             let Some((ok, text)) = qemu_img(&["check", "--image-opts", &name]) else { return };
@@ -498,10 +570,18 @@ fn we_read_and_write_qemus_images() {
         (Format::Vmdk, "subformat=twoGbMaxExtentFlat"),
         (Format::Vhd, "subformat=dynamic,force_size=on"),
         (Format::Vhd, "subformat=fixed,force_size=on"),
+        (Format::Vhdx, "subformat=dynamic,block_size=1048576"),
+        (Format::Vhdx, "subformat=fixed"),
+        (Format::Parallels, "cluster_size=65536"),
+        (Format::Qcow, "compat=0.10"),
+        (Format::Qcow, "compat=1.1,cluster_size=512"),
+        (Format::Qcow, "compat=1.1,cluster_size=4096,refcount_bits=64"),
+        (Format::Qcow, "compat=1.1,lazy_refcounts=on,refcount_bits=1"),
+        (Format::Qcow, "compat=1.1,preallocation=metadata"),
     ] {
         let (raw, path) = (raw.to_str().unwrap(), path.to_str().unwrap());
-        let qemu = if format == Format::Vhd { "vpc".into() } else { format.name().to_lowercase() };
-        let convert = ["convert", "-f", "raw", "-O", &qemu, "-o", options, raw, path];
+        let qemu = qemu_name(format);
+        let convert = ["convert", "-f", "raw", "-O", qemu, "-o", options, raw, path];
         let Some((ok, text)) = qemu_img(&convert) else { return };
         assert!(ok, "{text}");
         assert_eq!(vd::probe(Path::new(path)).unwrap(), format);
@@ -515,10 +595,10 @@ fn we_read_and_write_qemus_images() {
         let other = dir.file("changed.img");
         std::fs::write(&other, &changed).unwrap();
         let (ok, text) =
-            qemu_img(&["compare", "-f", &qemu, "-F", "raw", path, other.to_str().unwrap()]).unwrap();
+            qemu_img(&["compare", "-f", qemu, "-F", "raw", path, other.to_str().unwrap()]).unwrap();
         assert!(ok, "{text}");
         if format != Format::Vhd {
-            let (ok, text) = qemu_img(&["check", "-f", &qemu, path]).unwrap();
+            let (ok, text) = qemu_img(&["check", "-f", qemu, path]).unwrap();
             assert!(ok, "{text}");
         }
     }

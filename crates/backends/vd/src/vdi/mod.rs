@@ -264,10 +264,6 @@ impl Layout for Vdi {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    fn packed_unit(&self) -> u64 {
-        0
-    }
-
     fn read_only_reason(&self) -> Option<&'static str> {
         None
     }

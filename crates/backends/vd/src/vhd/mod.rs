@@ -440,10 +440,6 @@ impl Layout for Vhd {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    fn packed_unit(&self) -> u64 {
-        0
-    }
-
     fn read_only_reason(&self) -> Option<&'static str> {
         None
     }

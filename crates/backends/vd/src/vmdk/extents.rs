@@ -341,10 +341,6 @@ impl Layout for Extents {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    fn packed_unit(&self) -> u64 {
-        0
-    }
-
     fn read_only_reason(&self) -> Option<&'static str> {
         None
     }

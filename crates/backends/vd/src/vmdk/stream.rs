@@ -170,6 +170,13 @@ pub(super) fn open(
     Ok(Box::new(Packed { header, descriptor, words }))
 }
 
+impl Packed {
+    /// Bytes of a grain.
+    fn unit(&self) -> u64 {
+        self.header.grain * SECTOR
+    }
+}
+
 impl Layout for Packed {
     fn facts(&self) -> Facts {
         let facts = facts(&self.descriptor, self.header.capacity * SECTOR);
@@ -177,20 +184,21 @@ impl Layout for Packed {
     }
 
     fn map(&self, _file: &dyn FileIo, offset: u64, len: u64) -> io::Result<Extent> {
-        let unit = self.packed_unit();
+        let unit = self.unit();
+        let within = offset % unit;
         let place = match self.words.get((offset / unit) as usize) {
             None | Some(0) => Place::Absent,
             Some(1) if self.header.flags & FLAG_ZERO_GRAINS != 0 => Place::Zero,
-            Some(&sector) => Place::Packed(u64::from(sector) * SECTOR),
+            Some(&sector) => Place::Packed { unit: u64::from(sector) * SECTOR, skip: within },
         };
-        Ok(Extent { place, len: len.min(unit - offset % unit) })
+        Ok(Extent { place, len: len.min(unit - within) })
     }
 
     fn unpack(&self, file: &dyn FileIo, at: u64) -> io::Result<Vec<u8>> {
         let mut marker = [0; MARKER];
         file.read_at(at, &mut marker)?;
         let size = u64::from(u32::from_le_bytes([marker[8], marker[9], marker[10], marker[11]]));
-        let unit = self.packed_unit();
+        let unit = self.unit();
         // Deflate makes data that it cannot compress only a little larger.
         if size > 2 * unit || at + MARKER as u64 + size > file.len()? {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the size in a grain's marker is wrong"));
@@ -200,10 +208,6 @@ impl Layout for Packed {
         let mut out = Vec::new();
         flate2::read::ZlibDecoder::new(&packed[..]).take(unit).read_to_end(&mut out)?;
         Ok(out)
-    }
-
-    fn packed_unit(&self) -> u64 {
-        self.header.grain * SECTOR
     }
 
     fn read_only_reason(&self) -> Option<&'static str> {

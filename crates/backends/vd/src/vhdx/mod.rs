@@ -1,0 +1,499 @@
+//! VHDX images of the types fixed and dynamic. All integers are little endian. Source: Microsoft "MS-VHDX: Virtual Hard Disk v2 File
+//! Format".
+//!
+//! ```text
+//! 0      "vhdxfile"
+//! 64K, 128K    header: "head", checksum, sequence number u64 (8), file GUID (16), data GUID (32), log GUID (48), log version u16,
+//!              version u16 (66), log length u32 (68), log offset u64 (72)                             (the newer one counts)
+//! 192K, 256K   regions: "regi", checksum, count; each GUID, offset u64, length u32, required u32
+//! ```
+//!
+//! A block table word holds a state (bits 0 to 2) and an offset in MiB (from bit 20 on); after the words of every 4 GiB or so there
+//! is one for a bitmap, which only differencing images use. We change words in place, each of which is whole in its sector, after
+//! the data it names have become durable, and so never write the log; one that another program has left is carried out before an
+//! image is written, and taken into account when it is read. Differencing images are refused by name.
+
+mod crc32c;
+mod log;
+
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+
+use parking_lot::Mutex;
+use uuid::{Uuid, uuid};
+
+use crate::error::Error;
+use crate::file::FileIo;
+use crate::format::{Begin, Extent, Facts, Format, Layout, Place, Variant};
+use crate::units::{MapFault, UnitFormat, Units};
+use crc32c::crc32c;
+use log::{Log, MAX_LOG, Replayed};
+
+const MIB: u64 = 1 << 20;
+const HEADERS: [u64; 2] = [64 << 10, 128 << 10];
+const REGIONS: [u64; 2] = [192 << 10, 256 << 10];
+const REGION_LEN: usize = 64 << 10;
+const HEADER_LEN: usize = 4096;
+/// The format's limit.
+const MAX_SIZE: u64 = 64 << 40;
+const NEW_BLOCK: u64 = 8 * MIB;
+const LOG_LEN: u64 = MIB;
+const RESTORE: &str = "restore the file from a copy";
+
+const BLOCK_TABLE: Uuid = uuid!("2dc27766-f623-4200-9d64-115e9bfd4a08");
+const METADATA: Uuid = uuid!("8b7ca206-4790-4b9a-b8fe-575f050f886e");
+const FILE_PARAMETERS: Uuid = uuid!("caa16737-fa36-4d43-b3b6-33f0aa44e76b");
+const DISK_SIZE: Uuid = uuid!("2fa54224-cd1b-4876-b211-5dbed83bf4b8");
+const DISK_ID: Uuid = uuid!("beca12ab-b2e6-4523-93ef-c309e000c746");
+const SECTOR_SIZE: Uuid = uuid!("8141bf1d-a96f-4709-ba47-f233a8faab5f");
+const PHYSICAL_SECTOR_SIZE: Uuid = uuid!("cda348c7-445d-4471-9cc9-e9885251c556");
+const PARENT_LOCATOR: Uuid = uuid!("a8d35f2d-b30b-454d-abf7-d3d84834ab0c");
+
+/// States of a block.
+mod state {
+    pub(super) const NOT_PRESENT: u32 = 0;
+    pub(super) const UNDEFINED: u32 = 1;
+    pub(super) const ZERO: u32 = 2;
+    pub(super) const UNMAPPED: u32 = 3;
+    pub(super) const PRESENT: u32 = 6;
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..at + 4).map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
+}
+
+fn guid_at(bytes: &[u8], at: usize) -> Uuid {
+    let mut raw = [0; 16];
+    if let Some(found) = bytes.get(at..at + 16) {
+        raw.copy_from_slice(found);
+    }
+    Uuid::from_bytes_le(raw)
+}
+
+fn damaged(path: &Path, offset: u64, what: String) -> Error {
+    Error::Damaged { path: path.to_owned(), offset, what, mend: RESTORE }
+}
+
+fn unsupported(path: &Path, what: &str) -> Error {
+    Error::Unsupported { path: path.to_owned(), what: what.to_owned() }
+}
+
+/// The newer of the two headers that are sound, and which one it is.
+fn read_header(file: &dyn FileIo, path: &Path) -> Result<(usize, Vec<u8>), Error> {
+    let host = |e| Error::host("read from", path, e);
+    let mut magic = [0; 8];
+    file.read_at(0, &mut magic).map_err(host)?;
+    if &magic != b"vhdxfile" {
+        let what = "the signature at offset 0x0 is missing".into();
+        return Err(Error::WrongFormat { path: path.to_owned(), format: Format::Vhdx, what });
+    }
+    let mut found: Option<(usize, Vec<u8>)> = None;
+    for (index, at) in HEADERS.into_iter().enumerate() {
+        let mut raw = vec![0; HEADER_LEN];
+        file.read_at(at, &mut raw).map_err(host)?;
+        let sound = raw.starts_with(b"head") && u32_at(&raw, 4) == crc32c(&raw, 4);
+        if sound && found.as_ref().is_none_or(|(_, other)| u64_at(other, 8) < u64_at(&raw, 8)) {
+            found = Some((index, raw));
+        }
+    }
+    let (index, raw) = found.ok_or_else(|| damaged(path, HEADERS[0], "neither header is sound".into()))?;
+    if raw[66..68] != [1, 0] {
+        return Err(unsupported(path, "VHDX images of another version than 1"));
+    }
+    Ok((index, raw))
+}
+
+/// The log that has to be carried out.
+fn pending_log(header: &[u8], file: &dyn FileIo, path: &Path) -> Result<Option<Log>, Error> {
+    let guid: [u8; 16] = header[48..64].try_into().unwrap_or_default();
+    let (len, at) = (u64::from(u32_at(header, 68)), u64_at(header, 72));
+    if guid == [0; 16] || len == 0 {
+        return Ok(None);
+    }
+    let file_len = file.len().map_err(|e| Error::host("read from", path, e))?;
+    if header[64..66] != [0, 0] || len > MAX_LOG || !len.is_multiple_of(4096) {
+        return Err(damaged(path, 68, format!("a log of {len} bytes, or of another version than 0")));
+    }
+    if !at.is_multiple_of(MIB) || at.checked_add(len).is_none_or(|end| end > file_len) {
+        return Err(damaged(path, 72, format!("the log at 0x{at:x} lies outside the file")));
+    }
+    Ok(Some(Log { at, len, guid }))
+}
+
+/// What the metadata say.
+#[derive(Clone, Debug)]
+struct Meta {
+    block: u64,
+    fixed: bool,
+    size: u64,
+    table: u64,
+    table_len: u64,
+    /// Block words between two words for bitmaps.
+    ratio: u64,
+    /// Behind everything that is no block.
+    data: u64,
+}
+
+fn regions(file: &dyn FileIo, path: &Path) -> Result<Vec<u8>, Error> {
+    for at in REGIONS {
+        let mut raw = vec![0; REGION_LEN];
+        file.read_at(at, &mut raw).map_err(|e| Error::host("read from", path, e))?;
+        if raw.starts_with(b"regi") && u32_at(&raw, 4) == crc32c(&raw, 4) {
+            return Ok(raw);
+        }
+    }
+    Err(damaged(path, REGIONS[0], "neither region table is sound".into()))
+}
+
+fn read_meta(file: &dyn FileIo, path: &Path, header: &[u8]) -> Result<Meta, Error> {
+    let host = |e| Error::host("read from", path, e);
+    let file_len = file.len().map_err(host)?;
+    let raw = regions(file, path)?;
+    let (mut table, mut metadata) = (None, None);
+    let mut data = (REGIONS[1] + REGION_LEN as u64).max(u64_at(header, 72) + u64::from(u32_at(header, 68)));
+    for entry in raw[16..].chunks_exact(32).take(u32_at(&raw, 8) as usize) {
+        let (at, len) = (u64_at(entry, 16), u64::from(u32_at(entry, 24)));
+        if at < MIB || !at.is_multiple_of(MIB) || at.checked_add(len).is_none_or(|end| end > file_len) {
+            return Err(damaged(path, REGIONS[0], format!("a region at 0x{at:x} lies outside the file")));
+        }
+        match guid_at(entry, 0) {
+            BLOCK_TABLE => table = Some((at, len)),
+            METADATA => metadata = Some((at, len)),
+            other if u32_at(entry, 28) & 1 != 0 => {
+                return Err(unsupported(path, &format!("the VHDX region {{{other}}}")));
+            }
+            _ => {}
+        }
+        data = data.max(at + len);
+    }
+    let (Some((table, table_len)), Some((metadata, metadata_len))) = (table, metadata) else {
+        return Err(damaged(path, REGIONS[0], "the block table or the metadata are missing".into()));
+    };
+    let mut raw = vec![0; REGION_LEN.min(metadata_len as usize)];
+    file.read_at(metadata, &mut raw).map_err(host)?;
+    if !raw.starts_with(b"metadata") {
+        return Err(damaged(path, metadata, "the metadata's signature is missing".into()));
+    }
+    let count = usize::from(u16::from_le_bytes([raw[10], raw[11]]));
+    let (mut parameters, mut size, mut sector) = (None, None, None);
+    for entry in raw.get(32..).unwrap_or_default().chunks_exact(32).take(count) {
+        let (at, len, flags) = (u64::from(u32_at(entry, 16)), u32_at(entry, 20), u32_at(entry, 24));
+        let mut item = [0; 16];
+        let short = &mut item[..len.min(16) as usize];
+        if at + u64::from(len) > metadata_len {
+            return Err(damaged(path, metadata + at, "a metadata item lies outside the region".into()));
+        }
+        file.read_at(metadata + at, short).map_err(host)?;
+        match guid_at(entry, 0) {
+            FILE_PARAMETERS => parameters = Some((u64::from(u32_at(&item, 0)), u32_at(&item, 4))),
+            DISK_SIZE => size = Some(u64_at(&item, 0)),
+            SECTOR_SIZE => sector = Some(u64::from(u32_at(&item, 0))),
+            DISK_ID | PHYSICAL_SECTOR_SIZE | PARENT_LOCATOR => {}
+            // Flag 2: who does not know the item must not open the file.
+            other if flags & 4 != 0 => {
+                return Err(unsupported(path, &format!("the VHDX metadata item {{{other}}}")));
+            }
+            _ => {}
+        }
+    }
+    let (Some((block, flags)), Some(size), Some(sector)) = (parameters, size, sector) else {
+        return Err(damaged(path, metadata, "the disk's size or its parameters are missing".into()));
+    };
+    if flags & 2 != 0 {
+        return Err(unsupported(path, "differencing VHDX images; convert it where its parent is"));
+    }
+    if !block.is_power_of_two() || !(MIB..=256 * MIB).contains(&block) {
+        return Err(damaged(path, metadata, format!("blocks of {block} bytes")));
+    }
+    if sector != 512 && sector != 4096 {
+        return Err(damaged(path, metadata, format!("sectors of {sector} bytes")));
+    }
+    if size > MAX_SIZE || !size.is_multiple_of(512) {
+        return Err(damaged(path, metadata, format!("a disk of {size} bytes")));
+    }
+    let ratio = (sector << 23) / block;
+    let meta = Meta { block, fixed: flags & 1 != 0, size, table, table_len, ratio, data };
+    let needed = meta.word_index(size.div_ceil(block).saturating_sub(1)) + 1;
+    if 8 * needed > table_len {
+        return Err(damaged(path, table, format!("a block table of {table_len} bytes for {needed} words")));
+    }
+    Ok(meta)
+}
+
+impl Meta {
+    /// Place of a block's word in the table.
+    fn word_index(&self, block: u64) -> u64 {
+        block + block / self.ratio
+    }
+
+    fn facts(&self) -> Facts {
+        Facts::new(if self.fixed { Variant::Fixed } else { Variant::Dynamic }, self.size)
+    }
+}
+
+pub(crate) fn read_facts(file: &dyn FileIo, path: &Path) -> Result<Facts, Error> {
+    let (_, header) = read_header(file, path)?;
+    let meta = match pending_log(&header, file, path)? {
+        None => read_meta(file, path, &header)?,
+        Some(log) => {
+            let updates = log.updates(file).map_err(|e| Error::host("read the log of", path, e))?;
+            read_meta(&Replayed { file, updates }, path, &header)?
+        }
+    };
+    Ok(meta.facts())
+}
+
+/// In memory a word is 32 bits: the place in MiB above bit 3, and the state.
+impl UnitFormat for Meta {
+    fn unit(&self) -> u64 {
+        self.block
+    }
+
+    fn place(&self, word: u32) -> Place {
+        match word & 7 {
+            state::PRESENT => Place::File(u64::from(word >> 3) * MIB),
+            state::NOT_PRESENT | state::UNDEFINED => Place::Absent,
+            _ => Place::Zero,
+        }
+    }
+
+    fn storage(&self, word: u32) -> Range<u64> {
+        let start = u64::from(word >> 3) * MIB;
+        start..start + self.block
+    }
+
+    fn word_from(&self, end: u64) -> Option<u32> {
+        let place = u32::try_from(end.div_ceil(MIB)).ok().filter(|&at| at < 1 << 29)?;
+        Some(place << 3 | state::PRESENT)
+    }
+
+    fn write_words(&self, file: &dyn FileIo, first: u32, words: &[u32]) -> io::Result<()> {
+        let first = u64::from(first);
+        // Words for bitmaps stand between.
+        let mut at = 0;
+        while at < words.len() {
+            let block = first + at as u64;
+            let count = (self.ratio - block % self.ratio).min((words.len() - at) as u64) as usize;
+            let wide = words[at..at + count].iter();
+            let bytes: Vec<u8> =
+                wide.flat_map(|&w| (u64::from(w & 7) | u64::from(w >> 3) << 20).to_le_bytes()).collect();
+            file.write_at(self.table + 8 * self.word_index(block), &bytes)?;
+            at += count;
+        }
+        Ok(())
+    }
+}
+
+/// A VHDX image at work.
+pub(crate) struct Vhdx {
+    units: Units<Meta>,
+    /// The header that counts, and which of the two it is.
+    header: Mutex<(usize, Vec<u8>)>,
+}
+
+impl Vhdx {
+    /// Reads and checks the metadata. A log is carried out if the image is to be written.
+    pub(crate) fn open(file: &dyn FileIo, path: &Path, writable: bool) -> Result<Self, Error> {
+        let replay = |e| Error::host("carry out the log of", path, e);
+        let (index, mut header) = read_header(file, path)?;
+        let meta;
+        let units = match pending_log(&header, file, path)? {
+            Some(log) if writable => {
+                log.updates(file).and_then(|updates| updates.apply(file)).map_err(replay)?;
+                header[48..64].fill(0);
+                let next = write_header(file, index, &mut header).map_err(replay)?;
+                meta = read_meta(file, path, &header)?;
+                let units = open_units(file, path, meta)?;
+                return Ok(Self { units, header: Mutex::new((next, header)) });
+            }
+            Some(log) => {
+                let updates = log.updates(file).map_err(replay)?;
+                let file = Replayed { file, updates };
+                meta = read_meta(&file, path, &header)?;
+                open_units(&file, path, meta)?
+            }
+            None => {
+                meta = read_meta(file, path, &header)?;
+                open_units(file, path, meta)?
+            }
+        };
+        Ok(Self { units, header: Mutex::new((index, header)) })
+    }
+}
+
+fn open_units(file: &dyn FileIo, path: &Path, meta: Meta) -> Result<Units<Meta>, Error> {
+    let host = |e| Error::host("read from", path, e);
+    let file_len = file.len().map_err(host)?;
+    let blocks = meta.size.div_ceil(meta.block);
+    let mut bytes = vec![0; meta.table_len.min(8 * (meta.word_index(blocks) + 1)) as usize];
+    file.read_at(meta.table, &mut bytes).map_err(host)?;
+    let mut words = Vec::with_capacity(blocks as usize);
+    for block in 0..blocks {
+        let at = 8 * meta.word_index(block);
+        let word = u64_at(&bytes, at as usize);
+        let (state, place) = ((word & 7) as u32, word >> 20);
+        let known = [state::NOT_PRESENT, state::UNDEFINED, state::ZERO, state::UNMAPPED, state::PRESENT];
+        if !known.contains(&state) || place >= 1 << 29 {
+            let what = format!("block {block} has the state {state} at MiB {place}");
+            return Err(damaged(path, meta.table + at, what));
+        }
+        // Where a block without content once lay does not matter.
+        words.push(if state == state::PRESENT { (place as u32) << 3 | state } else { state });
+    }
+    let (table, start) = (meta.table, meta.data);
+    let index = meta.clone();
+    Units::open(meta, words, start, file_len).map_err(|fault| {
+        let (unit, what) = match fault {
+            MapFault::Outside { unit, at } => {
+                (unit, format!("block {unit} at 0x{at:x} lies outside the data of the file"))
+            }
+            MapFault::Shared { unit, at } => {
+                (unit, format!("block {unit} shares its place at 0x{at:x} with another one"))
+            }
+        };
+        damaged(path, table + 8 * index.word_index(unit as u64), what)
+    })
+}
+
+/// Writes `header` as the newer one into the place of the older; which place that is.
+fn write_header(file: &dyn FileIo, index: usize, header: &mut [u8]) -> io::Result<usize> {
+    let sequence = u64_at(header, 8).wrapping_add(1);
+    header[8..16].copy_from_slice(&sequence.to_le_bytes());
+    let sum = crc32c(header, 4);
+    header[4..8].copy_from_slice(&sum.to_le_bytes());
+    let next = 1 - index;
+    file.write_at(HEADERS[next], header)?;
+    file.sync()?;
+    Ok(next)
+}
+
+/// Writes a new image into an empty file; `Ok(false)` if it would be too large.
+pub(crate) fn create(file: &dyn FileIo, size: u64, variant: Variant) -> io::Result<bool> {
+    if size > MAX_SIZE {
+        return Ok(false);
+    }
+    let fixed = variant.is_fixed();
+    let ratio = (512u64 << 23) / NEW_BLOCK;
+    let blocks = size.div_ceil(NEW_BLOCK);
+    let words = blocks + (blocks - 1) / ratio;
+    let log_at = MIB;
+    let metadata_at = log_at + LOG_LEN;
+    let table_at = metadata_at + MIB;
+    let table_len = (8 * words).next_multiple_of(MIB);
+    let data = table_at + table_len;
+    let end = if fixed { data + blocks * NEW_BLOCK } else { data };
+    if fixed {
+        file.reserve(0, end)?;
+        let mut bytes = vec![0; 8 * words as usize];
+        for block in 0..blocks {
+            let at = 8 * (block + block / ratio) as usize;
+            let word = (data + block * NEW_BLOCK) | u64::from(state::PRESENT);
+            bytes[at..at + 8].copy_from_slice(&word.to_le_bytes());
+        }
+        file.write_at(table_at, &bytes)?;
+    } else {
+        file.set_len(end)?;
+    }
+    // Metadata: a table of five items, which lie 64 KiB behind it.
+    let mut table = vec![0; 32];
+    table[..8].copy_from_slice(b"metadata");
+    table[10] = 5;
+    let mut items = Vec::new();
+    let mut item = |guid: Uuid, flags: u32, bytes: &[u8]| {
+        table.extend_from_slice(&guid.to_bytes_le());
+        for word in [REGION_LEN as u32 + items.len() as u32, bytes.len() as u32, flags, 0] {
+            table.extend_from_slice(&word.to_le_bytes());
+        }
+        items.extend_from_slice(bytes);
+    };
+    // Flags: 2 about the virtual disk, 4 required.
+    let parameters = (NEW_BLOCK as u32, u32::from(fixed));
+    item(FILE_PARAMETERS, 4, &[parameters.0.to_le_bytes(), parameters.1.to_le_bytes()].concat());
+    item(DISK_SIZE, 6, &size.to_le_bytes());
+    item(DISK_ID, 6, &Uuid::new_v4().to_bytes_le());
+    item(SECTOR_SIZE, 6, &512u32.to_le_bytes());
+    item(PHYSICAL_SECTOR_SIZE, 6, &4096u32.to_le_bytes());
+    file.write_at(metadata_at, &table)?;
+    file.write_at(metadata_at + REGION_LEN as u64, &items)?;
+    let mut regions = vec![0; REGION_LEN];
+    let mut put = |at: usize, bytes: &[u8]| regions[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, b"regi");
+    put(8, &2u32.to_le_bytes());
+    for (i, (guid, at, len)) in
+        [(BLOCK_TABLE, table_at, table_len), (METADATA, metadata_at, MIB)].into_iter().enumerate()
+    {
+        put(16 + 32 * i, &guid.to_bytes_le());
+        put(32 + 32 * i, &at.to_le_bytes());
+        put(40 + 32 * i, &(len as u32).to_le_bytes());
+        put(44 + 32 * i, &1u32.to_le_bytes());
+    }
+    let sum = crc32c(&regions, 4);
+    regions[4..8].copy_from_slice(&sum.to_le_bytes());
+    for at in REGIONS {
+        file.write_at(at, &regions)?;
+    }
+    let mut header = vec![0; HEADER_LEN];
+    header[..4].copy_from_slice(b"head");
+    header[16..32].copy_from_slice(&Uuid::new_v4().to_bytes_le());
+    header[32..48].copy_from_slice(&Uuid::new_v4().to_bytes_le());
+    header[66] = 1;
+    header[68..72].copy_from_slice(&(LOG_LEN as u32).to_le_bytes());
+    header[72..80].copy_from_slice(&log_at.to_le_bytes());
+    write_header(file, 1, &mut header)?;
+    write_header(file, 0, &mut header)?;
+    // The signature comes last: a file that was not finished is no image.
+    let mut identifier = b"vhdxfile".to_vec();
+    identifier.extend("Boxwood".encode_utf16().flat_map(u16::to_le_bytes));
+    file.write_at(0, &identifier)?;
+    file.sync()?;
+    Ok(true)
+}
+
+impl Layout for Vhdx {
+    fn facts(&self) -> Facts {
+        self.units.format().facts()
+    }
+
+    fn map(&self, _file: &dyn FileIo, offset: u64, len: u64) -> io::Result<Extent> {
+        Ok(self.units.map(offset, len))
+    }
+
+    fn read_only_reason(&self) -> Option<&'static str> {
+        None
+    }
+
+    fn before_write(&self, _file: &dyn FileIo, _offset: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn begin(&self, file: &dyn FileIo, offset: u64, _len: u64) -> io::Result<Begin<'_>> {
+        self.units.begin(file, offset)
+    }
+
+    /// Both GUIDs are renewed, by which children and caches tell that the file has changed.
+    fn modified(&self, file: &dyn FileIo) -> io::Result<()> {
+        let mut header = self.header.lock();
+        let (index, raw) = &mut *header;
+        raw[16..32].copy_from_slice(&Uuid::new_v4().to_bytes_le());
+        raw[32..48].copy_from_slice(&Uuid::new_v4().to_bytes_le());
+        *index = write_header(file, *index, raw)?;
+        Ok(())
+    }
+
+    fn unpack(&self, _file: &dyn FileIo, _unit: u64) -> io::Result<Vec<u8>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn flush(&self, file: &dyn FileIo) -> io::Result<()> {
+        self.units.flush(file)
+    }
+
+    fn is_dirty(&self) -> bool {
+        self.units.is_dirty()
+    }
+}
