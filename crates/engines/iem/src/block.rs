@@ -20,15 +20,16 @@ const MAX_BLOCKS: usize = 1 << 16;
 pub(crate) const MAX_LEN: usize = 15;
 
 /// A page of code and the write count at which it was decoded.
-pub(crate) struct Source {
-    pub(crate) memory: Arc<HostMemory>,
-    pub(crate) page: u64,
-    pub(crate) generation: u32,
+pub struct Source {
+    pub memory: Arc<HostMemory>,
+    pub page: u64,
+    pub generation: u32,
 }
 
 impl Source {
+    /// Whether no write has hit code of the page since.
     #[inline(always)]
-    fn valid(&self) -> bool {
+    pub fn valid(&self) -> bool {
         self.memory.code_page(self.page).is_some_and(|c| c.generation() == self.generation)
     }
 }

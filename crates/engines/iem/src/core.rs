@@ -45,19 +45,38 @@ pub struct Stats {
     pub exits: u64,
 }
 
+/// Which translations were dropped since somebody who keeps more of them last asked.
+#[derive(Clone, Debug, Default)]
+pub struct Flushed {
+    pub all: bool,
+    pub not_global: bool,
+    /// Single pages, by linear address.
+    pub pages: Vec<u64>,
+}
+
+impl Flushed {
+    fn page(&mut self, linear: u64) {
+        if self.pages.len() < 16 {
+            self.pages.push(linear & !0xfff);
+        } else {
+            self.all = true;
+        }
+    }
+}
+
 /// The engine's state for one vCPU, apart from decoded blocks.
 pub struct Core {
     pub ctx: Arc<VmContext>,
     pub id: VcpuId,
     pub link: Arc<VcpuLink>,
-    pub(crate) tlb: Tlb,
-    pub(crate) frames: Frames,
-    pub(crate) bank: Bank,
-    pub(crate) user: bool,
+    pub tlb: Tlb,
+    pub frames: Frames,
+    pub bank: Bank,
+    pub user: bool,
     pub(crate) override_smap: bool,
-    pub(crate) paging: bool,
+    pub paging: bool,
     /// 64-bit code.
-    pub(crate) long: bool,
+    pub long: bool,
     /// The linear address that the latest page fault was raised for.
     pub fault_address: u64,
     /// The latest #GP(0) came from a non-canonical data address.
@@ -66,15 +85,17 @@ pub struct Core {
     /// `lazy` holds the arithmetic flags; otherwise RFLAGS does.
     pub(crate) lazy_valid: bool,
     /// Leave the running block after this instruction.
-    pub(crate) stop: bool,
+    pub stop: bool,
     /// Mode-dependent fields must be derived anew.
-    pub(crate) resync: bool,
+    pub resync: bool,
     /// Instructions must be run one by one with debug checks.
-    pub(crate) special: bool,
-    pub(crate) exit: Option<Exit>,
+    pub special: bool,
+    pub exit: Option<Exit>,
     /// Tells apart everything that makes translated code addresses differ: mode, privilege, flush count.
-    pub(crate) key: u64,
-    pub(crate) flush_count: u64,
+    pub key: u64,
+    pub flush_count: u64,
+    /// For engines that derive more from translations than the TLB holds.
+    pub flushed: Flushed,
     /// DR6 bits of data and I/O breakpoints hit by the running instruction.
     pub(crate) breakpoints: u64,
     /// No debug trap follows the instruction at work: it loaded SS, or delivered an event.
@@ -82,7 +103,7 @@ pub struct Core {
     pub(crate) limits: Limits,
     /// PAUSE instructions run.
     pub(crate) pauses: u32,
-    pub(crate) stats: Stats,
+    pub stats: Stats,
     /// Writes to decoded pages since each was decoded, by a hash of the page.
     pub(crate) code_write_counts: Box<[(u64, u32)]>,
     pub(crate) unit: Option<crate::unit::Unit>,
@@ -177,6 +198,7 @@ impl Core {
             exit: None,
             key: 0,
             flush_count: 0,
+            flushed: Flushed::default(),
             breakpoints: 0,
             no_trap: false,
             limits,
@@ -237,7 +259,7 @@ impl Core {
     // ---- mode ----
 
     /// Derives what the access path keeps of the CPU's mode.
-    pub(crate) fn update_mode(&mut self, cpu: &CpuState) {
+    pub fn update_mode(&mut self, cpu: &CpuState) {
         self.resync = false;
         let cpl = cpu.cpl();
         self.user = cpl == 3;
@@ -272,6 +294,11 @@ impl Core {
     pub(crate) fn flush_tlb(&mut self, keep_global: bool) {
         self.stats.flushes += 1;
         self.tlb.flush(keep_global);
+        if keep_global {
+            self.flushed.not_global = true;
+        } else {
+            self.flushed.all = true;
+        }
         self.flush_count += 1;
         self.resync = true;
         self.stop = true;
@@ -279,13 +306,14 @@ impl Core {
 
     pub(crate) fn flush_page(&mut self, linear: u64) {
         self.tlb.flush_page(linear);
+        self.flushed.page(linear);
         self.flush_count += 1;
         self.resync = true;
         self.stop = true;
     }
 
     /// Carries out what other threads asked of this vCPU's translations.
-    pub(crate) fn take_flush_requests(&mut self) {
+    pub fn take_flush_requests(&mut self) {
         let mine = ForcedActions::TLB_FLUSH.union(ForcedActions::REMAP);
         if self.link.pending().intersects(mine) {
             self.link.clear(mine);
@@ -293,16 +321,18 @@ impl Core {
             self.frames.clear(&mut self.tlb);
             self.stats.flushes += 1;
             self.flush_count += 1;
+            self.flushed.all = true;
             self.resync = true;
             self.link.acknowledge_flush(epoch);
         }
     }
 
     /// Forgets everything derived from a state that was changed from outside.
-    pub(crate) fn reset_derived(&mut self) {
+    pub fn reset_derived(&mut self) {
         self.lazy_valid = false;
         self.frames.clear(&mut self.tlb);
         self.flush_count += 1;
+        self.flushed.all = true;
         self.resync = true;
         self.noncanonical = false;
         self.breakpoints = 0;
@@ -357,7 +387,7 @@ impl Core {
     }
 
     /// Translates and enters the result into the TLB if it may be used directly from now on.
-    fn place(
+    pub fn place(
         &mut self,
         cpu: &CpuState,
         linear: u64,
@@ -384,7 +414,7 @@ impl Core {
     }
 
     /// Finds the code page at `linear`: the frame if it is memory, and the physical address.
-    pub(crate) fn place_code(&mut self, cpu: &CpuState, linear: u64) -> Result<(u64, Option<Frame>), Fault> {
+    pub fn place_code(&mut self, cpu: &CpuState, linear: u64) -> Result<(u64, Option<Frame>), Fault> {
         self.stats.fetch_misses += 1;
         if cpu.msr.efer & efer::LMA != 0 && !canonical(linear) {
             return Err(Fault::GP0);
@@ -398,7 +428,7 @@ impl Core {
     }
 
     /// The bank that fetches use; they are not subject to data breakpoints or alignment checks.
-    pub(crate) fn code_bank(&self) -> Bank {
+    pub fn code_bank(&self) -> Bank {
         if self.user { Bank::User } else { Bank::Supervisor }
     }
 
@@ -521,9 +551,7 @@ impl Core {
             if slot.1 >= 256 {
                 *slot = (0, 0);
                 let (memory, page) = self.frames.memory(frame);
-                if let Some(code) = memory.code_page(page) {
-                    code.forget();
-                }
+                memory.forget_code(page);
                 self.stop = true;
             }
         } else {

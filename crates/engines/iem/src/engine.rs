@@ -72,7 +72,7 @@ impl Iem {
 
     /// Looks at what other threads want; gives the exit if EM must act.
     #[cold]
-    fn attend(&mut self, cpu: &CpuState, pending: ForcedActions) -> Option<Exit> {
+    pub fn attend(&mut self, cpu: &CpuState, pending: ForcedActions) -> Option<Exit> {
         self.core.take_flush_requests();
         let always = ForcedActions::INIT.union(ForcedActions::SIPI).union(ForcedActions::EM);
         let inhibited = cpu.inhibit_rip == Some(cpu.rip);
@@ -83,12 +83,13 @@ impl Iem {
     }
 
     #[inline(always)]
-    fn pc(core: &Core, cpu: &CpuState) -> u64 {
+    pub fn pc(core: &Core, cpu: &CpuState) -> u64 {
         if core.long { cpu.rip } else { cpu.seg[seg::CS].base.wrapping_add(cpu.rip) & 0xffff_ffff }
     }
 
+    /// Runs the block at the CPU's place and those that follow it until somebody wants attention.
     #[inline(always)]
-    fn run_block(&mut self, cpu: &mut CpuState) -> Result<(), Exit> {
+    pub fn run_block(&mut self, cpu: &mut CpuState) -> Result<(), Exit> {
         let pc = Self::pc(&self.core, cpu);
         let found = match self.blocks.jump(pc, self.core.key) {
             Some(index) => Ok(Found::Kept(index)),
@@ -131,7 +132,7 @@ impl Iem {
     /// Runs one instruction with all that single-stepping, breakpoints and interrupt shadows ask for.
     #[cold]
     #[inline(never)]
-    fn step(&mut self, cpu: &mut CpuState) -> Result<(), Exit> {
+    pub fn step(&mut self, cpu: &mut CpuState) -> Result<(), Exit> {
         self.core.resync = true;
         let pc = Self::pc(&self.core, cpu);
         let in_stack_shadow = std::mem::take(&mut self.core.no_trap) && cpu.inhibit_rip == Some(cpu.rip);
@@ -406,7 +407,7 @@ fn build_crossing(
 }
 
 /// Marks bytes as decoded so that writes to them are noticed; `None` if translations must be looked up again first.
-fn mark(core: &mut Core, frame: Frame, offset: u64, len: u64) -> Option<Source> {
+pub fn mark(core: &mut Core, frame: Frame, offset: u64, len: u64) -> Option<Source> {
     let (memory, page) = core.frames.memory(frame);
     let memory = memory.clone();
     let code = memory.code_page(page)?;

@@ -31,7 +31,8 @@ pub mod tlb;
 mod transfer;
 pub mod unit;
 
-pub use engine::Iem;
+pub use block::Source;
+pub use engine::{Iem, mark};
 pub use fault::{Fault, Vector};
 pub use features::{cpuid_features, host_cpuid};
 pub use memory::GuestMemory;

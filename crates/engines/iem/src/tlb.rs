@@ -5,7 +5,7 @@
 //! ```text
 //! entry = bank[(linear >> 12) & 1023]
 //! linear ^ entry.read  <=  4096 - size     hit: page, permission and no page crossing in one compare
-//! host address = linear + entry.addend
+//! host address = (linear ^ entry.read) + entry.host
 //! ```
 //!
 //! A tag that must not match holds the page number of a neighbouring index, which is never looked up here. Pages that need more
@@ -15,10 +15,13 @@
 //! access must be looked at.
 #![allow(unsafe_code)] // guest memory is reached by host pointers; only this module dereferences them
 
+use std::alloc::Layout;
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
 use pgm::HostMemory;
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 use crate::flags::Int;
 
@@ -39,14 +42,69 @@ pub enum Bank {
     Slow = 3 * ENTRIES,
 }
 
-/// One translation.
+/// One translation. Generated code reads entries too.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct Entry {
     pub read: u64,
     pub write: u64,
     pub exec: u64,
-    pub addend: u64,
+    /// Host address of the page's first byte.
+    pub host: u64,
+}
+
+/// Bytes in front of the entries that belong to an engine which generates code: it reaches both from one base register.
+pub const ENGINE_BYTES: usize = 4096 + (3 << 20);
+
+/// What generated code works on.
+#[repr(C, align(4096))]
+struct Area {
+    engine: [u8; ENGINE_BYTES],
+    entries: [Entry; 4 * ENTRIES],
+}
+
+/// The area's place in memory, which never changes.
+struct AreaBox(NonNull<Area>);
+
+// SAFETY: the allocation belongs to this object alone.
+unsafe impl Send for AreaBox {}
+
+impl AreaBox {
+    fn new() -> Self {
+        // SAFETY: fresh private memory at an address of the kernel's choice; zeros are valid for the area's integers. What no
+        // engine touches costs no memory.
+        let area = unsafe {
+            mmap_anonymous(
+                std::ptr::null_mut(),
+                size_of::<Area>(),
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE,
+            )
+        };
+        match area.ok().and_then(|area| NonNull::new(area.cast::<Area>())) {
+            Some(area) => Self(area),
+            None => std::alloc::handle_alloc_error(Layout::new::<Area>()),
+        }
+    }
+
+    #[inline(always)]
+    fn entries(&self) -> &[Entry; 4 * ENTRIES] {
+        // SAFETY: the area lives as long as `self`; generated code runs only while its engine borrows the `Tlb` mutably.
+        unsafe { &(*self.0.as_ptr()).entries }
+    }
+
+    #[inline(always)]
+    fn entries_mut(&mut self) -> &mut [Entry; 4 * ENTRIES] {
+        // SAFETY: as above.
+        unsafe { &mut (*self.0.as_ptr()).entries }
+    }
+}
+
+impl Drop for AreaBox {
+    fn drop(&mut self) {
+        // SAFETY: unmaps exactly what `new` mapped.
+        let _ = unsafe { munmap(self.0.as_ptr().cast(), size_of::<Area>()) };
+    }
 }
 
 /// A tag that matches no address looked up at `index`.
@@ -135,6 +193,11 @@ impl Frames {
     /// The memory a frame lies in and its page number there.
     pub fn memory(&self, frame: Frame) -> (&Arc<HostMemory>, u64) {
         (&self.memories[frame.memory as usize], frame.page.into())
+    }
+
+    /// The host address of an offset in a page, valid as long as translations to it are.
+    pub fn host_address(&self, frame: Frame, offset: u64) -> u64 {
+        frame.host + (offset & PAGE)
     }
 
     /// Whether code was decoded from the frame, so that writes must be noted.
@@ -355,20 +418,26 @@ struct Meta {
 
 /// The translations of one vCPU.
 pub struct Tlb {
-    entries: Box<[Entry; 4 * ENTRIES]>,
+    area: AreaBox,
     meta: Box<[Meta]>,
     /// Indexes of live entries, so that a flush costs what was filled.
     live: Vec<u16>,
+    losses: u64,
 }
 
 impl Default for Tlb {
     fn default() -> Self {
-        let entries: Vec<Entry> = (0..4 * ENTRIES)
-            .map(|i| Entry { read: no_tag(i), write: no_tag(i), exec: no_tag(i), addend: 0 })
-            .collect();
-        let entries: Box<[Entry]> = entries.into();
-        let Ok(entries) = entries.try_into() else { unreachable!("the length is the array's") };
-        Self { entries, meta: vec![Meta::default(); 4 * ENTRIES].into(), live: Vec::new() }
+        let mut area = AreaBox::new();
+        for (i, entry) in area.entries_mut().iter_mut().enumerate() {
+            *entry = Entry::none(i);
+        }
+        Self { area, meta: vec![Meta::default(); 4 * ENTRIES].into(), live: Vec::new(), losses: 0 }
+    }
+}
+
+impl Entry {
+    const fn none(index: usize) -> Self {
+        Self { read: no_tag(index), write: no_tag(index), exec: no_tag(index), host: 0 }
     }
 }
 
@@ -379,45 +448,53 @@ fn slot(bank: Bank, linear: u64) -> usize {
 }
 
 impl Tlb {
+    /// Where the engine's bytes start ([`ENGINE_BYTES`], zeroed at first); the entries of all banks follow. The place never changes.
+    pub fn area(&mut self) -> NonNull<u8> {
+        self.area.0.cast()
+    }
+
     /// Reads, if a translation allows.
     #[inline(always)]
     pub fn read<T: Cell>(&self, bank: Bank, linear: u64) -> Option<T> {
-        let e = &self.entries[slot(bank, linear)];
-        if linear ^ e.read > PAGE + 1 - T::BYTES as u64 {
+        let e = &self.area.entries()[slot(bank, linear)];
+        let offset = linear ^ e.read;
+        if offset > PAGE + 1 - T::BYTES as u64 {
             return None;
         }
         // SAFETY: a read tag stands only in entries filled from a frame, and the whole access lies in its page. The entry is
         // dropped before the frame's memory is.
-        Some(unsafe { load(linear.wrapping_add(e.addend)) })
+        Some(unsafe { load(e.host + offset) })
     }
 
     /// Writes, if a translation allows.
     #[inline(always)]
     pub fn write<T: Cell>(&self, bank: Bank, linear: u64, value: T) -> bool {
-        let e = &self.entries[slot(bank, linear)];
-        if linear ^ e.write > PAGE + 1 - T::BYTES as u64 {
+        let e = &self.area.entries()[slot(bank, linear)];
+        let offset = linear ^ e.write;
+        if offset > PAGE + 1 - T::BYTES as u64 {
             return false;
         }
         // SAFETY: as in `read`; a write tag stands only for frames that may be written.
-        unsafe { store(linear.wrapping_add(e.addend), value) };
+        unsafe { store(e.host + offset, value) };
         true
     }
 
     /// Whether a write of up to a page's size would hit.
     #[inline(always)]
     pub fn writable(&self, bank: Bank, linear: u64, size: u64) -> bool {
-        let e = &self.entries[slot(bank, linear)];
+        let e = &self.area.entries()[slot(bank, linear)];
         size <= PAGE + 1 && linear ^ e.write <= PAGE + 1 - size
     }
 
     /// Replaces a value by `change` of it, if a translation allows.
     #[inline(always)]
     pub fn update<T: Cell>(&self, bank: Bank, linear: u64, change: impl FnOnce(T) -> T) -> bool {
-        let e = &self.entries[slot(bank, linear)];
-        if linear ^ e.write > PAGE + 1 - T::BYTES as u64 {
+        let e = &self.area.entries()[slot(bank, linear)];
+        let offset = linear ^ e.write;
+        if offset > PAGE + 1 - T::BYTES as u64 {
             return false;
         }
-        let address = linear.wrapping_add(e.addend);
+        let address = e.host + offset;
         // SAFETY: as in `write`; what can be written can be read.
         unsafe { store(address, change(load(address))) };
         true
@@ -432,19 +509,44 @@ impl Tlb {
         old: T,
         new: T,
     ) -> Option<Result<(), T>> {
-        let e = &self.entries[slot(bank, linear)];
-        if linear ^ e.write > PAGE + 1 - T::BYTES as u64 {
+        let e = &self.area.entries()[slot(bank, linear)];
+        let offset = linear ^ e.write;
+        if offset > PAGE + 1 - T::BYTES as u64 {
             return None;
         }
         // SAFETY: as in `write`.
-        Some(unsafe { T::cas(linear.wrapping_add(e.addend), old, new) })
+        Some(unsafe { T::cas(e.host + offset, old, new) })
     }
 
     /// Whether code at `linear` may be fetched by a translation made before; gives the frame's key plus the offset.
     #[inline(always)]
     pub fn fetch(&self, bank: Bank, linear: u64) -> Option<u64> {
-        let e = &self.entries[slot(bank, linear)];
-        (linear ^ e.exec <= PAGE).then(|| linear.wrapping_add(e.addend))
+        let e = &self.area.entries()[slot(bank, linear)];
+        let offset = linear ^ e.exec;
+        (offset <= PAGE).then(|| e.host + offset)
+    }
+
+    /// Whether a translation for reads, or for writes, is there.
+    pub fn holds(&self, bank: Bank, linear: u64, write: bool) -> bool {
+        let e = &self.area.entries()[slot(bank, linear)];
+        (if write { e.write } else { e.read }) == linear & !PAGE
+    }
+
+    /// The host address of a page that may be written.
+    pub fn host_page(&self, bank: Bank, page: u64) -> Option<u64> {
+        let e = &self.area.entries()[slot(bank, page)];
+        (e.write == page).then_some(e.host)
+    }
+
+    /// Whether the translation of code at `linear` is global.
+    pub fn is_global(&self, bank: Bank, linear: u64) -> bool {
+        let index = slot(bank, linear);
+        self.meta[index].live && self.meta[index].global
+    }
+
+    /// Counts what took translations away.
+    pub fn losses(&self) -> u64 {
+        self.losses
     }
 
     /// Enters a translation of `linear`'s page for one kind of access.
@@ -454,15 +556,15 @@ impl Tlb {
         }
         let index = slot(bank, linear);
         let page = linear & !PAGE;
-        let addend = frame.host.wrapping_sub(page);
+        let host = frame.host;
         let meta = &mut self.meta[index];
-        let entry = &mut self.entries[index];
-        if !meta.live || meta.page != page || entry.addend != addend {
+        let entry = &mut self.area.entries_mut()[index];
+        if !meta.live || meta.page != page || entry.host != host {
             if !meta.live {
                 self.live.push(index as u16);
             }
             *meta = Meta { live: true, global, page };
-            *entry = Entry { read: no_tag(index), write: no_tag(index), exec: no_tag(index), addend };
+            *entry = Entry { host, ..Entry::none(index) };
         }
         meta.global &= global;
         match kind {
@@ -477,13 +579,15 @@ impl Tlb {
     }
 
     fn clear_entry(entries: &mut [Entry; 4 * ENTRIES], meta: &mut [Meta], index: usize) {
-        entries[index] = Entry { read: no_tag(index), write: no_tag(index), exec: no_tag(index), addend: 0 };
+        entries[index] = Entry::none(index);
         meta[index].live = false;
     }
 
     /// Drops all translations, or all but global ones.
     pub fn flush(&mut self, keep_global: bool) {
-        let Self { entries, meta, live } = self;
+        self.losses += 1;
+        let Self { area, meta, live, .. } = self;
+        let entries = area.entries_mut();
         live.retain(|&index| {
             let index = index as usize;
             if keep_global && meta[index].global {
@@ -496,13 +600,13 @@ impl Tlb {
 
     /// Drops the translations of one page.
     pub fn flush_page(&mut self, linear: u64) {
+        self.losses += 1;
         for bank in [Bank::Supervisor, Bank::User, Bank::Override] {
             let index = slot(bank, linear);
             let page = linear & !PAGE;
             if self.meta[index].live && self.meta[index].page == page {
                 // The index stays in `live`; the entry is dead and harmless there.
-                self.entries[index] =
-                    Entry { read: no_tag(index), write: no_tag(index), exec: no_tag(index), addend: 0 };
+                self.area.entries_mut()[index] = Entry::none(index);
                 self.meta[index].page = NO_PAGE;
             }
         }
@@ -510,10 +614,11 @@ impl Tlb {
 
     /// Takes the write permission from all translations to a frame.
     pub fn drop_writes(&mut self, frame: Frame) {
+        self.losses += 1;
         for &index in &self.live {
             let index = index as usize;
-            let entry = &mut self.entries[index];
-            if self.meta[index].page.wrapping_add(entry.addend) == frame.host {
+            let entry = &mut self.area.entries_mut()[index];
+            if entry.host == frame.host {
                 entry.write = no_tag(index);
             }
         }

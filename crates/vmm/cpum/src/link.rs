@@ -51,6 +51,8 @@ impl ForcedActions {
 #[derive(Default)]
 pub struct VcpuLink {
     actions: AtomicU32,
+    /// Set with every action raised; see [`VcpuLink::kick_word`].
+    kick: AtomicU32,
     sipi_vector: AtomicU8,
     /// Another vCPU asked that HLT end; see [`VcpuLink::kick`].
     kicked: AtomicBool,
@@ -66,6 +68,7 @@ impl VcpuLink {
     /// Raises actions and wakes the vCPU if it sleeps.
     pub fn raise(&self, actions: ForcedActions) {
         let before = self.actions.fetch_or(actions.0, Ordering::SeqCst);
+        self.kick.store(1, Ordering::SeqCst);
         if before & actions.0 != actions.0 {
             let _guard = self.sleep.lock();
             self.wake.notify_all();
@@ -88,9 +91,16 @@ impl VcpuLink {
         ForcedActions(self.actions.load(Ordering::Acquire))
     }
 
-    /// The raw word, for generated code that polls it.
-    pub fn actions_word(&self) -> &AtomicU32 {
-        &self.actions
+    /// A word that is not zero if actions were raised since [`VcpuLink::clear_kick`], for generated code that polls it. Unlike the
+    /// actions, which stay until they are served, it tells only what is new.
+    pub fn kick_word(&self) -> &AtomicU32 {
+        &self.kick
+    }
+
+    /// Clears the word; [`VcpuLink::pending`] must be looked at after this.
+    #[inline]
+    pub fn clear_kick(&self) {
+        self.kick.store(0, Ordering::SeqCst);
     }
 
     /// Delivers a start-up IPI.

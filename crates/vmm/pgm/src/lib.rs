@@ -10,5 +10,5 @@
 mod memory;
 mod space;
 
-pub use memory::{CodePage, HostMemory, PAGE_SIZE};
+pub use memory::{CodePage, CodeWrites, HostMemory, PAGE_SIZE};
 pub use space::{Backing, Layer, MapHandle, MmioHandler, PageView, Pgm, PhysError, Target};

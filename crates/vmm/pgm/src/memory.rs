@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use parking_lot::Mutex;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use vbox_types::ByteSize;
@@ -48,17 +49,64 @@ impl CodePage {
         self.granules.fetch_or(granule_mask(start, end), Ordering::SeqCst) == 0
     }
 
-    /// Forgets that the page has code, once everything decoded from it has been thrown away.
-    pub fn forget(&self) {
-        self.granules.store(0, Ordering::SeqCst);
-        self.generation.fetch_add(1, Ordering::AcqRel);
+    /// Whether code was decoded from bytes `start..end` of the page.
+    pub fn hits(&self, start: u64, end: u64) -> bool {
+        let granules = self.granules.load(Ordering::SeqCst);
+        granules != 0 && granules & granule_mask(start, end) != 0
     }
 
-    fn written(&self, start: u64, end: u64) {
-        let granules = self.granules.load(Ordering::SeqCst);
-        if granules != 0 && granules & granule_mask(start, end) != 0 {
+    fn written(&self, start: u64, end: u64) -> bool {
+        let hit = self.hits(start, end);
+        if hit {
             self.generation.fetch_add(1, Ordering::AcqRel);
         }
+        hit
+    }
+}
+
+/// The latest pages whose decoded code was overwritten, in all memories of the process, for engines that have such code in use
+/// without looking at its [`CodePage`] each time.
+pub struct CodeWrites {
+    count: AtomicU64,
+    ring: [AtomicU64; Self::KEPT],
+    order: Mutex<()>,
+}
+
+static CODE_WRITES: CodeWrites = CodeWrites {
+    count: AtomicU64::new(0),
+    ring: [const { AtomicU64::new(0) }; CodeWrites::KEPT],
+    order: Mutex::new(()),
+};
+
+impl CodeWrites {
+    const KEPT: usize = 1024;
+
+    /// The process's record.
+    pub fn get() -> &'static Self {
+        &CODE_WRITES
+    }
+
+    /// How many there were so far.
+    #[inline]
+    pub fn count(&self) -> u64 {
+        self.count.load(Ordering::Acquire)
+    }
+
+    fn note(&self, page: u64) {
+        let _guard = self.order.lock();
+        let count = self.count.load(Ordering::Relaxed);
+        self.ring[count as usize % Self::KEPT].store(page, Ordering::Relaxed);
+        self.count.store(count + 1, Ordering::Release);
+    }
+
+    /// Gives the host addresses of the pages noted after the first `seen`, and what to say next time; `None` if some are forgotten.
+    pub fn since(&self, seen: &mut u64) -> Option<Vec<u64>> {
+        let _guard = self.order.lock();
+        let count = self.count.load(Ordering::Relaxed);
+        let from = std::mem::replace(seen, count);
+        (count - from <= Self::KEPT as u64).then(|| {
+            (from..count).map(|n| self.ring[n as usize % Self::KEPT].load(Ordering::Relaxed)).collect()
+        })
     }
 }
 
@@ -175,8 +223,10 @@ impl HostMemory {
             let page = at / PAGE_SIZE;
             let stop = end.min((page + 1) * PAGE_SIZE);
             self.mark_dirty(page);
-            if let Some(code) = self.code.get(page as usize) {
-                code.written(at % PAGE_SIZE, stop - page * PAGE_SIZE);
+            if let Some(code) = self.code.get(page as usize)
+                && code.written(at % PAGE_SIZE, stop - page * PAGE_SIZE)
+            {
+                CODE_WRITES.note(self.page_address(page));
             }
             at = stop;
         }
@@ -203,6 +253,20 @@ impl HostMemory {
     #[inline]
     pub fn code_page(&self, page: u64) -> Option<&CodePage> {
         self.code.get(page as usize)
+    }
+
+    /// Declares everything decoded from page number `page` invalid, and lets it be written directly until code is decoded from
+    /// it again.
+    pub fn forget_code(&self, page: u64) {
+        if let Some(code) = self.code.get(page as usize) {
+            code.granules.store(0, Ordering::SeqCst);
+            code.generation.fetch_add(1, Ordering::AcqRel);
+            CODE_WRITES.note(self.page_address(page));
+        }
+    }
+
+    fn page_address(&self, page: u64) -> u64 {
+        self.base.as_ptr().addr() as u64 + page * PAGE_SIZE
     }
 
     fn contains(&self, offset: u64, len: u64) -> bool {

@@ -1,0 +1,92 @@
+//! What generated code works on besides guest memory: one block of memory for each vCPU, reached through GS.
+//!
+//! The block starts with a [`Context`], goes on with the jump cache, and ends with the entries of the software TLB
+//! (`iem::tlb`), which the interpreter uses, too.
+
+use std::mem::offset_of;
+use std::sync::atomic::AtomicU32;
+
+use cpum::CpuState;
+use cpum::state::XsaveArea;
+use iem::tlb::{ENGINE_BYTES, Entry};
+
+/// Everything but tables.
+#[repr(C)]
+pub(crate) struct Context {
+    /// The vector registers while Rust code runs, in the XSAVE format; the x87 state stays in the unit.
+    pub(crate) xsave: XsaveArea,
+    pub(crate) cpu: *mut CpuState,
+    pub(crate) rem: *mut crate::run::Rem,
+    /// `VcpuLink::kick_word`.
+    pub(crate) kick: *const AtomicU32,
+    /// The stack of the run loop, to return to.
+    pub(crate) host_rsp: u64,
+    /// Where to enter.
+    pub(crate) entry: u64,
+    /// Linear address of the page that the running code lies in.
+    pub(crate) page: u64,
+    /// Arithmetic flags as LAHF and SETO give them: AH is SF, ZF, AF, PF, CF; AL is OF.
+    pub(crate) flags: u64,
+    /// Guest r12 to r15.
+    pub(crate) high: [u64; 4],
+    pub(crate) fs_base: u64,
+    pub(crate) gs_base: u64,
+    /// Page offset of the instruction that may raise a host exception.
+    pub(crate) fault_offset: u64,
+    /// Linear address of the stack page whose distance to host memory is `delta`, for reads and writes; or an address that no stack
+    /// access has.
+    pub(crate) stack_page: u64,
+    pub(crate) delta: u64,
+    pub(crate) tmp: [u64; 4],
+}
+
+/// Offsets of the fields.
+pub(crate) mod off {
+    use super::{Context, offset_of};
+    pub(crate) const XSAVE: i32 = offset_of!(Context, xsave) as i32;
+    pub(crate) const CPU: i32 = offset_of!(Context, cpu) as i32;
+    pub(crate) const REM: i32 = offset_of!(Context, rem) as i32;
+    pub(crate) const KICK: i32 = offset_of!(Context, kick) as i32;
+    pub(crate) const HOST_RSP: i32 = offset_of!(Context, host_rsp) as i32;
+    pub(crate) const ENTRY: i32 = offset_of!(Context, entry) as i32;
+    pub(crate) const PAGE: i32 = offset_of!(Context, page) as i32;
+    pub(crate) const FLAGS: i32 = offset_of!(Context, flags) as i32;
+    pub(crate) const HIGH: i32 = offset_of!(Context, high) as i32;
+    pub(crate) const FS_BASE: i32 = offset_of!(Context, fs_base) as i32;
+    pub(crate) const GS_BASE: i32 = offset_of!(Context, gs_base) as i32;
+    pub(crate) const FAULT_OFFSET: i32 = offset_of!(Context, fault_offset) as i32;
+    pub(crate) const STACK_PAGE: i32 = offset_of!(Context, stack_page) as i32;
+    pub(crate) const DELTA: i32 = offset_of!(Context, delta) as i32;
+    pub(crate) const TMP: i32 = offset_of!(Context, tmp) as i32;
+}
+
+/// An address that no stack access of fewer than a page's bytes has in its page.
+pub(crate) const NO_STACK: u64 = 0x8000_0000_0000_0000;
+
+/// One slot of the jump cache: code that was found at a linear address.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Jump {
+    /// Linear address.
+    pub(crate) tag: u64,
+    /// Host address of the block's checked entry, which compares the tag.
+    pub(crate) code: u64,
+}
+
+/// Slots in a bank of the jump cache; the index is the low 16 bits of the address.
+pub(crate) const JUMPS: usize = 1 << 16;
+/// Banks: as the TLB's, without the one that is never filled.
+pub(crate) const JUMP_BANKS: usize = 3;
+/// Offset of the jump cache in the block.
+pub(crate) const JUMPS_AT: usize = 4096;
+/// Offset of the TLB's entries.
+pub(crate) const TLB_AT: i32 = ENGINE_BYTES as i32;
+/// Shift from a linear address to the offset of its entry, and the mask of that.
+pub(crate) const TLB_SHIFT: u8 = 7;
+pub(crate) const TLB_MASK: i32 = ((iem::tlb::ENTRIES - 1) * size_of::<Entry>()) as i32;
+
+const _: () = {
+    assert!(size_of::<Context>() <= JUMPS_AT);
+    assert!(JUMPS_AT + JUMP_BANKS * JUMPS * size_of::<Jump>() == ENGINE_BYTES);
+    assert!(size_of::<Entry>() == 1 << (12 - TLB_SHIFT));
+};

@@ -1,0 +1,738 @@
+//! Reads guest code and decides, instruction by instruction, how it is translated.
+
+use iced_x86::{
+    Code, ConditionCode, CpuidFeature, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic,
+    OpKind, Register, RflagsBits,
+};
+use iem::unit::{self, Access, Features, Route};
+
+/// Most instructions in a block.
+const MAX_INSNS: usize = 64;
+/// The arithmetic flags, as `iced-x86` names them.
+pub(crate) const ARITH: u32 =
+    RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
+
+/// What makes translations of the same bytes differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Mode {
+    /// 64-bit code; else 32-bit code in flat segments.
+    pub(crate) long: bool,
+    /// Bank of TLB and jump cache (0 to 2).
+    pub(crate) bank: u8,
+    /// x87 and MMX, SSE, AVX instructions may run without further checks.
+    pub(crate) x87: bool,
+    pub(crate) sse: bool,
+    pub(crate) avx: bool,
+    /// FS and GS are usable, writable and without a limit, so that only their base matters.
+    pub(crate) fs_gs: bool,
+    /// Stack accesses are checked one by one.
+    pub(crate) plain_stack: bool,
+}
+
+impl Mode {
+    /// A number below 256 for it.
+    pub(crate) fn number(self) -> u8 {
+        self.bank
+            | u8::from(self.long) << 2
+            | u8::from(self.x87) << 3
+            | u8::from(self.sse) << 4
+            | u8::from(self.avx) << 5
+            | u8::from(self.fs_gs) << 6
+            | u8::from(self.plain_stack) << 7
+    }
+}
+
+/// How an instruction is translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Copied, with its operands replaced.
+    Copy,
+    /// Copied; the host may raise #DE.
+    Divide,
+    Lea,
+    Nop,
+    Push,
+    Pop,
+    Leave,
+    /// BT and relatives on memory with a bit offset in a register.
+    BitString,
+    Jmp(i64),
+    Jcc(i64),
+    /// JRCXZ, JECXZ.
+    Jcxz(i64),
+    Loop(i64),
+    Call(i64),
+    JmpIndirect,
+    CallIndirect,
+    Ret,
+    /// Left to the interpreter; true if it works on x87, SSE or AVX state.
+    Interpret(bool),
+}
+
+/// How the memory operand is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Memory {
+    None,
+    /// Through the TLB.
+    Checked,
+    /// Within the stack page that was checked before.
+    Stack,
+}
+
+/// One instruction of a block.
+#[derive(Clone, Debug)]
+pub(crate) struct Item {
+    pub(crate) insn: Instruction,
+    /// Offset in the page.
+    pub(crate) offset: u16,
+    pub(crate) kind: Kind,
+    pub(crate) memory: Memory,
+    /// Bytes of the memory operand, whether it is written, its alignment rule.
+    pub(crate) size: u16,
+    pub(crate) writes: bool,
+    pub(crate) align: u16,
+    pub(crate) fp: bool,
+    /// Flags that matter before it.
+    pub(crate) live_in: u32,
+    pub(crate) live_out: u32,
+    /// Flags it sets whatever happens.
+    pub(crate) kills: u32,
+    pub(crate) modifies: u32,
+    /// RSP before it, relative to the start of its stretch.
+    pub(crate) depth: i32,
+    /// Its stack access lies in what a check covers.
+    pub(crate) covered: bool,
+    /// A check of the stack page stands before it: lowest offset from RSP, bytes, whether anything is written.
+    pub(crate) check: Option<StackCheck>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StackCheck {
+    pub(crate) low: i32,
+    pub(crate) span: i32,
+    pub(crate) writes: bool,
+}
+
+/// A block to translate.
+pub(crate) struct Plan {
+    pub(crate) items: Vec<Item>,
+    /// Offset behind the last instruction, where the block goes on if that does not end it.
+    pub(crate) end: u16,
+    /// The instruction at `end` reaches into the next page.
+    pub(crate) crosses: bool,
+    /// Ranges of the page that the translation depends on.
+    pub(crate) ranges: Vec<(u16, u16)>,
+}
+
+/// Features that instructions of the general kind need.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Machine {
+    pub(crate) unit: Features,
+    /// Features of general instructions that are announced (`general_features`).
+    pub(crate) general: u32,
+}
+
+/// `CpuidFeature`s of general instructions beyond the base set, in the order of the bits of [`Machine::general`].
+pub(crate) const GENERAL: [CpuidFeature; 8] = [
+    CpuidFeature::BMI1,
+    CpuidFeature::BMI2,
+    CpuidFeature::LZCNT,
+    CpuidFeature::POPCNT,
+    CpuidFeature::MOVBE,
+    CpuidFeature::ADX,
+    CpuidFeature::CX8,
+    CpuidFeature::CMPXCHG16B,
+];
+
+/// Flags an instruction reads, sets whatever happens, and may change.
+fn flag_effects(insn: &Instruction) -> (u32, u32, u32) {
+    let modified = insn.rflags_modified() & ARITH;
+    let read = insn.rflags_read() & ARITH;
+    let by_count = match insn.mnemonic() {
+        Mnemonic::Shl | Mnemonic::Sal | Mnemonic::Shr | Mnemonic::Sar | Mnemonic::Rol | Mnemonic::Ror | Mnemonic::Rcl
+        | Mnemonic::Rcr => Some(1),
+        Mnemonic::Shld | Mnemonic::Shrd => Some(2),
+        _ => None,
+    };
+    if let Some(op) = by_count {
+        let sure = insn.op_kind(op) != OpKind::Register && insn.immediate(op) & 31 != 0;
+        if !sure {
+            return (read | modified, 0, modified);
+        }
+    }
+    (read, modified, modified)
+}
+
+fn is_plain_gpr(register: Register) -> bool {
+    register.is_gpr()
+}
+
+/// Whether an instruction of the general kind may be copied.
+fn copyable(insn: &Instruction, machine: &Machine) -> bool {
+    use Mnemonic::*;
+    let ok = matches!(
+        insn.mnemonic(),
+        Add | Adc | Sub | Sbb | And | Or | Xor | Cmp | Test | Mov | Movzx | Movsx | Movsxd | Inc | Dec | Neg | Not
+            | Mul | Imul | Div | Idiv | Shl | Sal | Shr | Sar | Rol | Ror | Rcl | Rcr | Shld | Shrd | Bt | Bts | Btr
+            | Btc | Bsf | Bsr | Tzcnt | Lzcnt | Popcnt | Andn | Bextr | Blsi | Blsr | Blsmsk | Bzhi | Mulx | Pdep
+            | Pext | Rorx | Sarx | Shlx | Shrx | Adcx | Adox | Xchg | Xadd | Cmpxchg | Cmpxchg8b | Cmpxchg16b
+            | Bswap | Movbe | Cbw | Cwde | Cdqe | Cwd | Cdq | Cqo | Clc | Stc | Cmc | Lahf | Sahf | Movnti
+            | Mfence | Lfence | Sfence | Prefetchnta | Prefetcht0 | Prefetcht1 | Prefetcht2 | Prefetchw
+    ) || insn.is_setcc()
+        || insn.is_cmovcc();
+    if !ok {
+        return false;
+    }
+    let announced = insn.cpuid_features().iter().all(|f| match GENERAL.iter().position(|g| g == f) {
+        Some(bit) => machine.general & 1 << bit != 0,
+        None => true,
+    });
+    announced
+        && (0..insn.op_count()).all(|i| insn.op_kind(i) != OpKind::Register || is_plain_gpr(insn.op_register(i)))
+}
+
+trait CmovSetcc {
+    fn is_setcc(&self) -> bool;
+    fn is_cmovcc(&self) -> bool;
+}
+
+impl CmovSetcc for Instruction {
+    fn is_setcc(&self) -> bool {
+        self.condition_code() != ConditionCode::None && is_set(self.code())
+    }
+    fn is_cmovcc(&self) -> bool {
+        self.condition_code() != ConditionCode::None
+            && !is_set(self.code())
+            && self.flow_control() == FlowControl::Next
+            && self.op_count() == 2
+            && self.op_kind(0) == OpKind::Register
+            && self.op_register(0).is_gpr()
+    }
+}
+
+fn is_set(code: Code) -> bool {
+    use Code::*;
+    matches!(
+        code,
+        Seto_rm8 | Setno_rm8 | Setb_rm8 | Setae_rm8 | Sete_rm8 | Setne_rm8 | Setbe_rm8 | Seta_rm8 | Sets_rm8
+            | Setns_rm8 | Setp_rm8 | Setnp_rm8 | Setl_rm8 | Setge_rm8 | Setle_rm8 | Setg_rm8
+    )
+}
+
+/// Control registers of the floating-point units change by these, or host addresses would show.
+fn fp_by_interpreter(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    matches!(
+        mnemonic,
+        Ldmxcsr | Vldmxcsr | Fldcw | Fldenv | Frstor | Fxrstor | Fxrstor64 | Xrstor | Xrstor64 | Fxsave | Fxsave64
+            | Fnstenv | Fstenv | Fnsave | Fsave | Fnclex | Fclex
+    )
+}
+
+fn has_high_byte(insn: &Instruction) -> bool {
+    (0..insn.op_count()).any(|i| {
+        insn.op_kind(i) == OpKind::Register
+            && matches!(insn.op_register(i), Register::AH | Register::BH | Register::CH | Register::DH)
+    })
+}
+
+/// Number of r12 to r15 within that family, if it is one of them.
+pub(crate) fn high_number(register: Register) -> Option<u8> {
+    let number = register.is_gpr().then(|| register.full_register().number())?;
+    (12..16).contains(&number).then(|| number as u8 - 12)
+}
+
+/// Whether the memory operand's address can be computed here.
+fn addressable(insn: &Instruction, mode: Mode) -> bool {
+    let base = insn.memory_base();
+    let index = insn.memory_index();
+    let size_ok = |r: Register| {
+        r == Register::None || r.is_gpr64() && mode.long || r.is_gpr32() || r == Register::RIP && mode.long
+    };
+    let segment = match insn.memory_segment() {
+        Register::FS | Register::GS => mode.long || mode.fs_gs,
+        Register::ES | Register::CS | Register::SS | Register::DS => {
+            // Code segments may be written in no mode but 64-bit.
+            mode.long || insn.segment_prefix() != Register::CS
+        }
+        _ => false,
+    };
+    size_ok(base) && size_ok(index) && segment && insn.memory_displ_size() != 2
+}
+
+struct Sorted {
+    kind: Kind,
+    memory: bool,
+    size: u16,
+    writes: bool,
+    align: u16,
+    fp: bool,
+}
+
+impl Sorted {
+    fn plain(kind: Kind) -> Self {
+        Self { kind, memory: false, size: 0, writes: false, align: 1, fp: false }
+    }
+}
+
+fn sort(insn: &Instruction, mode: Mode, machine: &Machine) -> Sorted {
+    let interpret = Sorted::plain(Kind::Interpret(false));
+    let has_memory = (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Memory);
+    let word = if mode.long { 8 } else { 4 };
+    match insn.flow_control() {
+        FlowControl::Next => {}
+        FlowControl::UnconditionalBranch if insn.is_jmp_short_or_near() => {
+            return Sorted::plain(match near_target(insn, mode) {
+                Some(t) => Kind::Jmp(t),
+                None => Kind::Interpret(false),
+            });
+        }
+        FlowControl::ConditionalBranch => {
+            let Some(t) = near_target(insn, mode) else { return interpret };
+            return Sorted::plain(match insn.mnemonic() {
+                Mnemonic::Jrcxz if mode.long => Kind::Jcxz(t),
+                Mnemonic::Jecxz => Kind::Jcxz(t),
+                Mnemonic::Loop if matches!(insn.code(), Code::Loop_rel8_64_RCX | Code::Loop_rel8_32_ECX) => {
+                    Kind::Loop(t)
+                }
+                _ if insn.is_jcc_short_or_near() => Kind::Jcc(t),
+                _ => Kind::Interpret(false),
+            });
+        }
+        FlowControl::Call if insn.is_call_near() => {
+            return match near_target(insn, mode) {
+                Some(t) => Sorted { size: word, writes: true, ..Sorted::plain(Kind::Call(t)) },
+                None => interpret,
+            };
+        }
+        FlowControl::Return
+            if matches!(
+                insn.code(),
+                Code::Retnq | Code::Retnq_imm16 | Code::Retnd | Code::Retnd_imm16
+            ) =>
+        {
+            return Sorted { size: word, ..Sorted::plain(Kind::Ret) };
+        }
+        FlowControl::IndirectBranch | FlowControl::IndirectCall
+            if insn.is_jmp_near_indirect() || insn.is_call_near_indirect() =>
+        {
+            let wanted = if mode.long { 8 } else { 4 };
+            let operand_ok = match insn.op_kind(0) {
+                OpKind::Register => insn.op_register(0).size() == wanted,
+                OpKind::Memory => insn.memory_size().size() == wanted && addressable(insn, mode),
+                _ => false,
+            };
+            if !operand_ok {
+                return interpret;
+            }
+            let kind = if insn.is_jmp_near_indirect() { Kind::JmpIndirect } else { Kind::CallIndirect };
+            return Sorted { memory: has_memory, size: word, ..Sorted::plain(kind) };
+        }
+        _ => return interpret,
+    }
+    match insn.mnemonic() {
+        Mnemonic::Nop | Mnemonic::Endbr64 | Mnemonic::Endbr32 => return Sorted::plain(Kind::Nop),
+        Mnemonic::Prefetchnta | Mnemonic::Prefetcht0 | Mnemonic::Prefetcht1 | Mnemonic::Prefetcht2
+        | Mnemonic::Prefetchw => return Sorted::plain(Kind::Nop),
+        Mnemonic::Lea => {
+            let sizes = |r: Register| {
+                r == Register::None || r.is_gpr64() || r.is_gpr32() || r == Register::RIP && mode.long
+            };
+            return if sizes(insn.memory_base())
+                && sizes(insn.memory_index())
+                && insn.memory_displ_size() != 2
+                && insn.op_register(0).size() >= 4
+            {
+                Sorted::plain(Kind::Lea)
+            } else {
+                interpret
+            };
+        }
+        Mnemonic::Push => {
+            let operand = match insn.op_kind(0) {
+                OpKind::Register => insn.op_register(0).size() == word as usize && insn.op_register(0).is_gpr(),
+                OpKind::Immediate8to64 | OpKind::Immediate32to64 => mode.long,
+                OpKind::Immediate8to32 | OpKind::Immediate32 => !mode.long,
+                OpKind::Memory => {
+                    insn.memory_size().size() == word as usize && addressable(insn, mode) && !mode.plain_stack
+                }
+                _ => false,
+            };
+            return if operand {
+                Sorted { memory: has_memory, size: word, writes: true, ..Sorted::plain(Kind::Push) }
+            } else {
+                interpret
+            };
+        }
+        Mnemonic::Pop => {
+            let operand = insn.op_kind(0) == OpKind::Register
+                && insn.op_register(0).is_gpr()
+                && insn.op_register(0).size() == word as usize;
+            return if operand { Sorted { size: word, ..Sorted::plain(Kind::Pop) } } else { interpret };
+        }
+        Mnemonic::Leave if matches!(insn.code(), Code::Leaveq | Code::Leaved) => {
+            return Sorted { size: word, memory: true, ..Sorted::plain(Kind::Leave) };
+        }
+        _ => {}
+    }
+    if let Some(class) = unit::classify(insn) {
+        let allowed = match class.kind {
+            unit::Kind::X87 | unit::Kind::X87NoWait | unit::Kind::Wait | unit::Kind::Mmx => mode.x87 && mode.sse,
+            unit::Kind::Sse => mode.sse,
+            unit::Kind::Avx => mode.avx,
+            unit::Kind::Fxsave | unit::Kind::Xsave => false,
+        };
+        let ok = allowed
+            && class.route == Route::Operand
+            && machine.unit.contains(class.features)
+            && !fp_by_interpreter(insn.mnemonic())
+            && (!has_memory || addressable(insn, mode) && matches!(class.size, 1..=32));
+        if !ok {
+            return Sorted::plain(Kind::Interpret(true));
+        }
+        let access = if has_memory { class.access } else { Access::None };
+        return Sorted {
+            kind: Kind::Copy,
+            memory: has_memory,
+            size: class.size,
+            writes: access.writes(),
+            align: class.align,
+            fp: true,
+        };
+    }
+    if !copyable(insn, machine) || (has_memory && (!addressable(insn, mode) || has_high_byte(insn))) {
+        return interpret;
+    }
+    let mut kind = match insn.mnemonic() {
+        Mnemonic::Div | Mnemonic::Idiv => Kind::Divide,
+        _ => Kind::Copy,
+    };
+    let mut size = if has_memory { insn.memory_size().size() as u16 } else { 0 };
+    if has_memory
+        && matches!(insn.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)
+        && insn.op_kind(1) == OpKind::Register
+    {
+        size = insn.op_register(1).size() as u16;
+        if size < 4 || mode.plain_stack && insn.op_register(1).full_register() == Register::RSP {
+            return interpret;
+        }
+        kind = Kind::BitString;
+    }
+    if has_memory && !matches!(size, 1..=16) {
+        return interpret;
+    }
+    // Registers without a home of their own take temporaries: one beside a checked address, else two.
+    let mut high = 0u8;
+    for i in 0..insn.op_count() {
+        if insn.op_kind(i) == OpKind::Register
+            && let Some(n) = high_number(insn.op_register(i))
+        {
+            high |= 1 << n;
+        }
+    }
+    let temporaries = if has_memory { 1 } else { 2 };
+    if high.count_ones() > temporaries {
+        return interpret;
+    }
+    let writes = has_memory && writes_memory(insn);
+    let align = if insn.mnemonic() == Mnemonic::Cmpxchg16b { 16 } else { 1 };
+    Sorted { kind, memory: has_memory, size, writes, align, fp: false }
+}
+
+/// Whether a general instruction writes its memory operand.
+fn writes_memory(insn: &Instruction) -> bool {
+    use Mnemonic::*;
+    if insn.op_kind(0) != OpKind::Memory {
+        // XCHG's and XADD's operands may stand either way round.
+        return matches!(insn.mnemonic(), Xchg | Xadd);
+    }
+    !matches!(insn.mnemonic(), Cmp | Test | Bt | Mul | Imul | Div | Idiv)
+}
+
+/// The target of a near branch relative to the page, if code addresses are of the mode's width.
+fn near_target(insn: &Instruction, mode: Mode) -> Option<i64> {
+    match insn.op_kind(0) {
+        OpKind::NearBranch64 if mode.long => Some(insn.near_branch64() as i64),
+        OpKind::NearBranch32 if !mode.long => Some(i64::from(insn.near_branch32() as i32)),
+        _ => None,
+    }
+}
+
+/// How RSP changes.
+enum Change {
+    Same,
+    By(i32),
+    Unknown,
+}
+
+fn stack_change(insn: &Instruction, kind: Kind, word: i32) -> Change {
+    match kind {
+        Kind::Push | Kind::Call(_) | Kind::CallIndirect => return Change::By(-word),
+        Kind::Pop if insn.op_register(0).full_register() == Register::RSP => return Change::Unknown,
+        Kind::Pop => return Change::By(word),
+        Kind::Leave => return Change::Unknown,
+        Kind::Ret => return Change::By(word),
+        _ => {}
+    }
+    let names_sp = (0..insn.op_count().min(2)).any(|i| {
+        insn.op_kind(i) == OpKind::Register
+            && insn.op_register(i).is_gpr()
+            && insn.op_register(i).full_register() == Register::RSP
+    });
+    if !names_sp || matches!(insn.mnemonic(), Mnemonic::Cmp | Mnemonic::Test | Mnemonic::Push | Mnemonic::Bt) {
+        return Change::Same;
+    }
+    let writes_first = insn.op_kind(0) == OpKind::Register
+        && insn.op_register(0).is_gpr()
+        && insn.op_register(0).full_register() == Register::RSP;
+    if !writes_first {
+        // A source, unless both operands are written.
+        return match insn.mnemonic() {
+            Mnemonic::Xchg | Mnemonic::Xadd | Mnemonic::Mulx => Change::Unknown,
+            _ => Change::Same,
+        };
+    }
+    if insn.op_register(0).size() != word as usize {
+        return Change::Unknown;
+    }
+    let small = |v: i64| i32::try_from(v).ok().filter(|v| v.abs() < 1 << 20);
+    match insn.mnemonic() {
+        Mnemonic::Add | Mnemonic::Sub if insn.op_kind(1) != OpKind::Register && insn.op_kind(1) != OpKind::Memory => {
+            let v = insn.immediate(1) as i64;
+            let v = if word == 4 { i64::from(v as i32) } else { v };
+            match small(if insn.mnemonic() == Mnemonic::Sub { v.wrapping_neg() } else { v }) {
+                Some(v) => Change::By(v),
+                None => Change::Unknown,
+            }
+        }
+        Mnemonic::Lea
+            if insn.memory_base() == insn.op_register(0) && insn.memory_index() == Register::None =>
+        {
+            match small(insn.memory_displacement64() as i64) {
+                Some(v) => Change::By(v),
+                None => Change::Unknown,
+            }
+        }
+        _ => Change::Unknown,
+    }
+}
+
+/// The offset from RSP and the size of the stack access an instruction makes, if it makes one that a check of the page covers.
+fn stack_access(item: &Item, word: i32) -> Option<(i32, i32)> {
+    match item.kind {
+        Kind::Push | Kind::Call(_) | Kind::CallIndirect => Some((-word, word)),
+        Kind::Pop | Kind::Ret => Some((0, word)),
+        Kind::Copy | Kind::Divide | Kind::JmpIndirect if explicit_stack(item, word) => {
+            let disp = i32::try_from(item.insn.memory_displacement64() as i64).ok()?;
+            Some((disp, item.size.into()))
+        }
+        _ => None,
+    }
+}
+
+/// The memory operand is RSP and a displacement, without an alignment rule.
+fn explicit_stack(item: &Item, word: i32) -> bool {
+    let base = item.insn.memory_base();
+    item.memory == Memory::Checked
+        && item.align <= 1
+        && base.is_gpr()
+        && base.full_register() == Register::RSP
+        && base.size() == word as usize
+        && item.insn.memory_index() == Register::None
+        && !matches!(item.insn.memory_segment(), Register::FS | Register::GS)
+}
+
+impl Plan {
+    /// Plans the block that starts at `start` of a page.
+    pub(crate) fn new(page: &[u8; 4096], start: u16, mode: Mode, machine: &Machine) -> Self {
+        let bits = if mode.long { 64 } else { 32 };
+        let mut decoder = Decoder::new(bits, page, DecoderOptions::NONE);
+        let mut items = Vec::with_capacity(16);
+        let mut at = start;
+        let mut crosses = false;
+        let mut ended = false;
+        while items.len() < MAX_INSNS && at < 4096 {
+            let Some(insn) = decode(&mut decoder, at) else {
+                crosses = true;
+                break;
+            };
+            let s = sort(&insn, mode, machine);
+            let (reads, kills, modifies) = flag_effects(&insn);
+            items.push(Item {
+                insn,
+                offset: at,
+                kind: s.kind,
+                memory: if s.memory { Memory::Checked } else { Memory::None },
+                size: s.size,
+                writes: s.writes,
+                align: s.align,
+                fp: s.fp,
+                live_in: reads,
+                live_out: 0,
+                kills,
+                modifies,
+                depth: 0,
+                covered: false,
+                check: None,
+            });
+            at += insn.len() as u16;
+            ended = matches!(
+                s.kind,
+                Kind::Jmp(_) | Kind::Call(_) | Kind::JmpIndirect | Kind::CallIndirect | Kind::Ret | Kind::Interpret(_)
+            );
+            if ended {
+                break;
+            }
+        }
+        let mut plan = Self { items, end: at, crosses, ranges: vec![(start, at.max(start + 1))] };
+        if crosses {
+            plan.ranges[0].1 = 4096;
+        }
+        plan.liveness(&mut decoder, mode, ended);
+        if !mode.plain_stack {
+            plan.stack(if mode.long { 8 } else { 4 });
+        }
+        plan
+    }
+
+    fn liveness(&mut self, decoder: &mut Decoder<'_>, mode: Mode, ended: bool) {
+        let Self { items, end, crosses, ranges } = self;
+        let mut look = |target: i64| live_at(decoder, target, mode, 12, 2, ranges);
+        let mut live = if ended || *crosses || *end >= 4096 { ARITH } else { look((*end).into()) };
+        for item in items.iter_mut().rev() {
+            let reads = item.live_in;
+            match item.kind {
+                Kind::Jmp(t) => live = look(t),
+                Kind::Jcc(t) | Kind::Jcxz(t) | Kind::Loop(t) => live |= look(t),
+                Kind::Call(t) => live = look(t),
+                Kind::Interpret(_) | Kind::JmpIndirect | Kind::CallIndirect | Kind::Ret => live = ARITH,
+                _ => {}
+            }
+            item.live_out = live;
+            live = live & !item.kills | reads;
+            item.live_in = live;
+        }
+    }
+
+    /// Groups stack accesses between unknown changes of RSP, and places one check before each group.
+    fn stack(&mut self, word: i32) {
+        let items = &mut self.items;
+        let mut first = 0;
+        let mut depth = 0;
+        let mut n = 0;
+        while n <= items.len() {
+            let ends = n == items.len();
+            let change = if ends {
+                Change::Unknown
+            } else {
+                items[n].depth = depth;
+                stack_change(&items[n].insn, items[n].kind, word)
+            };
+            match change {
+                Change::Same => {}
+                Change::By(v) => depth += v,
+                Change::Unknown => {
+                    let last = if ends { n } else { n + 1 };
+                    Self::place_check(&mut items[first..last], word);
+                    first = last;
+                    depth = 0;
+                }
+            }
+            n += 1;
+        }
+    }
+
+    fn place_check(items: &mut [Item], word: i32) {
+        let mut low = i32::MAX;
+        let mut high = i32::MIN;
+        let mut writes = false;
+        let mut start = None;
+        for (n, item) in items.iter_mut().enumerate() {
+            let Some((offset, size)) = stack_access(item, word) else { continue };
+            let at = item.depth + offset;
+            let (new_low, new_high) = (low.min(at), high.max(at + size));
+            if new_high - new_low > 1024 {
+                continue;
+            }
+            (low, high) = (new_low, new_high);
+            writes |= item.writes;
+            start.get_or_insert(n);
+            item.covered = true;
+            if item.memory == Memory::Checked && matches!(item.kind, Kind::Copy | Kind::Divide | Kind::JmpIndirect) {
+                item.memory = Memory::Stack;
+            }
+        }
+        let Some(first) = start else {
+            return;
+        };
+        // The check is best where no flags are alive.
+        let at = (0..=first).rev().find(|&n| items[n].live_in == 0).unwrap_or(first);
+        items[at].check = Some(StackCheck { low: low - items[at].depth, span: high - low, writes });
+    }
+}
+
+fn decode(decoder: &mut Decoder<'_>, at: u16) -> Option<Instruction> {
+    decoder.set_position(at.into()).ok()?;
+    decoder.set_ip(at.into());
+    let insn = decoder.decode();
+    (!(decoder.last_error() == DecoderError::NoMoreBytes)).then_some(insn)
+}
+
+/// Flags that may be read at `target` before they are set; what was looked at is added to `ranges`.
+fn live_at(
+    decoder: &mut Decoder<'_>,
+    target: i64,
+    mode: Mode,
+    budget: u32,
+    forks: u32,
+    ranges: &mut Vec<(u16, u16)>,
+) -> u32 {
+    let mut live = 0;
+    let mut killed = 0;
+    let Some(mut at) = u16::try_from(target).ok().filter(|&t| t < 4096) else { return ARITH };
+    let mut from = at;
+    for _ in 0..budget {
+        if at >= 4096 {
+            break;
+        }
+        let Some(insn) = decode(decoder, at) else { break };
+        let next = at + insn.len() as u16;
+        let (reads, kills, _) = flag_effects(&insn);
+        live |= reads & !killed;
+        let target = near_target(&insn, mode);
+        match insn.flow_control() {
+            FlowControl::Next if insn.mnemonic() != Mnemonic::Hlt && !insn.is_invalid() => {
+                killed |= kills;
+                at = next;
+            }
+            FlowControl::UnconditionalBranch if let Some(t) = target.and_then(|t| u16::try_from(t).ok()) => {
+                note(ranges, from, next);
+                (at, from) = (t, t);
+            }
+            FlowControl::ConditionalBranch if let Some(t) = target => {
+                let other = if forks == 0 { ARITH } else { live_at(decoder, t, mode, budget / 2, forks - 1, ranges) };
+                live |= other & !killed;
+                at = next;
+            }
+            _ => {
+                note(ranges, from, next);
+                return live | ARITH & !killed;
+            }
+        }
+        if killed == ARITH {
+            break;
+        }
+    }
+    if at > from {
+        note(ranges, from, at);
+    }
+    live | ARITH & !killed
+}
+
+fn note(ranges: &mut Vec<(u16, u16)>, from: u16, to: u16) {
+    if let Some(known) = ranges.iter_mut().find(|r| from >= r.0 && from <= r.1) {
+        known.1 = known.1.max(to);
+    } else {
+        ranges.push((from, to));
+    }
+}

@@ -1,0 +1,697 @@
+//! The run loop.
+#![allow(unsafe_code)] // shares the context and the CPU state with generated code, and enters it
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use cpum::state::{XsaveArea, cr0, cr4, seg};
+use cpum::{Activity, CpuState, VcpuLink};
+use em::{Engine, Event, Exit, VmContext};
+use iced_x86::{CpuidFeature, Encoder, InstructionInfoFactory};
+use iem::Iem;
+use iem::tlb::{Bank, Frame};
+use iem::unit::Features as UnitFeatures;
+use pgm::CodeWrites;
+use vbox_types::VcpuId;
+
+use crate::cache::{Block, Cache, Link, Page, PageJumps};
+use crate::code::CodeBuffer;
+use crate::context::{Context, JUMP_BANKS, JUMPS, JUMPS_AT, Jump, NO_STACK};
+use crate::emit::{Emitter, Host, Place};
+use crate::host::{self, Features};
+use crate::plan::{self, Kind, Machine, Mode, Plan};
+use crate::slow;
+use crate::thunks::{self, Thunks, reason};
+
+/// Code memory of one vCPU, in bytes.
+const CODE_BYTES: usize = 64 << 20;
+/// No block's code is longer.
+const MAX_BLOCK_CODE: usize = 64 << 10;
+
+/// Counters.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Stats {
+    pub(crate) translated: u64,
+    pub(crate) translated_instructions: u64,
+    pub(crate) translated_bytes: u64,
+    pub(crate) entered: u64,
+    pub(crate) interpreted: u64,
+    pub(crate) interpreted_fp: u64,
+    pub(crate) unknown_jumps: u64,
+    pub(crate) linked: u64,
+    pub(crate) slow_accesses: u64,
+    pub(crate) stack_pages: u64,
+    pub(crate) data_beside_code: u64,
+    pub(crate) pages_dropped: u64,
+    pub(crate) cache_flushes: u64,
+    pub(crate) unit_moves: u64,
+}
+
+/// How guest code runs in the current mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// One by one, with debug checks.
+    Step,
+    /// By the interpreter, block by block.
+    Interpret,
+    Native(Mode),
+}
+
+/// The recompiler for one vCPU.
+pub struct Rem {
+    pub(crate) iem: Iem,
+    link: Arc<VcpuLink>,
+    features: Features,
+    host: Host,
+    machine: Machine,
+    code: CodeBuffer,
+    /// Ends of the thunks in the code buffer.
+    kept: (usize, usize),
+    thunks: Thunks,
+    cache: Cache,
+    way: Way,
+    /// The link by which generated code was left.
+    pending_link: Option<u32>,
+    /// Generated code was left because the jump cache did not know RIP.
+    unknown: bool,
+    /// The next block is to have plain stack accesses.
+    plain_stack: bool,
+    /// The guest's x87, SSE and AVX state is in the host unit and the context.
+    unit_live: bool,
+    /// All floating-point exceptions are masked.
+    masked: bool,
+    code_writes_seen: u64,
+    losses_seen: u64,
+    stack_pages: [(u64, u64); JUMP_BANKS],
+    pub(crate) last_slow: (u64, u32),
+    encoder: Encoder,
+    info: InstructionInfoFactory,
+    pub(crate) stats: Stats,
+}
+
+// SAFETY: the raw pointers are in the context's memory, which belongs to the engine and is set anew at every `run`.
+unsafe impl Send for Rem {}
+
+impl Rem {
+    /// A recompiler for vCPU `id`; fails if the host gives no memory for code.
+    pub fn new(ctx: Arc<VmContext>, id: VcpuId) -> std::io::Result<Self> {
+        host::handle_signals()?;
+        let features = Features::detect();
+        let general = plan::GENERAL
+            .iter()
+            .enumerate()
+            .filter(|(_, f)| announced(&ctx.cpuid, **f))
+            .fold(0, |mask, (bit, _)| mask | 1 << bit);
+        let unit = UnitFeatures::announced(&ctx.cpuid).intersection(UnitFeatures::host());
+        let link = ctx.links[id.index()].clone();
+        let iem = Iem::new(ctx, id)?;
+        let mut code = CodeBuffer::new(CODE_BYTES)?;
+        let (bytes, thunks) = thunks::build(code.base(), features.avx, slow::access as *const () as u64)
+            .map_err(std::io::Error::other)?;
+        code.append(&bytes, &[]);
+        let kept = code.next();
+        let mut rem = Self {
+            iem,
+            link,
+            features,
+            host: Host { bmi2: features.bmi2 },
+            machine: Machine { unit, general },
+            code,
+            kept,
+            thunks,
+            cache: Cache::default(),
+            way: Way::Interpret,
+            pending_link: None,
+            unknown: false,
+            plain_stack: false,
+            unit_live: false,
+            masked: false,
+            code_writes_seen: CodeWrites::get().count(),
+            losses_seen: 0,
+            stack_pages: [(NO_STACK, 0); JUMP_BANKS],
+            last_slow: (0, 0),
+            encoder: Encoder::new(64),
+            info: InstructionInfoFactory::new(),
+            stats: Stats::default(),
+        };
+        for bank in 0..JUMP_BANKS {
+            for slot in 0..JUMPS {
+                rem.set_jump(bank, slot, Jump { tag: 0, code: rem.thunks.unknown });
+            }
+        }
+        Ok(rem)
+    }
+
+    pub(crate) fn context(&mut self) -> *mut Context {
+        self.iem.core().tlb.area().as_ptr().cast()
+    }
+
+    fn jump_slot(&mut self, bank: usize, slot: usize) -> *mut Jump {
+        assert!(bank < JUMP_BANKS && slot < JUMPS);
+        // SAFETY: the slot lies within the engine's part of the area.
+        unsafe { self.iem.core().tlb.area().as_ptr().add(JUMPS_AT).cast::<Jump>().add(bank * JUMPS + slot) }
+    }
+
+    fn set_jump(&mut self, bank: usize, slot: usize, jump: Jump) {
+        let at = self.jump_slot(bank, slot);
+        // SAFETY: a valid slot; generated code does not run now.
+        unsafe { at.write(jump) }
+    }
+
+    fn run_inner(&mut self, cpu: &mut CpuState) -> Exit {
+        loop {
+            if self.link.kick_word().load(Ordering::Acquire) != 0 {
+                self.link.clear_kick();
+            }
+            let pending = self.link.pending();
+            if !pending.is_empty()
+                && let Some(exit) = self.iem.attend(cpu, pending)
+            {
+                return exit;
+            }
+            self.follow();
+            if self.iem.core().resync {
+                self.iem.core().update_mode(cpu);
+                self.way = self.find_way(cpu);
+            }
+            let result = match self.way {
+                Way::Step => {
+                    self.unit_to_memory(cpu);
+                    self.iem.step(cpu)
+                }
+                Way::Interpret => {
+                    self.unit_to_memory(cpu);
+                    self.iem.run_block(cpu)
+                }
+                Way::Native(mode) => self.native(cpu, mode),
+            };
+            if let Err(exit) = result {
+                return exit;
+            }
+            let core = self.iem.core();
+            if core.stop
+                && let Some(exit) = core.exit.take()
+            {
+                return exit;
+            }
+        }
+    }
+
+    /// Drops what was derived from translations and code that are no more.
+    #[inline(always)]
+    fn follow(&mut self) {
+        let core = self.iem.core();
+        let flushed = &core.flushed;
+        if flushed.all || flushed.not_global || !flushed.pages.is_empty() {
+            self.follow_flushes();
+        }
+        let losses = self.iem.core().tlb.losses();
+        if losses != self.losses_seen {
+            self.losses_seen = losses;
+            self.stack_pages = [(NO_STACK, 0); JUMP_BANKS];
+        }
+        if CodeWrites::get().count() != self.code_writes_seen {
+            self.follow_code_writes();
+        }
+    }
+
+    #[cold]
+    fn follow_flushes(&mut self) {
+        let flushed = std::mem::take(&mut self.iem.core().flushed);
+        if flushed.all || flushed.not_global {
+            let all = flushed.all;
+            let mut jumps = std::mem::take(&mut self.cache.jumps);
+            jumps.retain(|&(bank, page), entry| {
+                if entry.global && !all {
+                    return true;
+                }
+                self.clear_jumps(bank, page, entry);
+                false
+            });
+            self.cache.jumps = jumps;
+        }
+        for page in flushed.pages {
+            for bank in 0..JUMP_BANKS as u8 {
+                if let Some(entry) = self.cache.jumps.remove(&(bank, page)) {
+                    self.clear_jumps(bank, page, &entry);
+                }
+            }
+        }
+    }
+
+    fn clear_jumps(&mut self, bank: u8, page: u64, entry: &PageJumps) {
+        let none = Jump { tag: 0, code: self.thunks.unknown };
+        for &slot in &entry.slots {
+            let at = self.jump_slot(bank.into(), slot.into());
+            // SAFETY: a valid slot; generated code does not run now.
+            unsafe {
+                if (*at).tag & !0xfff == page {
+                    at.write(none);
+                }
+            }
+        }
+    }
+
+    #[cold]
+    fn follow_code_writes(&mut self) {
+        match CodeWrites::get().since(&mut self.code_writes_seen) {
+            Some(pages) => {
+                for page in pages {
+                    if self.cache.pages.get(&page).is_some_and(|p| !p.source.valid()) {
+                        self.drop_page(page);
+                    }
+                }
+            }
+            None => {
+                let stale: Vec<u64> =
+                    self.cache.pages.iter().filter(|(_, p)| !p.source.valid()).map(|(&key, _)| key).collect();
+                for page in stale {
+                    self.drop_page(page);
+                }
+            }
+        }
+    }
+
+    /// Forgets the translations of a page that was written.
+    fn drop_page(&mut self, key: u64) {
+        let Some(page) = self.cache.pages.remove(&key) else { return };
+        self.stats.pages_dropped += 1;
+        for index in page.blocks {
+            let block = &mut self.cache.blocks[index as usize];
+            self.cache.by_place.remove(&(block.page + u64::from(block.start), block.mode));
+            let (checked, incoming) = (block.checked, std::mem::take(&mut block.incoming));
+            if checked != 0 {
+                self.code.put(checked as usize, &[0xe9]);
+                let unknown = self.thunks.unknown - self.code.base();
+                self.code.aim(checked as usize + 1, unknown as usize);
+            }
+            for link in incoming {
+                let link = self.cache.links[link as usize];
+                self.code.aim(link.site as usize, link.stub as usize);
+            }
+        }
+        // Until code is translated from it again it can be written directly.
+        page.source.memory.forget_code(page.source.page);
+    }
+
+    /// Forgets everything, because the code memory is full.
+    #[cold]
+    fn drop_all(&mut self) {
+        self.stats.cache_flushes += 1;
+        let jumps = std::mem::take(&mut self.cache.jumps);
+        for ((bank, page), entry) in &jumps {
+            self.clear_jumps(*bank, *page, entry);
+        }
+        self.cache = Cache::default();
+        self.code.truncate(self.kept.0, self.kept.1);
+        self.pending_link = None;
+    }
+
+    // ---- modes ----
+
+    fn find_way(&mut self, cpu: &CpuState) -> Way {
+        if !self.unit_live {
+            let area = &cpu.xsave.0;
+            let control = u16::from_le_bytes([area[0], area[1]]);
+            let mxcsr = u32::from_le_bytes([area[24], area[25], area[26], area[27]]);
+            self.masked = control & 0x3f == 0x3f && mxcsr >> 7 & 0x3f == 0x3f;
+        }
+        let core = self.iem.core();
+        if core.special {
+            return Way::Step;
+        }
+        let bank = match core.bank {
+            Bank::Supervisor => 0,
+            Bank::User => 1,
+            Bank::Override => 2,
+            Bank::Slow => return Way::Interpret,
+        };
+        let long = core.long;
+        let flat = |s: usize| {
+            let segment = &cpu.seg[s];
+            segment.limit == u32::MAX
+                && !segment.attr.unusable()
+                && (s == seg::CS || segment.attr.kind() & 0xe == 2)
+        };
+        if !long {
+            let code = &cpu.seg[seg::CS];
+            let ok = cpu.is_protected()
+                && code.attr.big()
+                && cpu.seg[seg::SS].attr.big()
+                && [seg::CS, seg::SS, seg::DS, seg::ES].iter().all(|&s| flat(s) && cpu.seg[s].base == 0)
+                && cpu.rip <= u32::MAX.into();
+            if !ok {
+                return Way::Interpret;
+            }
+        }
+        let no_em_ts = cpu.cr0 & (cr0::EM | cr0::TS) == 0 && self.masked;
+        Way::Native(Mode {
+            long,
+            bank,
+            x87: no_em_ts,
+            sse: no_em_ts && cpu.cr4 & cr4::OSFXSR != 0,
+            avx: no_em_ts && cpu.cr4 & cr4::OSXSAVE != 0 && cpu.xcr0 & 6 == 6 && self.features.avx,
+            fs_gs: flat(seg::FS) && flat(seg::GS),
+            plain_stack: false,
+        })
+    }
+
+    // ---- floating-point state ----
+
+    fn unit_to_memory(&mut self, cpu: &mut CpuState) {
+        if !self.unit_live {
+            return;
+        }
+        self.stats.unit_moves += 1;
+        self.unit_live = false;
+        let avx = self.features.avx;
+        // SAFETY: the context lives as long as the engine, and generated code does not run now.
+        let area = unsafe { &mut (*self.context()).xsave };
+        host::save_unit(area);
+        host::reset_unit();
+        // Header: x87 and SSE always, AVX where its registers were kept.
+        area.0[512] = if avx { 7 } else { 3 };
+        cpu.xsave.clone_from(area);
+        // The masks may change behind this.
+        self.iem.core().resync = true;
+    }
+
+    fn unit_to_host(&mut self, cpu: &CpuState) {
+        self.unit_live = true;
+        // SAFETY: as in `unit_to_memory`.
+        let area = unsafe { &mut (*self.context()).xsave };
+        area.clone_from(&cpu.xsave);
+        if area.0[512] & 4 == 0 {
+            area.0[576..XsaveArea::SIZE].fill(0);
+        }
+        host::load_unit(area);
+    }
+
+    // ---- native ----
+
+    fn interpret(&mut self, cpu: &mut CpuState, fp: bool) -> Result<(), Exit> {
+        if fp {
+            self.stats.interpreted_fp += 1;
+            self.unit_to_memory(cpu);
+        } else {
+            self.stats.interpreted += 1;
+        }
+        let result = self.iem.step(cpu);
+        self.iem.core().sync_flags(cpu);
+        result
+    }
+
+    fn native(&mut self, cpu: &mut CpuState, mode: Mode) -> Result<(), Exit> {
+        let mode = Mode { plain_stack: std::mem::take(&mut self.plain_stack), ..mode };
+        self.iem.core().sync_flags(cpu);
+        let pc = cpu.rip;
+        let Some(index) = self.find(cpu, pc, mode) else {
+            self.pending_link = None;
+            self.unknown = false;
+            return self.interpret(cpu, true);
+        };
+        let pending = self.pending_link.take();
+        let unknown = std::mem::take(&mut self.unknown);
+        let block = &self.cache.blocks[index as usize];
+        if let Some(fp) = block.interpret {
+            return self.interpret(cpu, fp);
+        }
+        let entry = self.code.base() + u64::from(block.entry);
+        if let Some(number) = pending
+            && let Some(&link) = self.cache.links.get(number as usize)
+            && link.page == block.page
+            && link.target == block.start
+            && link.mode == (block.mode & !PLAIN_BIT)
+        {
+            self.stats.linked += 1;
+            self.code.aim(link.site as usize, block.entry as usize);
+            self.cache.blocks[index as usize].incoming.push(number);
+        }
+        if unknown && !mode.plain_stack {
+            self.remember(pc, mode, index);
+        }
+        self.enter(cpu, mode, entry)
+    }
+
+    /// Runs generated code from `entry` on.
+    fn enter(&mut self, cpu: &mut CpuState, mode: Mode, entry: u64) -> Result<(), Exit> {
+        if self.masked && !self.unit_live {
+            self.unit_to_host(cpu);
+        }
+        self.stats.entered += 1;
+        let bank = usize::from(mode.bank);
+        let (stack_page, delta) = self.stack_pages[bank];
+        let rem: *mut Self = self;
+        let context = self.context();
+        // SAFETY: the context lives as long as the engine. Generated code reaches the engine (in `slow`) and the CPU state through
+        // the pointers in it while nothing here uses them; `Thunks::enter` keeps to the calling convention.
+        let why = unsafe {
+            (*context).rem = rem;
+            (*context).cpu = cpu;
+            (*context).entry = entry;
+            (*context).page = cpu.rip & !0xfff;
+            (*context).fs_base = cpu.seg[seg::FS].base;
+            (*context).gs_base = cpu.seg[seg::GS].base;
+            (*context).stack_page = stack_page;
+            (*context).delta = delta;
+            let thunk: extern "sysv64" fn() -> u64 = std::mem::transmute((*rem).thunks.enter as usize as *const ());
+            thunk()
+        };
+        // SAFETY: as above.
+        unsafe {
+            self.stack_pages[bank] = ((*context).stack_page, (*context).delta);
+        }
+        if !mode.long {
+            cpu.rip &= 0xffff_ffff;
+        }
+        match why & 7 {
+            reason::INTERPRET => self.after_native(cpu, false),
+            reason::INTERPRET_FP => self.after_native(cpu, true),
+            reason::LINK => {
+                let number = (why >> 3) as u32;
+                self.pending_link = Some(number);
+                self.plain_stack = self.cache.links.get(number as usize).is_some_and(|l| l.plain_stack);
+                Ok(())
+            }
+            reason::UNKNOWN => {
+                self.stats.unknown_jumps += 1;
+                self.unknown = true;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Has the instruction at RIP interpreted, unless somebody wants attention first.
+    fn after_native(&mut self, cpu: &mut CpuState, fp: bool) -> Result<(), Exit> {
+        self.last_slow = (0, 0);
+        if self.link.kick_word().load(Ordering::Acquire) != 0 {
+            return Ok(());
+        }
+        self.interpret(cpu, fp)
+    }
+
+    /// The block at `pc`, translated if need be. `None`: the interpreter must go on for one instruction.
+    fn find(&mut self, cpu: &CpuState, pc: u64, mode: Mode) -> Option<u32> {
+        let bank = self.iem.core().code_bank();
+        if let Some(at) = self.iem.core().tlb.fetch(bank, pc)
+            && let Some(&index) = self.cache.by_place.get(&(at, mode.number()))
+        {
+            return Some(index);
+        }
+        if mode.long && !iem::core::canonical(pc) {
+            return None;
+        }
+        let (_, frame) = self.iem.core().place_code(cpu, pc).ok()?;
+        let frame = frame?;
+        if let Some(&index) = self.cache.by_place.get(&(frame.key() + (pc & 0xfff), mode.number())) {
+            return Some(index);
+        }
+        self.translate(frame, pc, mode)
+    }
+
+    fn translate(&mut self, frame: Frame, pc: u64, mode: Mode) -> Option<u32> {
+        let start = (pc & 0xfff) as u16;
+        if !self.code.fits(MAX_BLOCK_CODE, MAX_BLOCK_CODE) {
+            self.drop_all();
+        }
+        let key = frame.key();
+        if self.cache.pages.get(&key).is_some_and(|p| !p.source.valid()) {
+            self.drop_page(key);
+        }
+        let mut page = [0; 4096];
+        self.iem.core().frames.read_bytes(frame, 0, &mut page);
+        let plan = Plan::new(&page, start, mode, &self.machine);
+        let mut source = None;
+        for &(from, to) in &plan.ranges {
+            let marked = iem::mark(self.iem.core(), frame, from.into(), (to - from).into())?;
+            source.get_or_insert(marked);
+        }
+        let mut again = [0; 4096];
+        self.iem.core().frames.read_bytes(frame, 0, &mut again);
+        if plan.ranges.iter().any(|&(a, b)| page[a as usize..b as usize] != again[a as usize..b as usize]) {
+            return None;
+        }
+        let (hot, cold) = self.code.next();
+        let first_link = self.cache.links.len() as u32;
+        let place = Place { base: self.code.base(), hot, cold, first_link };
+        let checked = self.unknown && !mode.plain_stack;
+        let emitter = Emitter::new(&place, &self.thunks, &self.host, mode, &mut self.encoder, &mut self.info);
+        let output = emitter.block(&plan, start, checked);
+        self.code.append(&output.hot, &output.cold);
+        self.stats.translated += 1;
+        self.stats.translated_instructions += output.count as u64;
+        self.stats.translated_bytes += u64::from(plan.end - start);
+        let index = self.cache.blocks.len() as u32;
+        let number = mode.number();
+        for link in output.links {
+            self.cache.links.push(Link {
+                site: link.site,
+                stub: link.stub,
+                page: key,
+                target: link.target,
+                mode: number & !PLAIN_BIT,
+                plain_stack: link.plain_stack,
+            });
+        }
+        let interpret = match plan.items.first() {
+            Some(item) => match item.kind {
+                Kind::Interpret(fp) => Some(fp),
+                _ => None,
+            },
+            None => Some(true),
+        };
+        self.cache.blocks.push(Block {
+            page: key,
+            start,
+            mode: number,
+            entry: (hot + output.entry) as u32,
+            checked: if checked { hot as u32 } else { 0 },
+            live: plan.items.first().is_none_or(|i| i.live_in != 0),
+            interpret,
+            incoming: Vec::new(),
+        });
+        self.cache.by_place.insert((key + u64::from(start), number), index);
+        match self.cache.pages.get_mut(&key) {
+            Some(page) => page.blocks.push(index),
+            None => {
+                let page = Page { source: source?, blocks: vec![index] };
+                self.cache.pages.insert(key, page);
+            }
+        }
+        Some(index)
+    }
+
+    /// Enters a block into the jump cache.
+    fn remember(&mut self, pc: u64, mode: Mode, index: u32) {
+        let block = &self.cache.blocks[index as usize];
+        let (start, live, entry) = (block.start, block.live, block.entry as usize);
+        let mut checked = block.checked;
+        if checked == 0 {
+            let (hot, cold) = self.code.next();
+            if !self.code.fits(256, 256) {
+                return;
+            }
+            let place =
+                Place { base: self.code.base(), hot, cold, first_link: self.cache.links.len() as u32 };
+            let emitter = Emitter::new(&place, &self.thunks, &self.host, mode, &mut self.encoder, &mut self.info);
+            let output = emitter.entry_for(start, live, entry);
+            self.code.append(&output.hot, &output.cold);
+            checked = hot as u32;
+            self.cache.blocks[index as usize].checked = checked;
+        }
+        let slot = (pc & 0xffff) as u16;
+        let code = self.code.base() + u64::from(checked);
+        self.set_jump(mode.bank.into(), slot.into(), Jump { tag: pc, code });
+        let code_bank = self.iem.core().code_bank();
+        let global = self.iem.core().tlb.is_global(code_bank, pc);
+        let entry = self
+            .cache
+            .jumps
+            .entry((mode.bank, pc & !0xfff))
+            .or_insert_with(|| PageJumps { global, slots: Vec::new() });
+        entry.global &= global;
+        entry.slots.push(slot);
+    }
+}
+
+/// The bit of a mode's number that says plain stack accesses.
+const PLAIN_BIT: u8 = 0x80;
+
+fn announced(cpuid: &cpum::CpuidTable, feature: CpuidFeature) -> bool {
+    use cpum::cpuid::bit;
+    match feature {
+        CpuidFeature::BMI1 => cpuid.has(bit::BMI1) && std::is_x86_feature_detected!("bmi1"),
+        CpuidFeature::BMI2 => cpuid.has(bit::BMI2) && std::is_x86_feature_detected!("bmi2"),
+        CpuidFeature::LZCNT => cpuid.has(bit::LZCNT) && std::is_x86_feature_detected!("lzcnt"),
+        CpuidFeature::POPCNT => cpuid.has(bit::POPCNT) && std::is_x86_feature_detected!("popcnt"),
+        CpuidFeature::MOVBE => cpuid.has(bit::MOVBE) && std::is_x86_feature_detected!("movbe"),
+        CpuidFeature::ADX => cpuid.has(bit::ADX) && std::is_x86_feature_detected!("adx"),
+        CpuidFeature::CX8 => cpuid.has(bit::CX8),
+        CpuidFeature::CMPXCHG16B => cpuid.has(bit::CX16) && std::is_x86_feature_detected!("cmpxchg16b"),
+        _ => false,
+    }
+}
+
+impl Engine for Rem {
+    fn name(&self) -> &'static str {
+        "REM"
+    }
+
+    fn run(&mut self, cpu: &mut CpuState) -> Exit {
+        match cpu.activity {
+            Activity::Running => {}
+            Activity::Halted => return Exit::Halt,
+            Activity::WaitForSipi => return Exit::Attention,
+            Activity::Shutdown => return Exit::TripleFault,
+        }
+        self.link.enter_guest();
+        self.iem.core().resync = true;
+        let area = self.context();
+        // SAFETY: the link lives as long as the engine.
+        unsafe { (*area).kick = self.link.kick_word() };
+        self.features.set_gs(area as u64);
+        host::announce(self.code.base(), self.code.len() as u64, self.thunks.host_fault);
+        let exit = self.run_inner(cpu);
+        self.unit_to_memory(cpu);
+        self.iem.core().sync_flags(cpu);
+        self.pending_link = None;
+        self.unknown = false;
+        self.plain_stack = false;
+        self.link.leave_guest();
+        self.iem.core().stats.exits += 1;
+        exit
+    }
+
+    fn inject(&mut self, cpu: &mut CpuState, what: Event) -> Result<(), Exit> {
+        self.iem.inject(cpu, what)
+    }
+
+    fn state_changed(&mut self, cpu: &CpuState) {
+        self.iem.state_changed(cpu);
+    }
+
+    fn statistics(&self) -> Vec<(&'static str, u64)> {
+        let s = &self.stats;
+        let mut all = vec![
+            ("blocks translated", s.translated),
+            ("instructions translated", s.translated_instructions),
+            ("bytes translated", s.translated_bytes),
+            ("code bytes used", self.code.used() as u64),
+            ("blocks held", self.cache.by_place.len() as u64),
+            ("native entries", s.entered),
+            ("instructions interpreted from native code", s.interpreted),
+            ("floating-point instructions interpreted", s.interpreted_fp),
+            ("moves of the floating-point state", s.unit_moves),
+            ("jumps not in the jump cache", s.unknown_jumps),
+            ("links made", s.linked),
+            ("slow memory accesses", s.slow_accesses),
+            ("stack pages looked up", s.stack_pages),
+            ("data writes beside code", s.data_beside_code),
+            ("code pages dropped", s.pages_dropped),
+            ("code cache flushes", s.cache_flushes),
+        ];
+        all.extend(self.iem.statistics());
+        all
+    }
+}

@@ -1,0 +1,112 @@
+//! Memory accesses that generated code cannot do by itself.
+#![allow(unsafe_code)] // called from generated code with pointers to what the run loop borrows
+
+use iem::core::{Who, canonical};
+use iem::paging::Kind;
+
+use crate::context::Context;
+use crate::run::Rem;
+
+/// Bit of a description: the instruction works on x87, SSE or AVX state.
+pub(crate) const FP_SHIFT: u32 = 13;
+const WRITES: u32 = 1 << 12;
+const FP: u32 = 1 << FP_SHIFT;
+const STACK: u32 = 1 << 14;
+const SIZE_SHIFT: u32 = 16;
+
+/// Describes an access: the page offset of its instruction, its size, and what kind it is.
+pub(crate) fn describe(offset: u16, size: u16, writes: bool, fp: bool) -> u32 {
+    u32::from(offset)
+        | if writes { WRITES } else { 0 }
+        | if fp { FP } else { 0 }
+        | u32::from(size) << SIZE_SHIFT
+}
+
+/// Describes a check of the stack page.
+pub(crate) fn describe_stack(offset: u16, span: u16, writes: bool) -> u32 {
+    describe(offset, span, writes, false) | STACK
+}
+
+/// Try the check again.
+const RETRY: u64 = 0;
+/// Have the instruction interpreted.
+const INTERPRET: u64 = 1;
+/// The stack page cannot be kept (any value above `INTERPRET` goes on behind the call).
+const NO_STACK_PAGE: u64 = 2;
+
+/// What generated code calls when a check fails: [`RETRY`], [`INTERPRET`], or the host address to use this once.
+pub(crate) extern "sysv64" fn access(rem: *mut Rem, address: u64, description: u32) -> u64 {
+    // SAFETY: generated code passes the pointer that the run loop put into the context; the loop does not touch the engine
+    // until generated code has returned.
+    let rem = unsafe { &mut *rem };
+    if description & STACK != 0 { rem.stack_page(address, description) } else { rem.slow_access(address, description) }
+}
+
+impl Rem {
+    fn slow_access(&mut self, address: u64, description: u32) -> u64 {
+        self.stats.slow_accesses += 1;
+        let size = u64::from(description >> SIZE_SHIFT);
+        let writes = description & WRITES != 0;
+        if (address & 0xfff) + size > 0x1000 || self.iem.core().long && !canonical(address) {
+            return INTERPRET;
+        }
+        let kind = if writes { Kind::Write } else { Kind::Read };
+        // SAFETY: the run loop lent the state to generated code, which has handed it on to here.
+        let cpu = unsafe { &*(*self.context()).cpu };
+        let core = self.iem.core();
+        let bank = core.bank;
+        let Ok((physical, Some(frame))) = core.place(cpu, address, kind, Who::Explicit) else {
+            return INTERPRET;
+        };
+        if core.tlb.holds(bank, address, writes) {
+            // Alignment rules make the check fail, too; the interpreter knows them.
+            return if self.last_slow == (address, description) { INTERPRET } else { self.again(address, description) };
+        }
+        if writes && frame.writable {
+            // A page with translated code: data between the code may be written as it is.
+            let (memory, page) = core.frames.memory(frame);
+            let at = physical & 0xfff;
+            if memory.code_page(page).is_some_and(|c| !c.hits(at, at + size)) {
+                memory.mark_dirty(page);
+                self.stats.data_beside_code += 1;
+                return core.frames.host_address(frame, at);
+            }
+        }
+        INTERPRET
+    }
+
+    fn again(&mut self, address: u64, description: u32) -> u64 {
+        self.last_slow = (address, description);
+        RETRY
+    }
+
+    fn stack_page(&mut self, address: u64, description: u32) -> u64 {
+        self.stats.stack_pages += 1;
+        let span = u64::from(description >> SIZE_SHIFT);
+        if (address & 0xfff) + span > 0x1000 || self.iem.core().long && !canonical(address) {
+            return NO_STACK_PAGE;
+        }
+        let context: *mut Context = self.context();
+        // SAFETY: as in `slow_access`.
+        let cpu = unsafe { &*(*context).cpu };
+        let core = self.iem.core();
+        let bank = core.bank;
+        if !core.tlb.holds(bank, address, true) {
+            // Reads alone must not mark a page as written.
+            let placed = description & WRITES != 0
+                && core.place(cpu, address, Kind::Write, Who::Explicit).is_ok()
+                && core.tlb.holds(bank, address, true);
+            if !placed {
+                return NO_STACK_PAGE;
+            }
+        }
+        let page = address & !0xfff;
+        let Some(host) = core.tlb.host_page(bank, page) else { return NO_STACK_PAGE };
+        // SAFETY: the context lives as long as the engine; generated code is in this call.
+        unsafe {
+            (*context).stack_page = page;
+            (*context).delta = host.wrapping_sub(page);
+        }
+        RETRY
+    }
+}

@@ -1,0 +1,277 @@
+//! The ways between Rust and generated code.
+//!
+//! In generated code the guest's general registers are in the host's own, except RSP (in r12) and r12 to r15 (in the context);
+//! the arithmetic flags are in RFLAGS; x87, MMX, SSE and AVX state is in the unit. Thunks move all but the x87 state to
+//! [`CpuState`] and the context and back.
+
+use std::mem::offset_of;
+
+use cpum::CpuState;
+use iced_x86::code_asm::*;
+
+use crate::context::off;
+
+/// Addresses of the thunks in the code buffer.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Thunks {
+    /// `extern "sysv64" fn()`: loads the guest's state and goes to `Context::entry`; gives the reason of the exit in rax.
+    pub(crate) enter: u64,
+    /// Leaves at page offset r14d for reason r13d.
+    pub(crate) exit: u64,
+    /// Leaves at linear address r15 because the jump cache does not know it.
+    pub(crate) unknown: u64,
+    /// Called for an access at r15 as r14d describes, with dead flags or flags in the context. Returns to try again, or five bytes
+    /// further on with the host address in r15.
+    pub(crate) slow_dead: u64,
+    pub(crate) slow_saved: u64,
+    /// Where a host exception at an instruction is continued: leaves to have the instruction interpreted.
+    pub(crate) host_fault: u64,
+}
+
+/// Why generated code was left, in the low three bits of what `enter` returns.
+pub(crate) mod reason {
+    /// Go on at RIP.
+    pub(crate) const GO_ON: u64 = 0;
+    /// The instruction at RIP must be interpreted.
+    pub(crate) const INTERPRET: u64 = 1;
+    /// The same, and it works on x87, SSE or AVX state.
+    pub(crate) const INTERPRET_FP: u64 = 2;
+    /// Go on at RIP; the link in the upper bits can be aimed at the code there.
+    pub(crate) const LINK: u64 = 3;
+    /// Go on at RIP, which the jump cache did not know.
+    pub(crate) const UNKNOWN: u64 = 4;
+}
+
+const GPR: usize = offset_of!(CpuState, gpr);
+const RIP: usize = offset_of!(CpuState, rip);
+const RFLAGS: usize = offset_of!(CpuState, rflags);
+const ARITH: i32 = 0x8d5;
+
+fn ctx(offset: i32) -> AsmMemoryOperand {
+    qword_ptr(offset as u64).gs()
+}
+
+/// The guest registers that are in host registers, with their numbers.
+const HOMED: [(usize, AsmRegister64); 13] = [
+    (0, rax),
+    (1, rcx),
+    (2, rdx),
+    (3, rbx),
+    (4, r12),
+    (5, rbp),
+    (6, rsi),
+    (7, rdi),
+    (8, r8),
+    (9, r9),
+    (10, r10),
+    (11, r11),
+    (16, r13),
+];
+
+const XMM: [AsmRegisterXmm; 16] = [
+    xmm0, xmm1, xmm2, xmm3, xmm4, xmm5, xmm6, xmm7, xmm8, xmm9, xmm10, xmm11, xmm12, xmm13, xmm14, xmm15,
+];
+const YMM: [AsmRegisterYmm; 16] = [
+    ymm0, ymm1, ymm2, ymm3, ymm4, ymm5, ymm6, ymm7, ymm8, ymm9, ymm10, ymm11, ymm12, ymm13, ymm14, ymm15,
+];
+
+fn vector_slots(i: usize) -> (AsmMemoryOperand, AsmMemoryOperand) {
+    let low = off::XSAVE + 160 + 16 * i as i32;
+    let high = off::XSAVE + 576 + 16 * i as i32;
+    (xmmword_ptr(low as u64).gs(), xmmword_ptr(high as u64).gs())
+}
+
+fn spill_vectors(a: &mut CodeAssembler, avx: bool) -> Result<(), IcedError> {
+    for i in 0..16 {
+        let (low, high) = vector_slots(i);
+        if avx {
+            a.vmovaps(low, XMM[i])?;
+            a.vextractf128(high, YMM[i], 1)?;
+        } else {
+            a.movaps(low, XMM[i])?;
+        }
+    }
+    if avx {
+        a.vzeroupper()?;
+    }
+    Ok(())
+}
+
+fn load_vectors(a: &mut CodeAssembler, avx: bool) -> Result<(), IcedError> {
+    for i in 0..16 {
+        let (low, high) = vector_slots(i);
+        if avx {
+            a.vmovaps(XMM[i], low)?;
+            a.vinsertf128(YMM[i], YMM[i], high, 1)?;
+        } else {
+            a.movaps(XMM[i], low)?;
+        }
+    }
+    Ok(())
+}
+
+/// Stores the general registers to the CPU state at r15, including those that the context holds; keeps r13, r14 and flags.
+fn store_registers(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    for (n, register) in HOMED {
+        if n < 16 {
+            a.mov(qword_ptr(r15 + (GPR + 8 * n)), register)?;
+        }
+    }
+    for n in 0..4 {
+        a.mov(rcx, ctx(off::HIGH + 8 * n))?;
+        a.mov(qword_ptr(r15 + (GPR + 8 * (12 + n as usize))), rcx)?;
+    }
+    Ok(())
+}
+
+/// Loads the general registers from the CPU state at r15; uses r14 before.
+fn load_registers(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    for n in 0..4 {
+        a.mov(r14, qword_ptr(r15 + (GPR + 8 * (12 + n as usize))))?;
+        a.mov(ctx(off::HIGH + 8 * n), r14)?;
+    }
+    a.mov(r13, ctx(off::DELTA))?;
+    for (n, register) in HOMED {
+        if n < 16 {
+            a.mov(register, qword_ptr(r15 + (GPR + 8 * n)))?;
+        }
+    }
+    Ok(())
+}
+
+/// Puts the flags in ax (as LAHF and SETO give them) into the CPU state at r15; uses rax and rcx.
+fn merge_flags(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.movzx(ecx, ah)?;
+    a.movzx(eax, al)?;
+    a.and(ecx, ARITH & 0xff)?;
+    a.shl(eax, 11)?;
+    a.or(ecx, eax)?;
+    a.mov(rax, qword_ptr(r15 + RFLAGS))?;
+    a.and(rax, !ARITH)?;
+    a.or(rax, rcx)?;
+    a.mov(qword_ptr(r15 + RFLAGS), rax)
+}
+
+/// Returns from `enter`; the reason is in rax.
+fn leave(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.mov(rsp, ctx(off::HOST_RSP))?;
+    a.add(rsp, 8)?;
+    for register in [r15, r14, r13, r12, rbp, rbx] {
+        a.pop(register)?;
+    }
+    a.ret()
+}
+
+/// Makes the thunks for a buffer at `base`; `slow` is the function behind slow accesses.
+pub(crate) fn build(base: u64, avx: bool, slow: u64) -> Result<(Vec<u8>, Thunks), IcedError> {
+    let mut a = CodeAssembler::new(64)?;
+    let mut labels: [CodeLabel; 6] = std::array::from_fn(|_| CodeLabel::default());
+    for label in &mut labels {
+        *label = a.create_label();
+    }
+    let [mut enter, mut exit, mut unknown, mut slow_dead, mut slow_saved, mut host_fault] = labels;
+
+    a.set_label(&mut enter)?;
+    for register in [rbx, rbp, r12, r13, r14, r15] {
+        a.push(register)?;
+    }
+    a.sub(rsp, 8)?;
+    a.mov(ctx(off::HOST_RSP), rsp)?;
+    a.mov(r15, ctx(off::CPU))?;
+    load_vectors(&mut a, avx)?;
+    a.mov(ecx, dword_ptr(r15 + RFLAGS))?;
+    a.mov(eax, ecx)?;
+    a.shl(eax, 8)?;
+    a.shr(ecx, 11)?;
+    a.and(ecx, 1)?;
+    a.mov(al, cl)?;
+    a.add(al, 127)?;
+    a.sahf()?;
+    load_registers(&mut a)?;
+    a.jmp(ctx(off::ENTRY))?;
+
+    a.set_label(&mut host_fault)?;
+    a.mov(r14d, dword_ptr(off::FAULT_OFFSET as u64).gs())?;
+    a.mov(r13d, reason::INTERPRET as u32)?;
+    a.set_label(&mut exit)?;
+    a.mov(r15, ctx(off::PAGE))?;
+    a.lea(r15, qword_ptr(r15 + r14))?;
+    let mut with_rip = a.create_label();
+    a.set_label(&mut with_rip)?;
+    a.mov(ctx(off::TMP), r15)?;
+    a.mov(r15, ctx(off::CPU))?;
+    store_registers(&mut a)?;
+    a.lahf()?;
+    a.seto(al)?;
+    merge_flags(&mut a)?;
+    a.mov(rax, ctx(off::TMP))?;
+    a.mov(qword_ptr(r15 + RIP), rax)?;
+    spill_vectors(&mut a, avx)?;
+    a.mov(eax, r13d)?;
+    leave(&mut a)?;
+
+    a.set_label(&mut unknown)?;
+    a.mov(r13d, reason::UNKNOWN as u32)?;
+    a.jmp(with_rip)?;
+
+    let mut common = a.create_label();
+    a.set_label(&mut slow_saved)?;
+    a.mov(ctx(off::TMP), r15)?;
+    a.mov(ctx(off::TMP + 8), r14)?;
+    a.mov(r15, ctx(off::CPU))?;
+    store_registers(&mut a)?;
+    a.movzx(eax, word_ptr(off::FLAGS as u64).gs())?;
+    merge_flags(&mut a)?;
+    a.jmp(common)?;
+    a.set_label(&mut slow_dead)?;
+    a.mov(ctx(off::TMP), r15)?;
+    a.mov(ctx(off::TMP + 8), r14)?;
+    a.mov(r15, ctx(off::CPU))?;
+    store_registers(&mut a)?;
+    a.set_label(&mut common)?;
+    a.mov(eax, r14d)?;
+    a.and(eax, 0xfff)?;
+    a.add(rax, ctx(off::PAGE))?;
+    a.mov(qword_ptr(r15 + RIP), rax)?;
+    spill_vectors(&mut a, avx)?;
+    a.mov(rdi, ctx(off::REM))?;
+    a.mov(rsi, ctx(off::TMP))?;
+    a.mov(edx, dword_ptr((off::TMP + 8) as u64).gs())?;
+    a.sub(rsp, 8)?;
+    a.mov(rax, slow)?;
+    a.call(rax)?;
+    a.add(rsp, 8)?;
+    let mut abort = a.create_label();
+    let mut direct = a.create_label();
+    a.mov(r15, ctx(off::CPU))?;
+    a.cmp(rax, 1)?;
+    a.je(abort)?;
+    a.ja(direct)?;
+    load_vectors(&mut a, avx)?;
+    load_registers(&mut a)?;
+    a.ret()?;
+    a.set_label(&mut direct)?;
+    a.mov(ctx(off::TMP), rax)?;
+    a.add(qword_ptr(rsp), 5)?;
+    load_vectors(&mut a, avx)?;
+    load_registers(&mut a)?;
+    a.mov(r15, ctx(off::TMP))?;
+    a.ret()?;
+    a.set_label(&mut abort)?;
+    a.mov(eax, dword_ptr((off::TMP + 8) as u64).gs())?;
+    a.shr(eax, crate::slow::FP_SHIFT)?;
+    a.and(eax, 1)?;
+    a.add(eax, reason::INTERPRET as u32)?;
+    leave(&mut a)?;
+
+    let done = a.assemble_options(base, iced_x86::BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS)?;
+    let thunks = Thunks {
+        enter: done.label_ip(&enter)?,
+        exit: done.label_ip(&exit)?,
+        unknown: done.label_ip(&unknown)?,
+        slow_dead: done.label_ip(&slow_dead)?,
+        slow_saved: done.label_ip(&slow_saved)?,
+        host_fault: done.label_ip(&host_fault)?,
+    };
+    Ok((done.inner.code_buffer, thunks))
+}

@@ -1,0 +1,225 @@
+//! Small guest programs on the recompiler, compared with the interpreter.
+
+use cpum::CpuState;
+use em::{Engine, Exit};
+use iced_x86::code_asm::*;
+use iem::testing::Machine;
+use rem::Rem;
+use vbox_types::VcpuId;
+
+fn assemble(at: u64, f: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
+    let mut a = CodeAssembler::new(64).unwrap();
+    f(&mut a).unwrap();
+    a.assemble(at).unwrap()
+}
+
+/// Runs the same long-mode program on both engines to HLT and gives both states.
+fn both(code: &[u8]) -> (CpuState, CpuState) {
+    let mut m = Machine::long(0x10_0000);
+    m.tables();
+    m.put(0x10_0000, code);
+    let start = m.cpu.clone();
+    let mut cpu = start.clone();
+    let mut rem = Rem::new(m.board.ctx.clone(), VcpuId(0)).unwrap();
+    let exit = rem.run(&mut cpu);
+    assert!(matches!(exit, Exit::Halt), "{exit:?} at {:#x}", cpu.rip);
+    let mut n = Machine::long(0x10_0000);
+    n.tables();
+    n.put(0x10_0000, code);
+    n.cpu = start;
+    let exit = n.run();
+    assert!(matches!(exit, Exit::Halt), "{exit:?} at {:#x}", n.cpu.rip);
+    let mut a = vec![0; 4 << 20];
+    let mut b = vec![0; 4 << 20];
+    m.board.ram.read(0, &mut a);
+    n.board.ram.read(0, &mut b);
+    if let Some(at) = a.iter().zip(&b).position(|(a, b)| a != b) {
+        panic!("memory differs at {at:#x}");
+    }
+    (cpu, n.cpu)
+}
+
+fn agree(code: &[u8]) -> CpuState {
+    let (a, b) = both(code);
+    assert_eq!(a.gpr, b.gpr);
+    assert_eq!(a.rip, b.rip);
+    assert_eq!(a.rflags, b.rflags, "{:#x} {:#x}", a.rflags, b.rflags);
+    a
+}
+
+#[test]
+fn a_loop_counts() {
+    let code = assemble(0x10_0000, |a| {
+        let mut top = a.create_label();
+        a.mov(rcx, 1000u64)?;
+        a.xor(eax, eax)?;
+        a.set_label(&mut top)?;
+        a.add(rax, rcx)?;
+        a.add(r13, rax)?;
+        a.mov(r12, qword_ptr(0x20_0000u64))?;
+        a.lea(r14, qword_ptr(r13 + rax * 2 + 5))?;
+        a.mov(qword_ptr(0x20_0000u64), r14)?;
+        a.dec(rcx)?;
+        a.jne(top)?;
+        a.hlt()
+    });
+    assert_eq!(agree(&code).gpr[0], 500_500);
+}
+
+#[test]
+fn calls_return() {
+    let code = assemble(0x10_0000, |a| {
+        let mut fib = a.create_label();
+        let mut base = a.create_label();
+        let mut start = a.create_label();
+        a.jmp(start)?;
+        a.set_label(&mut fib)?;
+        a.cmp(rdi, 2)?;
+        a.jb(base)?;
+        a.push(rbx)?;
+        a.push(r12)?;
+        a.mov(rbx, rdi)?;
+        a.lea(rdi, qword_ptr(rbx - 1))?;
+        a.call(fib)?;
+        a.mov(r12, rax)?;
+        a.lea(rdi, qword_ptr(rbx - 2))?;
+        a.call(fib)?;
+        a.add(rax, r12)?;
+        a.pop(r12)?;
+        a.pop(rbx)?;
+        a.ret()?;
+        a.set_label(&mut base)?;
+        a.mov(rax, rdi)?;
+        a.ret()?;
+        a.set_label(&mut start)?;
+        a.mov(rsp, 0x30_0000u64)?;
+        a.mov(edi, 15)?;
+        a.call(fib)?;
+        a.hlt()
+    });
+    assert_eq!(agree(&code).gpr[0], 610);
+}
+
+#[test]
+fn frames_across_a_page_boundary_work() {
+    let code = assemble(0x10_0000, |a| {
+        let mut top = a.create_label();
+        let mut f = a.create_label();
+        let mut start = a.create_label();
+        a.jmp(start)?;
+        a.set_label(&mut f)?;
+        a.push(rbx)?;
+        a.push(rcx)?;
+        a.sub(rsp, 0x18)?;
+        a.mov(qword_ptr(rsp + 8), rcx)?;
+        a.add(qword_ptr(rsp + 8), 3)?;
+        a.mov(rbx, qword_ptr(rsp + 8))?;
+        a.add(rax, rbx)?;
+        a.add(rsp, 0x18)?;
+        a.pop(rcx)?;
+        a.pop(rbx)?;
+        a.ret()?;
+        a.set_label(&mut start)?;
+        a.xor(eax, eax)?;
+        a.mov(ecx, 300)?;
+        a.mov(rsp, 0x30_0010u64)?;
+        a.set_label(&mut top)?;
+        a.lea(rsp, qword_ptr(rsp - 4))?;
+        a.call(f)?;
+        a.dec(ecx)?;
+        a.jne(top)?;
+        a.hlt()
+    });
+    agree(&code);
+}
+
+#[test]
+fn code_that_changes_itself_runs_as_changed() {
+    let code = assemble(0x10_0000, |a| {
+        let mut top = a.create_label();
+        let mut patch = a.create_label();
+        a.mov(ecx, 50)?;
+        a.xor(eax, eax)?;
+        a.set_label(&mut top)?;
+        a.lea(rbx, qword_ptr(patch))?;
+        a.mov(dword_ptr(rbx + 1), ecx)?;
+        a.set_label(&mut patch)?;
+        a.mov(edx, 0x11223344)?;
+        a.add(rax, rdx)?;
+        a.dec(ecx)?;
+        a.jne(top)?;
+        a.hlt()
+    });
+    assert_eq!(agree(&code).gpr[0], 50 * 51 / 2);
+}
+
+#[test]
+fn a_division_by_zero_is_the_guests() {
+    let code = assemble(0x10_0000, |a| {
+        a.mov(ecx, 3)?;
+        a.mov(eax, 100)?;
+        a.xor(edx, edx)?;
+        a.div(ecx)?;
+        a.xor(ecx, ecx)?;
+        a.div(ecx)?;
+        a.hlt()
+    });
+    let (a, b) = both(&code);
+    assert_eq!(a.gpr, b.gpr);
+    assert_eq!(a.rip, b.rip);
+}
+
+#[test]
+fn flags_survive_memory_accesses() {
+    let code = assemble(0x10_0000, |a| {
+        let mut top = a.create_label();
+        let mut skip = a.create_label();
+        a.mov(ecx, 200)?;
+        a.mov(rsi, 0x20_0000u64)?;
+        a.mov(r15, 0x12345u64)?;
+        a.set_label(&mut top)?;
+        a.imul_3(r15, r15, 0x1003)?;
+        a.cmp(r15, 0x5000)?;
+        a.mov(qword_ptr(rsi), r15)?;
+        a.mov(rdx, qword_ptr(rsi))?;
+        a.jl(skip)?;
+        a.adc(qword_ptr(rsi + 8), rdx)?;
+        a.set_label(&mut skip)?;
+        a.setp(byte_ptr(rsi + 16))?;
+        a.adc(rax, rdx)?;
+        a.inc(qword_ptr(rsi + 24))?;
+        a.adc(rbx, 0)?;
+        a.lea(rsi, qword_ptr(rsi + 8))?;
+        a.dec(ecx)?;
+        a.jne(top)?;
+        a.hlt()
+    });
+    agree(&code);
+}
+
+#[test]
+fn vectors_and_x87_pass_through() {
+    let code = assemble(0x10_0000, |a| {
+        let mut top = a.create_label();
+        a.mov(ecx, 100)?;
+        a.mov(rsi, 0x20_0000u64)?;
+        a.mov(qword_ptr(rsi), 3)?;
+        a.fninit()?;
+        a.fld1()?;
+        a.set_label(&mut top)?;
+        a.cvtsi2sd(xmm1, qword_ptr(rsi))?;
+        a.addsd(xmm0, xmm1)?;
+        a.movupd(xmmword_ptr(rsi + 16), xmm0)?;
+        a.movapd(xmm2, xmmword_ptr(rsi + 16))?;
+        a.paddq(xmm3, xmm2)?;
+        a.fild(qword_ptr(rsi))?;
+        a.faddp(st1, st0)?;
+        a.dec(ecx)?;
+        a.jne(top)?;
+        a.fstp(qword_ptr(rsi + 64))?;
+        a.movq(rax, xmm0)?;
+        a.movq(rbx, xmm3)?;
+        a.hlt()
+    });
+    agree(&code);
+}
