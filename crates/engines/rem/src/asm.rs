@@ -4,12 +4,7 @@
 pub(crate) mod r {
     pub(crate) const RAX: u8 = 0;
     pub(crate) const RCX: u8 = 1;
-    pub(crate) const RDX: u8 = 2;
-    pub(crate) const RBX: u8 = 3;
-    pub(crate) const RSP: u8 = 4;
     pub(crate) const RBP: u8 = 5;
-    pub(crate) const RSI: u8 = 6;
-    pub(crate) const RDI: u8 = 7;
     /// Holds the guest's RSP.
     pub(crate) const GUEST_SP: u8 = 12;
     /// Distance from guest to host addresses in the current stack page.
@@ -40,17 +35,13 @@ pub(crate) enum M {
 #[repr(u8)]
 pub(crate) enum Alu {
     Add = 0,
-    Or = 1,
     And = 4,
-    Sub = 5,
     Xor = 6,
     Cmp = 7,
 }
 
 /// Condition codes.
 pub(crate) mod cc {
-    pub(crate) const O: u8 = 0;
-    pub(crate) const E: u8 = 4;
     pub(crate) const NE: u8 = 5;
     pub(crate) const A: u8 = 7;
 }

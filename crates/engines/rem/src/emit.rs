@@ -289,7 +289,11 @@ impl<'a> Emitter<'a> {
                     self.poll(target, false);
                 }
                 let site = self.hot.jmp();
-                self.colds.push(Cold::Link { site, target: offset, plain_stack: poll && self.mode.plain_stack });
+                self.colds.push(Cold::Link {
+                    site,
+                    target: offset,
+                    plain_stack: poll && self.mode.plain_stack,
+                });
             }
             None => {
                 Self::linear(&mut self.hot, self.mode.long, target);
@@ -356,7 +360,10 @@ impl<'a> Emitter<'a> {
         let index = insn.memory_index();
         let disp = insn.memory_displacement64() as i64;
         let wide = self.mode.long && !base.is_gpr32() && !index.is_gpr32() && insn.memory_displ_size() != 4
-            || self.mode.long && base == Register::None && index == Register::None && insn.memory_displ_size() != 4;
+            || self.mode.long
+                && base == Register::None
+                && index == Register::None
+                && insn.memory_displ_size() != 4;
         if base == Register::RIP {
             Self::linear(&mut self.hot, true, disp);
         } else if base == Register::None && index == Register::None {
@@ -563,7 +570,11 @@ impl<'a> Emitter<'a> {
             }
             Kind::Jmp(t) => {
                 self.here(item.live_out);
-                if t <= i64::from(item.offset) { self.go_back(t, item.live_out) } else { self.go(t, false) }
+                if t <= i64::from(item.offset) {
+                    self.go_back(t, item.live_out)
+                } else {
+                    self.go(t, false)
+                }
                 return true;
             }
             Kind::Jcc(t) => {
@@ -863,8 +874,13 @@ impl<'a> Emitter<'a> {
         }
         self.hot.shift_imm(7, true, r::S14, if wide { 6 } else { 5 });
         let m = M::Index(r::S15, r::S14, if wide { 3 } else { 2 }, 0);
-        let narrow = !self.mode.long || item.insn.memory_base().is_gpr32() || item.insn.memory_index().is_gpr32();
-        if narrow { self.hot.lea32(r::S15, m) } else { self.hot.lea(r::S15, m) }
+        let narrow =
+            !self.mode.long || item.insn.memory_base().is_gpr32() || item.insn.memory_index().is_gpr32();
+        if narrow {
+            self.hot.lea32(r::S15, m)
+        } else {
+            self.hot.lea(r::S15, m)
+        }
         self.translate(item, retry, item.size, item.writes, 1);
         let from = self.value(register, r::S14);
         self.hot.mov32(r::S14, from);

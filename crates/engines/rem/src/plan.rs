@@ -1,8 +1,8 @@
 //! Reads guest code and decides, instruction by instruction, how it is translated.
 
 use iced_x86::{
-    Code, ConditionCode, CpuidFeature, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic,
-    OpKind, Register, RflagsBits,
+    Code, ConditionCode, CpuidFeature, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction,
+    Mnemonic, OpKind, Register, RflagsBits,
 };
 use iem::unit::{self, Access, Features, Route};
 
@@ -149,7 +149,13 @@ fn flag_effects(insn: &Instruction) -> (u32, u32, u32) {
     let modified = insn.rflags_modified() & ARITH;
     let read = insn.rflags_read() & ARITH;
     let by_count = match insn.mnemonic() {
-        Mnemonic::Shl | Mnemonic::Sal | Mnemonic::Shr | Mnemonic::Sar | Mnemonic::Rol | Mnemonic::Ror | Mnemonic::Rcl
+        Mnemonic::Shl
+        | Mnemonic::Sal
+        | Mnemonic::Shr
+        | Mnemonic::Sar
+        | Mnemonic::Rol
+        | Mnemonic::Ror
+        | Mnemonic::Rcl
         | Mnemonic::Rcr => Some(1),
         Mnemonic::Shld | Mnemonic::Shrd => Some(2),
         _ => None,
@@ -172,12 +178,87 @@ fn copyable(insn: &Instruction, machine: &Machine) -> bool {
     use Mnemonic::*;
     let ok = matches!(
         insn.mnemonic(),
-        Add | Adc | Sub | Sbb | And | Or | Xor | Cmp | Test | Mov | Movzx | Movsx | Movsxd | Inc | Dec | Neg | Not
-            | Mul | Imul | Div | Idiv | Shl | Sal | Shr | Sar | Rol | Ror | Rcl | Rcr | Shld | Shrd | Bt | Bts | Btr
-            | Btc | Bsf | Bsr | Tzcnt | Lzcnt | Popcnt | Andn | Bextr | Blsi | Blsr | Blsmsk | Bzhi | Mulx | Pdep
-            | Pext | Rorx | Sarx | Shlx | Shrx | Adcx | Adox | Xchg | Xadd | Cmpxchg | Cmpxchg8b | Cmpxchg16b
-            | Bswap | Movbe | Cbw | Cwde | Cdqe | Cwd | Cdq | Cqo | Clc | Stc | Cmc | Lahf | Sahf | Movnti
-            | Mfence | Lfence | Sfence | Prefetchnta | Prefetcht0 | Prefetcht1 | Prefetcht2 | Prefetchw
+        Add | Adc
+            | Sub
+            | Sbb
+            | And
+            | Or
+            | Xor
+            | Cmp
+            | Test
+            | Mov
+            | Movzx
+            | Movsx
+            | Movsxd
+            | Inc
+            | Dec
+            | Neg
+            | Not
+            | Mul
+            | Imul
+            | Div
+            | Idiv
+            | Shl
+            | Sal
+            | Shr
+            | Sar
+            | Rol
+            | Ror
+            | Rcl
+            | Rcr
+            | Shld
+            | Shrd
+            | Bt
+            | Bts
+            | Btr
+            | Btc
+            | Bsf
+            | Bsr
+            | Tzcnt
+            | Lzcnt
+            | Popcnt
+            | Andn
+            | Bextr
+            | Blsi
+            | Blsr
+            | Blsmsk
+            | Bzhi
+            | Mulx
+            | Pdep
+            | Pext
+            | Rorx
+            | Sarx
+            | Shlx
+            | Shrx
+            | Adcx
+            | Adox
+            | Xchg
+            | Xadd
+            | Cmpxchg
+            | Cmpxchg8b
+            | Cmpxchg16b
+            | Bswap
+            | Movbe
+            | Cbw
+            | Cwde
+            | Cdqe
+            | Cwd
+            | Cdq
+            | Cqo
+            | Clc
+            | Stc
+            | Cmc
+            | Lahf
+            | Sahf
+            | Movnti
+            | Mfence
+            | Lfence
+            | Sfence
+            | Prefetchnta
+            | Prefetcht0
+            | Prefetcht1
+            | Prefetcht2
+            | Prefetchw
     ) || insn.is_setcc()
         || insn.is_cmovcc();
     if !ok {
@@ -188,7 +269,8 @@ fn copyable(insn: &Instruction, machine: &Machine) -> bool {
         None => true,
     });
     announced
-        && (0..insn.op_count()).all(|i| insn.op_kind(i) != OpKind::Register || is_plain_gpr(insn.op_register(i)))
+        && (0..insn.op_count())
+            .all(|i| insn.op_kind(i) != OpKind::Register || is_plain_gpr(insn.op_register(i)))
 }
 
 trait CmovSetcc {
@@ -214,8 +296,22 @@ fn is_set(code: Code) -> bool {
     use Code::*;
     matches!(
         code,
-        Seto_rm8 | Setno_rm8 | Setb_rm8 | Setae_rm8 | Sete_rm8 | Setne_rm8 | Setbe_rm8 | Seta_rm8 | Sets_rm8
-            | Setns_rm8 | Setp_rm8 | Setnp_rm8 | Setl_rm8 | Setge_rm8 | Setle_rm8 | Setg_rm8
+        Seto_rm8
+            | Setno_rm8
+            | Setb_rm8
+            | Setae_rm8
+            | Sete_rm8
+            | Setne_rm8
+            | Setbe_rm8
+            | Seta_rm8
+            | Sets_rm8
+            | Setns_rm8
+            | Setp_rm8
+            | Setnp_rm8
+            | Setl_rm8
+            | Setge_rm8
+            | Setle_rm8
+            | Setg_rm8
     )
 }
 
@@ -224,8 +320,23 @@ fn fp_by_interpreter(mnemonic: Mnemonic) -> bool {
     use Mnemonic::*;
     matches!(
         mnemonic,
-        Ldmxcsr | Vldmxcsr | Fldcw | Fldenv | Frstor | Fxrstor | Fxrstor64 | Xrstor | Xrstor64 | Fxsave | Fxsave64
-            | Fnstenv | Fstenv | Fnsave | Fsave | Fnclex | Fclex
+        Ldmxcsr
+            | Vldmxcsr
+            | Fldcw
+            | Fldenv
+            | Frstor
+            | Fxrstor
+            | Fxrstor64
+            | Xrstor
+            | Xrstor64
+            | Fxsave
+            | Fxsave64
+            | Fnstenv
+            | Fstenv
+            | Fnsave
+            | Fsave
+            | Fnclex
+            | Fclex
     )
 }
 
@@ -306,10 +417,7 @@ fn sort(insn: &Instruction, mode: Mode, machine: &Machine) -> Sorted {
             };
         }
         FlowControl::Return
-            if matches!(
-                insn.code(),
-                Code::Retnq | Code::Retnq_imm16 | Code::Retnd | Code::Retnd_imm16
-            ) =>
+            if matches!(insn.code(), Code::Retnq | Code::Retnq_imm16 | Code::Retnd | Code::Retnd_imm16) =>
         {
             return Sorted { size: word, ..Sorted::plain(Kind::Ret) };
         }
@@ -332,7 +440,10 @@ fn sort(insn: &Instruction, mode: Mode, machine: &Machine) -> Sorted {
     }
     match insn.mnemonic() {
         Mnemonic::Nop | Mnemonic::Endbr64 | Mnemonic::Endbr32 => return Sorted::plain(Kind::Nop),
-        Mnemonic::Prefetchnta | Mnemonic::Prefetcht0 | Mnemonic::Prefetcht1 | Mnemonic::Prefetcht2
+        Mnemonic::Prefetchnta
+        | Mnemonic::Prefetcht0
+        | Mnemonic::Prefetcht1
+        | Mnemonic::Prefetcht2
         | Mnemonic::Prefetchw => return Sorted::plain(Kind::Nop),
         Mnemonic::Lea => {
             let sizes = |r: Register| {
@@ -350,7 +461,9 @@ fn sort(insn: &Instruction, mode: Mode, machine: &Machine) -> Sorted {
         }
         Mnemonic::Push => {
             let operand = match insn.op_kind(0) {
-                OpKind::Register => insn.op_register(0).size() == word as usize && insn.op_register(0).is_gpr(),
+                OpKind::Register => {
+                    insn.op_register(0).size() == word as usize && insn.op_register(0).is_gpr()
+                }
                 OpKind::Immediate8to64 | OpKind::Immediate32to64 => mode.long,
                 OpKind::Immediate8to32 | OpKind::Immediate32 => !mode.long,
                 OpKind::Memory => {
@@ -377,7 +490,9 @@ fn sort(insn: &Instruction, mode: Mode, machine: &Machine) -> Sorted {
     }
     if let Some(class) = unit::classify(insn) {
         let allowed = match class.kind {
-            unit::Kind::X87 | unit::Kind::X87NoWait | unit::Kind::Wait | unit::Kind::Mmx => mode.x87 && mode.sse,
+            unit::Kind::X87 | unit::Kind::X87NoWait | unit::Kind::Wait | unit::Kind::Mmx => {
+                mode.x87 && mode.sse
+            }
             unit::Kind::Sse => mode.sse,
             unit::Kind::Avx => mode.avx,
             unit::Kind::Fxsave | unit::Kind::Xsave => false,
@@ -479,7 +594,8 @@ fn stack_change(insn: &Instruction, kind: Kind, word: i32) -> Change {
             && insn.op_register(i).is_gpr()
             && insn.op_register(i).full_register() == Register::RSP
     });
-    if !names_sp || matches!(insn.mnemonic(), Mnemonic::Cmp | Mnemonic::Test | Mnemonic::Push | Mnemonic::Bt) {
+    if !names_sp || matches!(insn.mnemonic(), Mnemonic::Cmp | Mnemonic::Test | Mnemonic::Push | Mnemonic::Bt)
+    {
         return Change::Same;
     }
     let writes_first = insn.op_kind(0) == OpKind::Register
@@ -497,7 +613,9 @@ fn stack_change(insn: &Instruction, kind: Kind, word: i32) -> Change {
     }
     let small = |v: i64| i32::try_from(v).ok().filter(|v| v.abs() < 1 << 20);
     match insn.mnemonic() {
-        Mnemonic::Add | Mnemonic::Sub if insn.op_kind(1) != OpKind::Register && insn.op_kind(1) != OpKind::Memory => {
+        Mnemonic::Add | Mnemonic::Sub
+            if insn.op_kind(1) != OpKind::Register && insn.op_kind(1) != OpKind::Memory =>
+        {
             let v = insn.immediate(1) as i64;
             let v = if word == 4 { i64::from(v as i32) } else { v };
             match small(if insn.mnemonic() == Mnemonic::Sub { v.wrapping_neg() } else { v }) {
@@ -578,7 +696,12 @@ impl Plan {
             at += insn.len() as u16;
             ended = matches!(
                 s.kind,
-                Kind::Jmp(_) | Kind::Call(_) | Kind::JmpIndirect | Kind::CallIndirect | Kind::Ret | Kind::Interpret(_)
+                Kind::Jmp(_)
+                    | Kind::Call(_)
+                    | Kind::JmpIndirect
+                    | Kind::CallIndirect
+                    | Kind::Ret
+                    | Kind::Interpret(_)
             );
             if ended {
                 break;
@@ -658,7 +781,9 @@ impl Plan {
             writes |= item.writes;
             start.get_or_insert(n);
             item.covered = true;
-            if item.memory == Memory::Checked && matches!(item.kind, Kind::Copy | Kind::Divide | Kind::JmpIndirect) {
+            if item.memory == Memory::Checked
+                && matches!(item.kind, Kind::Copy | Kind::Divide | Kind::JmpIndirect)
+            {
                 item.memory = Memory::Stack;
             }
         }
@@ -675,7 +800,7 @@ fn decode(decoder: &mut Decoder<'_>, at: u16) -> Option<Instruction> {
     decoder.set_position(at.into()).ok()?;
     decoder.set_ip(at.into());
     let insn = decoder.decode();
-    (!(decoder.last_error() == DecoderError::NoMoreBytes)).then_some(insn)
+    (decoder.last_error() != DecoderError::NoMoreBytes).then_some(insn)
 }
 
 /// Flags that may be read at `target` before they are set; what was looked at is added to `ranges`.
@@ -710,7 +835,8 @@ fn live_at(
                 (at, from) = (t, t);
             }
             FlowControl::ConditionalBranch if let Some(t) = target => {
-                let other = if forks == 0 { ARITH } else { live_at(decoder, t, mode, budget / 2, forks - 1, ranges) };
+                let other =
+                    if forks == 0 { ARITH } else { live_at(decoder, t, mode, budget / 2, forks - 1, ranges) };
                 live |= other & !killed;
                 at = next;
             }

@@ -454,7 +454,8 @@ impl Rem {
             (*context).gs_base = cpu.seg[seg::GS].base;
             (*context).stack_page = stack_page;
             (*context).delta = delta;
-            let thunk: extern "sysv64" fn() -> u64 = std::mem::transmute((*rem).thunks.enter as usize as *const ());
+            let thunk: extern "sysv64" fn() -> u64 =
+                std::mem::transmute((*rem).thunks.enter as usize as *const ());
             thunk()
         };
         // SAFETY: as above.
@@ -594,7 +595,8 @@ impl Rem {
             }
             let place =
                 Place { base: self.code.base(), hot, cold, first_link: self.cache.links.len() as u32 };
-            let emitter = Emitter::new(&place, &self.thunks, &self.host, mode, &mut self.encoder, &mut self.info);
+            let emitter =
+                Emitter::new(&place, &self.thunks, &self.host, mode, &mut self.encoder, &mut self.info);
             let output = emitter.entry_for(start, live, entry);
             self.code.append(&output.hot, &output.cold);
             checked = hot as u32;

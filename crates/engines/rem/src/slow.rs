@@ -39,7 +39,11 @@ pub(crate) extern "sysv64" fn access(rem: *mut Rem, address: u64, description: u
     // SAFETY: generated code passes the pointer that the run loop put into the context; the loop does not touch the engine
     // until generated code has returned.
     let rem = unsafe { &mut *rem };
-    if description & STACK != 0 { rem.stack_page(address, description) } else { rem.slow_access(address, description) }
+    if description & STACK != 0 {
+        rem.stack_page(address, description)
+    } else {
+        rem.slow_access(address, description)
+    }
 }
 
 impl Rem {
@@ -60,7 +64,11 @@ impl Rem {
         };
         if core.tlb.holds(bank, address, writes) {
             // Alignment rules make the check fail, too; the interpreter knows them.
-            return if self.last_slow == (address, description) { INTERPRET } else { self.again(address, description) };
+            return if self.last_slow == (address, description) {
+                INTERPRET
+            } else {
+                self.again(address, description)
+            };
         }
         if writes && frame.writable {
             // A page with translated code: data between the code may be written as it is.

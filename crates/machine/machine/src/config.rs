@@ -65,6 +65,7 @@ pub enum EngineChoice {
     #[default]
     Default,
     Interpreter,
+    Recompiler,
 }
 
 /// What a serial port is joined to.
@@ -256,10 +257,11 @@ impl MachineConfig {
         match tree.node(overrides::EM).string(overrides::ENGINE) {
             None | Some("" | "default") => {}
             Some("interpreter") => engine = EngineChoice::Interpreter,
+            Some("recompiler") => engine = EngineChoice::Recompiler,
             Some(other) => refuse(
                 true,
                 &format!("the execution engine \"{other}\""),
-                "use --vm-execution-engine default or interpreter",
+                "use --vm-execution-engine default, interpreter or recompiler",
             ),
         }
 

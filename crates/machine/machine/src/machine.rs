@@ -32,7 +32,7 @@ use tm::{Clock, TimerQueue};
 use vbox_types::{ByteSize, GuestPhys, Hz, VcpuId};
 
 use crate::block::ImageDriver;
-use crate::config::{AhciConfig, BootDevice, DriveConfig, DriveKind, IdeModel, MachineConfig};
+use crate::config::{AhciConfig, BootDevice, DriveConfig, DriveKind, EngineChoice, IdeModel, MachineConfig};
 use crate::network::Nic;
 use crate::serial::CharBackend;
 use crate::{bios_log, firmware, host};
@@ -271,7 +271,13 @@ impl Machine {
         let context =
             Arc::new(VmContext { pgm, iom, irq: apic, clock, tsc_frequency: tsc, cpuid, links, gim });
         let engines = (0..config.cpus)
-            .map(|id| Ok(Box::new(iem::Iem::new(context.clone(), VcpuId(id))?) as Box<dyn Engine>))
+            .map(|id| {
+                let (context, id) = (context.clone(), VcpuId(id));
+                Ok(match config.engine {
+                    EngineChoice::Interpreter => Box::new(iem::Iem::new(context, id)?) as Box<dyn Engine>,
+                    EngineChoice::Default | EngineChoice::Recompiler => Box::new(rem::Rem::new(context, id)?),
+                })
+            })
             .collect::<std::io::Result<Vec<_>>>()
             .context("cannot prepare the interpreter")?;
         let em = Em::new(context, engines, timers);
