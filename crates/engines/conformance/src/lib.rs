@@ -1,0 +1,13 @@
+//! Tests that hold for every execution engine behind [`em::Engine`], from one body.
+//!
+//! * [`board`] is the machine: RAM, a clock that stands still, a port and a page of device registers that record what reaches them.
+//! * [`stream`] runs random programs in every mode on two engines in lockstep and compares everything the architecture
+//!   defines.
+//! * `random` is the seedable source of it all.
+#![forbid(unsafe_code)]
+
+pub mod board;
+pub mod random;
+pub mod stream;
+
+pub use board::{Board, Kind};
