@@ -35,7 +35,12 @@ pub fn create(path: &Path, options: &CreateOptions) -> Result<MediumInfo, Error>
     if options.variant == Variant::Differencing {
         return Err(Error::NoSuchVariant { format: options.format, variant: options.variant });
     }
-    create_with(path, options, None)
+    create_with(path, path, options, None)
+}
+
+/// As [`create`], for a file that will be renamed to `name`.
+pub(crate) fn create_as(path: &Path, name: &Path, options: &CreateOptions) -> Result<MediumInfo, Error> {
+    create_with(path, name, options, None)
 }
 
 /// Creates a differencing image of the parent's size. The parent must not be written any more.
@@ -60,7 +65,7 @@ pub fn create_child(
         path: parent.path().to_owned(),
         format: parent.format(),
     };
-    create_with(path, &options, Some(below))
+    create_with(path, path, &options, Some(below))
 }
 
 /// Whether images of this format and variant can be created.
@@ -77,7 +82,12 @@ pub fn can_create(format: Format, variant: Variant) -> bool {
     }
 }
 
-fn create_with(path: &Path, options: &CreateOptions, parent: Option<NewParent>) -> Result<MediumInfo, Error> {
+fn create_with(
+    path: &Path,
+    name: &Path,
+    options: &CreateOptions,
+    parent: Option<NewParent>,
+) -> Result<MediumInfo, Error> {
     let bad_size = |why| Err(Error::BadSize { format: options.format, size: options.size.0, why });
     if options.size.0 == 0 {
         return bad_size("it must not be empty");
@@ -89,7 +99,7 @@ fn create_with(path: &Path, options: &CreateOptions, parent: Option<NewParent>) 
         return Err(Error::NoSuchVariant { format: options.format, variant: options.variant });
     }
     let created = RefCell::new(Vec::new());
-    let result = fill(path, options, parent, &created);
+    let result = fill(path, name, options, parent, &created);
     if result.is_err() {
         // Ours: they were created just now. Should the removal fail too, the first error is the one to tell.
         for path in created.into_inner() {
@@ -114,6 +124,7 @@ fn create_file(path: &Path, created: &RefCell<Vec<PathBuf>>) -> Result<OwnedFd, 
 
 fn fill(
     path: &Path,
+    name: &Path,
     options: &CreateOptions,
     parent: Option<NewParent>,
     created: &RefCell<Vec<PathBuf>>,
@@ -132,7 +143,7 @@ fn fill(
                 let file = HostFile::new(create_file(path, created)?);
                 Ok(Box::new(file.map_err(|e| Error::host("create", path, e))?))
             };
-            if !vmdk::create(&file, path, &new, &further)? {
+            if !vmdk::create(&file, name, &new, &further)? {
                 return too_large("the limit is 4 TiB");
             }
         }

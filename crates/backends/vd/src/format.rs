@@ -221,6 +221,18 @@ impl Facts {
     }
 }
 
+/// Told how many bytes of how many are done; `false` to stop.
+pub(crate) type Step<'a> = &'a mut dyn FnMut(u64, u64) -> bool;
+
+/// UUIDs that are to be changed; those that are `None` stay.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ids {
+    pub uuid: Option<Uuid>,
+    pub modification: Option<Uuid>,
+    pub parent: Option<Uuid>,
+    pub parent_modification: Option<Uuid>,
+}
+
 /// What a new differencing image records of its parent.
 #[derive(Clone, Debug)]
 pub(crate) struct NewParent {
@@ -261,4 +273,21 @@ pub(crate) trait Layout: Send + Sync {
 
     /// Whether commits wait for a flush.
     fn is_dirty(&self) -> bool;
+
+    /// Gives back the storage of units that hold zeros, and moves others so that the file becomes shorter. `child` tells that
+    /// there is something below that zeros have to hide. Nobody else uses the image meanwhile, and it is opened anew
+    /// afterwards. `false` if the format cannot do it in place; then nothing has changed.
+    fn compact(&self, _file: &dyn FileIo, _child: bool, _step: Step<'_>) -> std::io::Result<bool> {
+        Ok(false)
+    }
+
+    /// Makes the disk larger. Use and result as for [`Layout::compact`].
+    fn grow(&self, _file: &dyn FileIo, _size: u64) -> std::io::Result<bool> {
+        Ok(false)
+    }
+
+    /// Changes the UUIDs that are given. `false` if the format, or this file, has no place for one of them.
+    fn set_ids(&self, _file: &dyn FileIo, _ids: &Ids) -> std::io::Result<bool> {
+        Ok(false)
+    }
 }

@@ -71,7 +71,7 @@ pub struct Image {
     unpacked: Mutex<(u64, Vec<u8>)>,
 }
 
-fn open_file(path: &Path, mode: OpenMode) -> Result<HostFile, Error> {
+pub(crate) fn open_file(path: &Path, mode: OpenMode) -> Result<HostFile, Error> {
     let access = if mode == OpenMode::ReadOnly { OFlags::RDONLY } else { OFlags::RDWR };
     // NONBLOCK: a FIFO given by mistake must not hang.
     let fd = rustix::fs::open(path, access | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())
@@ -135,7 +135,14 @@ impl Image {
         Self::open_with(path, mode, format, Some(parent))
     }
 
-    fn open_with(
+    /// Opens an image without its parent, for its metadata.
+    pub(crate) fn open_alone(path: &Path, mode: OpenMode, format: Format) -> Result<Self, Error> {
+        let file = open_file(path, mode)?;
+        let (file, layout) = layout(Box::new(file), path, mode, format)?;
+        Ok(Self::from_layout(file, layout, path, mode, format, None))
+    }
+
+    pub(crate) fn open_with(
         path: &Path,
         mode: OpenMode,
         format: Format,
@@ -164,17 +171,28 @@ impl Image {
             let what = format!("sharing a {} image; only fixed images can be shared", facts.variant);
             return Err(Error::Unsupported { path: path.to_owned(), what });
         }
-        Ok(Self {
+        Ok(Self::from_layout(file, layout, path, mode, format, parent))
+    }
+
+    fn from_layout(
+        file: Box<dyn FileIo>,
+        layout: Box<dyn Layout>,
+        path: &Path,
+        mode: OpenMode,
+        format: Format,
+        parent: Option<Arc<Image>>,
+    ) -> Self {
+        Self {
             path: path.to_owned(),
             format,
+            size: layout.facts().size.0,
             file,
             layout,
-            size: facts.size.0,
             writable: mode != OpenMode::ReadOnly,
             modified: Mutex::new(false),
             parent,
             unpacked: Mutex::default(),
-        })
+        }
     }
 
     pub fn path(&self) -> &Path {
@@ -212,6 +230,10 @@ impl Image {
 
     pub fn format(&self) -> Format {
         self.format
+    }
+
+    pub(crate) fn layout(&self) -> (&dyn FileIo, &dyn Layout) {
+        (&*self.file, &*self.layout)
     }
 
     pub(crate) fn facts(&self) -> Facts {
@@ -313,6 +335,15 @@ impl Image {
 
     /// Writes `data` at virtual byte `offset`. Durable after the next [`Image::flush`] that starts later.
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), Error> {
+        self.write_with(offset, data, true)
+    }
+
+    /// As [`Image::write`], also where zeros would be left out because zeros are there already.
+    pub(crate) fn write_all(&self, offset: u64, data: &[u8]) -> Result<(), Error> {
+        self.write_with(offset, data, false)
+    }
+
+    fn write_with(&self, offset: u64, data: &[u8], sparse: bool) -> Result<(), Error> {
         self.check_writable()?;
         self.check(offset, data.len() as u64)?;
         self.note_modified()?;
@@ -331,7 +362,7 @@ impl Image {
                 }
                 // Zeros onto zeros: nothing changes, and the image stays small.
                 Place::Zero if is_zero(piece) => {}
-                Place::Absent if self.parent.is_none() && is_zero(piece) => {}
+                Place::Absent if sparse && self.parent.is_none() && is_zero(piece) => {}
                 Place::Packed { .. } | Place::Zero | Place::Absent => {
                     let count = self.write_new(at, piece, extent.place)?;
                     piece = &piece[..count];

@@ -21,6 +21,7 @@ mod error;
 mod file;
 mod format;
 mod image;
+mod maintain;
 #[cfg(test)]
 mod power_cut;
 
@@ -39,8 +40,9 @@ mod vmdk;
 pub use copy::{Progress, clone, copy, write_stream_optimized};
 pub use create::{CreateOptions, can_create, create, create_child};
 pub use error::Error;
-pub use format::{Format, Variant, probe};
+pub use format::{Format, Ids, Variant, probe};
 pub use image::{Image, MediumInfo, OpenMode, delete, files, info};
+pub use maintain::{compact, merge_down, merge_up, rename, repair, resize, set_ids};
 pub use queue::{Done, Op, Queue};
 
 /// Parses untrusted bytes as each format's metadata, for fuzzing: opens an in-memory image and reads from it.

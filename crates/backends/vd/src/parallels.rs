@@ -14,7 +14,7 @@ use std::path::Path;
 
 use crate::error::Error;
 use crate::file::FileIo;
-use crate::format::{Begin, Extent, Facts, Format, Layout, Place, Variant};
+use crate::format::{Begin, Extent, Facts, Format, Layout, Place, Step, Variant};
 use crate::units::{MapFault, UnitFormat, Units, words_from, words_to};
 
 const SECTOR: u64 = 512;
@@ -84,6 +84,10 @@ impl UnitFormat for Header {
     fn word_from(&self, end: u64) -> Option<u32> {
         // Clusters stay aligned as other programs align them: from the start of the data on.
         u32::try_from(end.div_ceil(self.scale)).ok()
+    }
+
+    fn free_word(&self) -> u32 {
+        0
     }
 
     fn write_words(&self, file: &dyn FileIo, first: u32, words: &[u32]) -> io::Result<()> {
@@ -192,5 +196,10 @@ impl Layout for Parallels {
 
     fn is_dirty(&self) -> bool {
         self.units.is_dirty()
+    }
+
+    fn compact(&self, file: &dyn FileIo, child: bool, step: Step<'_>) -> io::Result<bool> {
+        self.units.compact(file, child, step)?;
+        Ok(true)
     }
 }

@@ -60,4 +60,13 @@ impl Layout for Raw {
     fn is_dirty(&self) -> bool {
         false
     }
+
+    fn grow(&self, file: &dyn FileIo, size: u64) -> io::Result<bool> {
+        // A device has the size that it has.
+        if size < self.size || file.set_len(size).is_err() {
+            return Ok(false);
+        }
+        file.sync()?;
+        Ok(true)
+    }
 }

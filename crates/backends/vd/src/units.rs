@@ -16,7 +16,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::file::FileIo;
-use crate::format::{Allocation, Begin, Extent, Place};
+use crate::format::{Allocation, Begin, Extent, Place, Step};
+use crate::image::is_zero;
 
 /// What a format's map words mean.
 pub(crate) trait UnitFormat: Send + Sync {
@@ -31,6 +32,19 @@ pub(crate) trait UnitFormat: Send + Sync {
 
     /// The word of a unit stored from file offset `end` on or a little later; `None` when the format has no more.
     fn word_from(&self, end: u64) -> Option<u32>;
+
+    /// The word of a unit that is not in the image.
+    fn free_word(&self) -> u32;
+
+    /// The word of a unit that reads as zeros whatever is below; `None` if the format has none.
+    fn zero_word(&self) -> Option<u32> {
+        None
+    }
+
+    /// Bytes that stand behind the last unit.
+    fn tail(&self) -> u64 {
+        0
+    }
 
     /// Writes what stands in front of a new unit's data.
     fn prepare(&self, _file: &dyn FileIo, _word: u32) -> io::Result<()> {
@@ -50,6 +64,8 @@ pub(crate) trait UnitFormat: Send + Sync {
 /// The units of an opened image.
 pub(crate) struct Units<F> {
     format: F,
+    /// Where units begin in the file.
+    first: u64,
     map: Box<[AtomicU32]>,
     alloc: Mutex<Alloc>,
     flush: Mutex<FlushState>,
@@ -104,11 +120,17 @@ impl<F: UnitFormat> Units<F> {
         let end = used.last().map_or(first, |&(word, _)| format.storage(word).end);
         Ok(Self {
             format,
+            first,
             map: words.into_iter().map(AtomicU32::new).collect(),
             alloc: Mutex::new(Alloc { end, file_len, pending: Vec::new() }),
             flush: Mutex::default(),
             dirty: AtomicBool::new(false),
         })
+    }
+
+    /// File offset behind the last unit.
+    pub(crate) fn end(&self) -> u64 {
+        self.alloc.lock().end
     }
 
     pub(crate) fn format(&self) -> &F {
@@ -139,9 +161,7 @@ impl<F: UnitFormat> Units<F> {
             return Err(io::ErrorKind::StorageFull.into());
         };
         let Range { start, end } = self.format.storage(word);
-        if alloc.file_len < end {
-            file.set_len(end)?;
-        }
+        // Beyond the file's end there are zeros; its length follows with the flush.
         if alloc.file_len > start {
             // Left behind by a write that was not finished, or a footer that moves on.
             file.zero(start, alloc.file_len.min(end) - start)?;
@@ -159,6 +179,10 @@ impl<F: UnitFormat> Units<F> {
         let (mut pending, end) = {
             let mut alloc = self.alloc.lock();
             self.dirty.store(false, Ordering::Release);
+            // Under the lock nobody writes behind the end, so this never cuts anything off.
+            if !alloc.pending.is_empty() && file.len()? < alloc.end {
+                file.set_len(alloc.end)?;
+            }
             (std::mem::take(&mut alloc.pending), alloc.end)
         };
         let result = file.sync().and_then(|()| {
@@ -181,6 +205,93 @@ impl<F: UnitFormat> Units<F> {
             self.format.write_words(file, run[0], &words)?;
         }
         Ok(())
+    }
+
+    /// See [`crate::format::Layout::compact`].
+    pub(crate) fn compact(&self, file: &dyn FileIo, child: bool, step: Step<'_>) -> io::Result<()> {
+        let stopped = || io::Error::from(io::ErrorKind::Interrupted);
+        let total = self.map.len() as u64 * self.format.unit();
+        let empty = if child { self.format.zero_word() } else { Some(self.format.free_word()) };
+        let mut buffer = vec![0; self.format.unit() as usize];
+        for (unit, word) in self.map.iter().enumerate() {
+            // Reading takes the first half of the way.
+            if !step(unit as u64 * self.format.unit() / 2, total) {
+                return Err(stopped());
+            }
+            let Place::File(at) = self.format.place(word.load(Ordering::Acquire)) else { continue };
+            let Some(empty) = empty else { break };
+            let data = file.data(at, self.format.unit())?;
+            if data.is_some() {
+                file.read_at(at, &mut buffer)?;
+            }
+            if data.is_none() || is_zero(&buffer) {
+                word.store(empty, Ordering::Release);
+                self.alloc.lock().pending.push(unit as u32);
+            }
+        }
+        // From here on nothing in the file names the places that are free.
+        self.flush(file)?;
+        let mut used: Vec<(Range<u64>, u32)> = Vec::new();
+        for (unit, word) in self.map.iter().enumerate() {
+            let word = word.load(Ordering::Acquire);
+            if let Place::File(_) = self.format.place(word) {
+                used.push((self.format.storage(word), unit as u32));
+            }
+        }
+        used.sort_unstable_by_key(|(range, _)| range.start);
+        let mut moves = self.moves(&used);
+        let count = moves.len() as u64;
+        for (done, (from, word, _)) in moves.iter().enumerate() {
+            if !step(total / 2 + done as u64 * (total / 2) / count, total) {
+                // Copies that nothing names yet do no harm.
+                return Err(stopped());
+            }
+            let to = self.format.storage(*word).start;
+            let mut at = from.start;
+            while at < from.end {
+                let len = (from.end - at).min(buffer.len() as u64) as usize;
+                file.read_at(at, &mut buffer[..len])?;
+                file.write_at(to + (at - from.start), &buffer[..len])?;
+                at += len as u64;
+            }
+        }
+        file.sync()?;
+        moves.sort_unstable_by_key(|(_, _, unit)| *unit);
+        for (_, word, unit) in &moves {
+            self.map[*unit as usize].store(*word, Ordering::Release);
+            self.format.write_words(file, *unit, &[*word])?;
+        }
+        file.sync()?;
+        // Only now is what follows the new end free.
+        let storages = self.map.iter().map(|word| word.load(Ordering::Acquire));
+        let stored = storages.filter(|&word| matches!(self.format.place(word), Place::File(_)));
+        let end = stored.map(|word| self.format.storage(word).end).max().unwrap_or(self.first);
+        file.set_len(end + self.format.tail())?;
+        self.format.write_end(file, end)?;
+        self.alloc.lock().end = end;
+        file.sync()
+    }
+
+    /// Which units go to which places so that the file ends earlier: storage now, new word, number.
+    fn moves(&self, used: &[(Range<u64>, u32)]) -> Vec<(Range<u64>, u32, u32)> {
+        let mut slots = Vec::with_capacity(used.len());
+        let mut end = self.first;
+        for _ in used {
+            let Some(word) = self.format.word_from(end) else { return Vec::new() };
+            let storage = self.format.storage(word);
+            end = storage.end;
+            slots.push((storage, word));
+        }
+        let (stay, go): (Vec<_>, Vec<_>) = used.iter().partition(|(range, _)| range.end <= end);
+        let mut stay = stay.into_iter().peekable();
+        let free = slots.into_iter().filter(|(slot, _)| {
+            while stay.next_if(|(range, _)| range.end <= slot.start).is_some() {}
+            stay.peek().is_none_or(|(range, _)| range.start >= slot.end)
+        });
+        // What stands across the new end is not a place to move to.
+        let limit = go.first().map_or(end, |(range, _)| range.start);
+        let free = free.filter(|(slot, _)| slot.end <= limit).map(|(_, word)| word);
+        go.iter().rev().zip(free).map(|((range, unit), word)| (range.clone(), word, *unit)).collect()
     }
 
     pub(crate) fn is_dirty(&self) -> bool {

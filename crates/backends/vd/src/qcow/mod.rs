@@ -398,11 +398,12 @@ impl Qcow {
                 file.write_at(self.tables.first(index) & OFFSET, &bytes)?;
             }
         }
-        drop(alloc);
-        let moved = refcounts.write(file)?;
+        // Under the lock nobody writes behind the end, so this never cuts anything off.
         if file.len()? < end {
             file.set_len(end)?;
         }
+        drop(alloc);
+        let moved = refcounts.write(file)?;
         file.sync()?;
         if let Some((at, clusters)) = moved {
             let mut place = at.to_be_bytes().to_vec();

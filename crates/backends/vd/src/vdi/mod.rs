@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use crate::error::Error;
 use crate::file::FileIo;
-use crate::format::{Begin, Extent, Facts, Format, Layout, Place, Variant};
+use crate::format::{Begin, Extent, Facts, Format, Ids, Layout, Place, Step, Variant};
 use crate::units::{MapFault, UnitFormat, Units, words_from, words_to};
 pub(crate) use header::is_vdi;
 use header::{BLOCKS_ALLOCATED_AT, HEADER_END, Header, MODIFICATION_AT, kind};
@@ -70,6 +70,14 @@ impl UnitFormat for Header {
     fn word_from(&self, end: u64) -> Option<u32> {
         let word = end.checked_sub(self.data_offset.into())?.div_ceil(self.stride());
         u32::try_from(word).ok().filter(|&word| word < ZERO)
+    }
+
+    fn free_word(&self) -> u32 {
+        FREE
+    }
+
+    fn zero_word(&self) -> Option<u32> {
+        Some(ZERO)
     }
 
     fn write_words(&self, file: &dyn FileIo, first: u32, words: &[u32]) -> io::Result<()> {
@@ -123,6 +131,30 @@ fn facts(header: &Header) -> Facts {
         comment: header.comment.clone(),
         ..Facts::new(variant, header.disk_size)
     }
+}
+
+/// Frees map words that name no place, or one that another word names; how many.
+pub(crate) fn repair(file: &dyn FileIo, path: &Path) -> Result<u64, Error> {
+    let host = |e| Error::host("repair", path, e);
+    let header = read_header(file, path)?;
+    let file_len = file.len().map_err(host)?;
+    let map_offset = u64::from(header.map_offset);
+    if map_offset + 4 * u64::from(header.blocks) > file_len || header.blocks > MAX_BLOCKS {
+        return Err(damaged(path, map_offset, "the block map is cut short".into(), RESTORE));
+    }
+    let mut bytes = vec![0; 4 * header.blocks as usize];
+    file.read_at(map_offset, &mut bytes).map_err(host)?;
+    let mut taken = std::collections::HashSet::new();
+    let mut bad = 0;
+    for (block, word) in words_from(&bytes).into_iter().enumerate() {
+        let Place::File(_) = header.place(word) else { continue };
+        if header.storage(word).start >= file_len || !taken.insert(word) {
+            header.write_words(file, block as u32, &[FREE]).map_err(host)?;
+            bad += 1;
+        }
+    }
+    file.sync().map_err(host)?;
+    Ok(bad)
 }
 
 /// The facts in a VDI file's header, without its map.
@@ -274,5 +306,61 @@ impl Layout for Vdi {
 
     fn is_dirty(&self) -> bool {
         self.units.is_dirty()
+    }
+
+    fn compact(&self, file: &dyn FileIo, child: bool, step: Step<'_>) -> io::Result<bool> {
+        // The blocks of a fixed image stay where they are.
+        let growing = self.units.format().kind != kind::FIXED;
+        if growing {
+            self.units.compact(file, child, step)?;
+        }
+        Ok(growing)
+    }
+
+    /// As long as the map has room in front of the data.
+    fn grow(&self, file: &dyn FileIo, size: u64) -> io::Result<bool> {
+        let header = self.units.format();
+        let Ok(blocks) = u32::try_from(size.div_ceil(header.block_size.into())) else { return Ok(false) };
+        let map_end = u64::from(header.map_offset) + 4 * u64::from(blocks);
+        if size < header.disk_size || map_end > header.data_offset.into() || blocks > MAX_BLOCKS {
+            return Ok(false);
+        }
+        let mut words = Vec::new();
+        let mut end = self.units.end();
+        for _ in header.blocks..blocks {
+            words.push(match header.kind {
+                kind::FIXED => {
+                    let Some(word) = header.word_from(end) else { return Ok(false) };
+                    let storage = header.storage(word);
+                    file.reserve(storage.start, storage.end - storage.start)?;
+                    file.zero(storage.start, storage.end - storage.start)?;
+                    end = storage.end;
+                    word
+                }
+                _ => FREE,
+            });
+        }
+        header.write_words(file, header.blocks, &words)?;
+        file.sync()?;
+        // Size and number of blocks lie in one sector.
+        let new = Header { disk_size: size, blocks: blocks.max(header.blocks), ..header.clone() };
+        file.write_at(0, &new.to_bytes()[..512.min(HEADER_END)])?;
+        file.sync()?;
+        Ok(true)
+    }
+
+    fn set_ids(&self, file: &dyn FileIo, ids: &Ids) -> io::Result<bool> {
+        let fields = [
+            (MODIFICATION_AT - 16, ids.uuid),
+            (MODIFICATION_AT, ids.modification),
+            (MODIFICATION_AT + 16, ids.parent),
+            (MODIFICATION_AT + 32, ids.parent_modification),
+        ];
+        for (at, uuid) in fields {
+            if let Some(uuid) = uuid {
+                file.write_at(at, &uuid.to_bytes_le())?;
+            }
+        }
+        Ok(true)
     }
 }

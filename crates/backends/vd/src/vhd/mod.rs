@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 use crate::error::Error;
 use crate::file::FileIo;
-use crate::format::{Begin, Extent, Facts, Format, Layout, NewParent, Place, Variant};
+use crate::format::{Begin, Extent, Facts, Format, Ids, Layout, NewParent, Place, Step, Variant};
 use crate::units::{MapFault, UnitFormat, Units};
 use differencing::Bitmaps;
 
@@ -209,6 +209,14 @@ impl UnitFormat for Table {
 
     fn word_from(&self, end: u64) -> Option<u32> {
         u32::try_from(end.div_ceil(SECTOR)).ok().filter(|&word| word != FREE)
+    }
+
+    fn free_word(&self) -> u32 {
+        FREE
+    }
+
+    fn tail(&self) -> u64 {
+        FOOTER as u64
     }
 
     fn prepare(&self, file: &dyn FileIo, word: u32) -> io::Result<()> {
@@ -454,6 +462,43 @@ impl Layout for Vhd {
             }
             None => file.sync(),
         }
+    }
+
+    fn compact(&self, file: &dyn FileIo, child: bool, step: Step<'_>) -> io::Result<bool> {
+        match &self.dynamic {
+            Some(Dynamic { units, bitmaps: None, .. }) => {
+                units.compact(file, child, step)?;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    fn set_ids(&self, file: &dyn FileIo, ids: &Ids) -> io::Result<bool> {
+        if ids.parent.is_some() && self.dynamic.as_ref().is_none_or(|d| d.bitmaps.is_none()) {
+            return Ok(false);
+        }
+        if let Some(uuid) = ids.uuid {
+            let mut footer = self.footer.raw;
+            footer[68..84].copy_from_slice(&uuid.to_bytes_le());
+            let sum = checksum(&footer, 64);
+            footer[64..68].copy_from_slice(&sum.to_be_bytes());
+            file.write_at(file.len()? - FOOTER as u64, &footer)?;
+            if self.dynamic.is_some() {
+                file.write_at(0, &footer)?;
+            }
+        }
+        if let Some(parent) = ids.parent {
+            let at = be64(&self.footer.raw, 16);
+            let mut header = [0; HEADER];
+            file.read_at(at, &mut header)?;
+            header[40..56].copy_from_slice(&parent.to_bytes_le());
+            let sum = checksum(&header, 36);
+            header[36..40].copy_from_slice(&sum.to_be_bytes());
+            file.write_at(at, &header)?;
+        }
+        // The format knows no modification UUIDs.
+        Ok(true)
     }
 
     fn is_dirty(&self) -> bool {

@@ -25,7 +25,7 @@ use uuid::{Uuid, uuid};
 
 use crate::error::Error;
 use crate::file::FileIo;
-use crate::format::{Begin, Extent, Facts, Format, Layout, Place, Variant};
+use crate::format::{Begin, Extent, Facts, Format, Layout, Place, Step, Variant};
 use crate::units::{MapFault, UnitFormat, Units};
 use crc32c::crc32c;
 use log::{Log, MAX_LOG, Replayed};
@@ -272,6 +272,14 @@ impl UnitFormat for Meta {
         Some(place << 3 | state::PRESENT)
     }
 
+    fn free_word(&self) -> u32 {
+        state::NOT_PRESENT
+    }
+
+    fn zero_word(&self) -> Option<u32> {
+        Some(state::ZERO)
+    }
+
     fn write_words(&self, file: &dyn FileIo, first: u32, words: &[u32]) -> io::Result<()> {
         let first = u64::from(first);
         // Words for bitmaps stand between.
@@ -495,5 +503,13 @@ impl Layout for Vhdx {
 
     fn is_dirty(&self) -> bool {
         self.units.is_dirty()
+    }
+
+    fn compact(&self, file: &dyn FileIo, child: bool, step: Step<'_>) -> io::Result<bool> {
+        let growing = !self.units.format().fixed;
+        if growing {
+            self.units.compact(file, child, step)?;
+        }
+        Ok(growing)
     }
 }

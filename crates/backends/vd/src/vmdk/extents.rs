@@ -16,7 +16,7 @@ use super::header::{MAX_DESCRIPTOR, SECTOR, Tables, damaged, open_units, read_he
 use super::{Opener, create_sparse, facts, renew};
 use crate::error::Error;
 use crate::file::{FileIo, FileSet};
-use crate::format::{Allocation, Begin, Extent, Facts, Layout, Place, Variant};
+use crate::format::{Allocation, Begin, Extent, Facts, Ids, Layout, Place, Variant};
 use crate::units::Units;
 
 const MAGIC: &[u8] = b"# Disk DescriptorFile";
@@ -358,6 +358,10 @@ impl Layout for Extents {
         }
         // The descriptor, with its modification UUID.
         self.set.file(0)?.sync()
+    }
+
+    fn set_ids(&self, _file: &dyn FileIo, ids: &Ids) -> io::Result<bool> {
+        super::set_ids(self.set.file(0)?, &self.descriptor, 0, ids)
     }
 
     fn is_dirty(&self) -> bool {

@@ -77,6 +77,14 @@ impl UnitFormat for Tables {
         u32::try_from(end.div_ceil(self.unit()).checked_mul(self.header.grain)?).ok()
     }
 
+    fn free_word(&self) -> u32 {
+        0
+    }
+
+    fn zero_word(&self) -> Option<u32> {
+        (self.header.flags & FLAG_ZERO_GRAINS != 0).then_some(1)
+    }
+
     fn write_words(&self, file: &dyn FileIo, first: u32, words: &[u32]) -> io::Result<()> {
         let mut unit = first;
         let mut rest = words;

@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use crate::error::Error;
 use crate::file::FileIo;
-use crate::format::{Begin, Extent, Facts, Layout, Variant};
+use crate::format::{Begin, Extent, Facts, Ids, Layout, Step, Variant};
 use crate::units::Units;
 pub(crate) use descriptor::NewVmdk;
 use descriptor::{Descriptor, ExtentKind, new_descriptor};
@@ -182,6 +182,29 @@ fn renew(file: &dyn FileIo, descriptor: &Descriptor, start: u64) -> io::Result<O
     Ok(renewed)
 }
 
+/// Replaces UUIDs in the descriptor at file offset `start`; `false` if there is no place for one.
+fn set_ids(file: &dyn FileIo, descriptor: &Descriptor, start: u64, ids: &Ids) -> io::Result<bool> {
+    let fields = [
+        ("ddb.uuid.image", ids.uuid),
+        ("ddb.uuid.modification", ids.modification),
+        ("ddb.uuid.parent", ids.parent),
+        ("ddb.uuid.parentmodification", ids.parent_modification),
+    ];
+    let mut changes = Vec::new();
+    for (key, uuid) in fields {
+        let Some(uuid) = uuid else { continue };
+        let text = uuid.to_string();
+        match (descriptor.value(key), descriptor.value_offset(key)) {
+            (Some(old), Some(at)) if old.len() == text.len() => changes.push((at, text)),
+            _ => return Ok(false),
+        }
+    }
+    for (at, text) in changes {
+        file.write_at(start + at as u64, text.as_bytes())?;
+    }
+    Ok(true)
+}
+
 impl Layout for Vmdk {
     fn facts(&self) -> Facts {
         let facts = facts(&self.descriptor, self.units.format().header.capacity * SECTOR);
@@ -222,5 +245,14 @@ impl Layout for Vmdk {
 
     fn is_dirty(&self) -> bool {
         self.units.is_dirty()
+    }
+
+    fn compact(&self, file: &dyn FileIo, child: bool, step: Step<'_>) -> io::Result<bool> {
+        self.units.compact(file, child, step)?;
+        Ok(true)
+    }
+
+    fn set_ids(&self, file: &dyn FileIo, ids: &Ids) -> io::Result<bool> {
+        set_ids(file, &self.descriptor, self.units.format().header.descriptor.start, ids)
     }
 }
