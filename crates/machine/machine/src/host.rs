@@ -66,6 +66,7 @@ pub fn gim_setup(config: &MachineConfig, tsc: Hz) -> gim::Setup {
         tsc_frequency: tsc,
         apic_frequency: Hz(APIC_TIMER),
         x2apic: config.x2apic,
+        hypercalls: true,
         hyperv_vendor: config.hyperv_vendor,
     }
 }

@@ -4,6 +4,7 @@
 //! Any thread may raise actions at any time. The engine polls [`VcpuLink::pending`] at block boundaries and
 //! acts on what is its own (TLB flush) or returns to EM. A halted vCPU sleeps in [`VcpuLink::wait`].
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -60,6 +61,8 @@ pub struct VcpuLink {
     in_guest: AtomicBool,
     /// The shoot-down epoch whose flush the engine has carried out.
     flushed_epoch: AtomicU64,
+    /// Fetches the vCPU's thread out of guest code that polls nothing; see [`VcpuLink::set_notifier`].
+    notifier: OnceLock<Box<dyn Fn() + Send + Sync>>,
     sleep: Mutex<()>,
     wake: Condvar,
 }
@@ -70,9 +73,18 @@ impl VcpuLink {
         let before = self.actions.fetch_or(actions.0, Ordering::SeqCst);
         self.kick.store(1, Ordering::SeqCst);
         if before & actions.0 != actions.0 {
+            if let Some(notify) = self.notifier.get() {
+                notify();
+            }
             let _guard = self.sleep.lock();
             self.wake.notify_all();
         }
+    }
+
+    /// Has `notify` called, on any thread, after an action was raised: for an engine whose guest code does not look at
+    /// [`VcpuLink::pending`]. Only the first call counts.
+    pub fn set_notifier(&self, notify: Box<dyn Fn() + Send + Sync>) {
+        let _ = self.notifier.set(notify);
     }
 
     /// Takes actions back. Whoever clears [`ForcedActions::INTERRUPT`] must re-check the controller afterwards.

@@ -98,6 +98,11 @@ pub trait Engine: Send {
     /// The state was changed from outside (reset, INIT, restored): drop everything derived from it.
     fn state_changed(&mut self, cpu: &CpuState);
 
+    /// Brings all of `cpu` up to date. An engine may leave the state with the host's hypervisor while `run` comes and goes; then only
+    /// `activity`, RFLAGS.IF, the interrupt shadow and the NMI block are true on its return, and EM calls this before it shows the state
+    /// to anyone or changes it. Engines that work on `cpu` itself have nothing to do.
+    fn complete(&mut self, _cpu: &mut CpuState) {}
+
     /// Counters for VBox.log and statistics, by name.
     fn statistics(&self) -> Vec<(&'static str, u64)>;
 }

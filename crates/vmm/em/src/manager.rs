@@ -189,8 +189,9 @@ impl Em {
     /// Looks at a stopped vCPU's state; `None` while it runs.
     pub fn with_state<R>(&self, vcpu: VcpuId, look: impl FnOnce(&mut CpuState) -> R) -> Option<R> {
         let mut vcpu = self.vcpus.get(vcpu.index())?.try_lock()?;
-        let result = look(&mut vcpu.state);
         let Vcpu { state, engine } = &mut *vcpu;
+        engine.complete(state);
+        let result = look(state);
         engine.state_changed(state);
         Some(result)
     }
@@ -245,6 +246,7 @@ impl Em {
             let Vcpu { state, engine } = &mut *vcpu;
             let signals = link.take(ForcedActions::INIT);
             if !signals.is_empty() {
+                engine.complete(state);
                 self.init(state);
                 engine.state_changed(state);
             }
@@ -255,6 +257,7 @@ impl Em {
             if link.pending().contains(ForcedActions::SIPI) {
                 link.clear(ForcedActions::SIPI);
                 if state.activity == Activity::WaitForSipi {
+                    engine.complete(state);
                     start_up(state, link.sipi_vector());
                     engine.state_changed(state);
                     tracing::info!(target: "em", "vCPU {index} started at 0x{:x}", state.seg[1].base);
@@ -282,6 +285,7 @@ impl Em {
                     self.reset();
                 }
                 Exit::TripleFault => {
+                    engine.complete(state);
                     let at = format!("CS 0x{:04x} RIP 0x{:x}", state.seg[1].selector, state.rip);
                     drop(vcpu);
                     self.stuck(format!("vCPU {index} met a triple fault at {at}"));

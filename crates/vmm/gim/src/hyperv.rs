@@ -59,7 +59,7 @@ mod hint {
     pub(super) const X2APIC: u32 = 1 << 8;
 }
 
-/// Spins on a lock before a guest says so (leaf 0x40000004 EBX).
+/// Spins on a lock before a guest says so (leaf 0x40000004 EBX); all ones means never.
 const SPINS: u32 = 0xfff;
 /// Build and version that leaf 0x40000002 shows: those of Windows Server 2016, the oldest that current guests know.
 const VERSION: (u32, u32) = (14_393, 10 << 16);
@@ -82,13 +82,14 @@ pub(crate) fn leaves(setup: &Setup) -> Vec<Entry> {
     use privilege as p;
     let privileges =
         p::TIME_REF_COUNT | p::HYPERCALL | p::VP_INDEX | p::RESET | p::REFERENCE_TSC | p::FREQUENCY;
+    let spins = if setup.hypercalls { SPINS } else { u32::MAX };
     let x2apic = if setup.x2apic { hint::X2APIC } else { 0 };
     vec![
         signature(HYPERVISOR, HYPERVISOR + 6, &setup.hyperv_vendor),
         leaf(HYPERVISOR + 1, u32::from_le_bytes(*b"Hv#1"), 0, 0, 0),
         leaf(HYPERVISOR + 2, VERSION.0, VERSION.1, 0, 0),
         leaf(HYPERVISOR + 3, privileges, 0, 0, feature::FREQUENCY | feature::CRASH),
-        leaf(HYPERVISOR + 4, hint::RESET_BY_MSR | hint::RELAXED_TIMING | x2apic, SPINS, 0, 0),
+        leaf(HYPERVISOR + 4, hint::RESET_BY_MSR | hint::RELAXED_TIMING | x2apic, spins, 0, 0),
         leaf(HYPERVISOR + 5, setup.vcpus, setup.vcpus, 0, 0),
         leaf(HYPERVISOR + 6, 0, 0, 0, 0),
     ]

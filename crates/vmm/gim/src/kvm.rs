@@ -12,7 +12,7 @@ use cpum::state::gpr;
 use ssm::{Error, Reader, Writer};
 use vbox_types::Hz;
 
-use crate::{Effect, HYPERVISOR, leaf, signature};
+use crate::{Effect, HYPERVISOR, Setup, leaf, signature};
 
 /// Bits of leaf 0x40000001 EAX.
 mod feature {
@@ -47,9 +47,10 @@ const ENABLED: u64 = 1;
 const STABLE: u8 = 1;
 const NANOS_PER_SECOND: u64 = 1_000_000_000;
 
-pub(crate) fn leaves() -> Vec<Entry> {
+pub(crate) fn leaves(setup: &Setup) -> Vec<Entry> {
     use feature::*;
-    let features = CLOCK | NOP_IO_DELAY | CLOCK_NEW | PV_UNHALT | CLOCK_STABLE;
+    let calls = if setup.hypercalls { PV_UNHALT } else { 0 };
+    let features = CLOCK | NOP_IO_DELAY | CLOCK_NEW | CLOCK_STABLE | calls;
     vec![signature(HYPERVISOR, HYPERVISOR + 1, b"KVMKVMKVM\0\0\0"), leaf(HYPERVISOR + 1, features, 0, 0, 0)]
 }
 

@@ -66,6 +66,8 @@ pub struct Setup {
     /// Rate at which the local APIC's timer counts before its divider.
     pub apic_frequency: Hz,
     pub x2apic: bool,
+    /// Whether the engine brings hypercalls here. The host's KVM answers them itself, and cannot reach a vCPU whose APIC is ours.
+    pub hypercalls: bool,
     /// The Hyper-V provider's signature in CPUID; guests look for [`hyperv_vendor`].
     pub hyperv_vendor: [u8; 12],
 }
@@ -83,7 +85,7 @@ impl Setup {
             Provider::None => Paravirt::None,
             Provider::Minimal => Paravirt::Shown(minimal::leaves(self)),
             Provider::HyperV => Paravirt::Shown(hyperv::leaves(self)),
-            Provider::Kvm => Paravirt::Shown(kvm::leaves()),
+            Provider::Kvm => Paravirt::Shown(kvm::leaves(self)),
         }
     }
 }

@@ -82,6 +82,7 @@ fn setup(provider: Provider) -> Setup {
         tsc_frequency: TSC,
         apic_frequency: Hz(1_000_000_000),
         x2apic: false,
+        hypercalls: true,
         hyperv_vendor: hyperv_vendor(),
     }
 }
@@ -112,6 +113,15 @@ fn the_signatures_are_those_that_guests_look_for() {
     assert_eq!(leaf_of(Provider::HyperV, 0x4000_0001).eax, 0x3123_7648);
     let timing = leaf_of(Provider::Minimal, 0x4000_0010);
     assert_eq!((timing.eax, timing.ebx), (2_400_000, 1_000_000));
+}
+
+#[test]
+fn kicks_are_offered_only_where_calls_arrive() {
+    let features = |hypercalls| match (Setup { hypercalls, ..setup(Provider::Kvm) }).cpuid() {
+        Paravirt::Shown(list) => list[1].value.eax,
+        Paravirt::None => 0,
+    };
+    assert_eq!(features(true) ^ features(false), 1 << 7);
 }
 
 #[test]

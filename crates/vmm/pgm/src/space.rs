@@ -123,6 +123,22 @@ pub struct PageView {
     pub len: u64,
 }
 
+/// The whole space at one moment, for an engine that has the host's hypervisor map it.
+#[derive(Clone)]
+pub struct Layout(Arc<Vec<Piece>>);
+
+impl Layout {
+    /// Whether nothing was mapped, moved or removed between the two.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// The mapped ranges in ascending order: first address, length, backing.
+    pub fn ranges(&self) -> impl Iterator<Item = (GuestPhys, u64, &Backing)> {
+        self.0.iter().map(|p| (GuestPhys(p.start), p.end - p.start, &p.backing))
+    }
+}
+
 /// The guest physical address space of one VM.
 pub struct Pgm {
     mappings: Mutex<Mappings>,
@@ -208,6 +224,11 @@ impl Pgm {
             }
         }
         self.pieces.store(Arc::new(pieces));
+    }
+
+    /// What is mapped now, without the A20 gate.
+    pub fn layout(&self) -> Layout {
+        Layout(self.pieces.load_full())
     }
 
     /// Opens or closes the A20 gate.

@@ -31,7 +31,17 @@ pub fn deadline(tick: u64, hz: u64) -> Nanos {
 
 enum Source {
     Host { origin: Instant },
+    Counter { read: Box<dyn Fn() -> u64 + Send + Sync>, hz: u64, origin: u64 },
     Manual,
+}
+
+/// Where a counter's clock started to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Anchor {
+    /// The counter's value then.
+    pub counter: u64,
+    /// Virtual time then.
+    pub time: Nanos,
 }
 
 struct ClockState {
@@ -58,6 +68,17 @@ impl Clock {
         })
     }
 
+    /// A clock that follows a counter of `hz` ticks per second while it runs. The counter must not go backwards, whatever thread reads it.
+    pub fn from_counter(hz: u64, read: Box<dyn Fn() -> u64 + Send + Sync>) -> Arc<Self> {
+        Arc::new(Self {
+            state: RwLock::new(ClockState {
+                source: Source::Counter { read, hz: hz.max(1), origin: 0 },
+                base: 0,
+                running: false,
+            }),
+        })
+    }
+
     /// A clock that only [`Clock::advance`] moves, for tests.
     pub fn manual() -> Arc<Self> {
         Arc::new(Self { state: RwLock::new(ClockState { source: Source::Manual, base: 0, running: false }) })
@@ -70,7 +91,22 @@ impl Clock {
             Source::Host { origin } if state.running => {
                 state.base.saturating_add(u64::try_from(origin.elapsed().as_nanos()).unwrap_or(u64::MAX))
             }
+            Source::Counter { ref read, hz, origin } if state.running => {
+                let passed = u128::from(read().saturating_sub(origin)) * NANOS_PER_SECOND / u128::from(hz);
+                state.base.saturating_add(u64::try_from(passed).unwrap_or(u64::MAX))
+            }
             _ => state.base,
+        }
+    }
+
+    /// Where a clock made by [`Clock::from_counter`] started to run last; `None` while it stands still and for other clocks.
+    pub fn anchor(&self) -> Option<Anchor> {
+        let state = self.state.read();
+        match state.source {
+            Source::Counter { origin, .. } if state.running => {
+                Some(Anchor { counter: origin, time: state.base })
+            }
+            _ => None,
         }
     }
 
@@ -79,8 +115,10 @@ impl Clock {
         let mut state = self.state.write();
         if !state.running {
             state.running = true;
-            if let Source::Host { origin } = &mut state.source {
-                *origin = Instant::now();
+            match &mut state.source {
+                Source::Host { origin } => *origin = Instant::now(),
+                Source::Counter { read, origin, .. } => *origin = read(),
+                Source::Manual => {}
             }
         }
     }
@@ -328,6 +366,22 @@ mod tests {
         queue.clock().advance(5);
         assert_eq!(queue.fire_due(), None);
         assert_eq!(target.lock().0, [(2, 25), (1, 30)]);
+    }
+
+    #[test]
+    fn a_counters_clock_leaves_out_what_the_counter_does_while_it_stands() {
+        let counter = Arc::new(std::sync::atomic::AtomicU64::new(1000));
+        let read = counter.clone();
+        let clock = Clock::from_counter(2_000_000_000, Box::new(move || read.load(Ordering::SeqCst)));
+        assert_eq!((clock.now(), clock.anchor()), (0, None));
+        clock.start();
+        counter.fetch_add(500, Ordering::SeqCst);
+        assert_eq!((clock.now(), clock.anchor()), (250, Some(Anchor { counter: 1000, time: 0 })));
+        clock.stop();
+        counter.fetch_add(10_000, Ordering::SeqCst);
+        assert_eq!(clock.now(), 250);
+        clock.start();
+        assert_eq!(clock.anchor(), Some(Anchor { counter: 11_500, time: 250 }));
     }
 
     #[test]
