@@ -1,0 +1,21 @@
+//! NEM, native execution, on Linux: guest code runs on the host's CPU through KVM.
+//!
+//! * [`Host::probe`] says whether this host's KVM is usable, and if not, why and what to do about it ([`Unusable`]).
+//! * [`Host::engines`] gives one [`em::Engine`] per vCPU. Our own APICs, PIC and PIT stay in charge (KVM's "userspace irqchip"): the engine
+//!   contract has EM choose interrupts, the device models keep the state that is saved, and a guest can go on under another engine. The price
+//!   is an exit for each access to the APIC and for each HLT.
+//! * Memory slots follow `pgm`'s layout ([`slots`]). What is not in a slot — device registers, writes to ROM, ranges that are no whole
+//!   pages — comes back as an exit and is looked up in `pgm`.
+//! * A vCPU's state stays with KVM while it runs; `Engine::complete` fetches it ([`state`]).
+//! * The time-stamp counter is the host's plus an offset, and virtual time is computed from it ([`Host::clock`]), so that both agree to the tick.
+//!
+//! Not reached by KVM, as with every hypervisor on it: the A20 gate (guests see it open), and dirty pages of guest memory.
+
+mod msr;
+mod probe;
+mod slots;
+mod state;
+mod sys;
+mod vcpu;
+
+pub use probe::{Host, Unusable};

@@ -1,0 +1,303 @@
+//! Whether this host's KVM is usable, and what it offers.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use cpum::CpuidTable;
+use cpum::cpuid::{FeatureBit, OutputRegister, bit};
+use em::{Engine, VmContext};
+use kvm_bindings::{
+    CpuId, KVM_CAP_X86_USER_SPACE_MSR, KVM_MAX_CPUID_ENTRIES, KVM_MSR_EXIT_REASON_FILTER,
+    KVM_MSR_EXIT_REASON_INVAL, KVM_MSR_EXIT_REASON_UNKNOWN, kvm_enable_cap,
+};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use tm::Clock;
+use vbox_types::Hz;
+
+use crate::{msr, sys, vcpu};
+
+/// The only version of KVM's interface there ever was since Linux 2.6.22.
+const API_VERSION: i32 = 12;
+/// Where Intel's virtual 8086 mode for real-mode guests keeps its pages: below the largest firmware image.
+const TSS_ADDRESS: usize = 0xfffb_d000;
+const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
+
+/// Why guests cannot run on VT-x or AMD-V here. Its text is one clause that says what to do about it.
+#[derive(Debug)]
+pub enum Unusable {
+    /// The CPU shows neither VT-x nor AMD-V; `kvm` tells whether there is a /dev/kvm all the same.
+    NoHardware {
+        kvm: bool,
+    },
+    /// The CPU has it, but there is no /dev/kvm.
+    NoDevice {
+        feature: &'static str,
+        module: &'static str,
+    },
+    NoPermission,
+    /// Somebody else has the CPU's virtualization extension.
+    Busy,
+    /// The kernel's KVM lacks something.
+    TooOld {
+        lacks: String,
+    },
+    Failed {
+        what: &'static str,
+        why: String,
+    },
+}
+
+impl fmt::Display for Unusable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoHardware { kvm: true } => f.write_str(
+                "the host's CPU shows neither VT-x nor AMD-V, so that its /dev/kvm emulates instructions in software; switch \
+                 VT-x/AMD-V on in the firmware, or nested virtualization in the hypervisor below",
+            ),
+            Self::NoHardware { kvm: false } => f.write_str(
+                "the host's CPU shows neither VT-x nor AMD-V; switch it on in the firmware, or nested virtualization in the \
+                 hypervisor below",
+            ),
+            Self::NoDevice { feature, module } => write!(
+                f,
+                "there is no /dev/kvm although the CPU has {feature}; load the kernel module with \"modprobe {module}\", and if that \
+                 fails, switch {feature} on in the firmware"
+            ),
+            Self::NoPermission => {
+                f.write_str("/dev/kvm may not be opened; add yourself to the group kvm and log in again")
+            }
+            Self::Busy => f.write_str(
+                "another hypervisor holds the CPU's virtualization extension; end it or unload its kernel module",
+            ),
+            Self::TooOld { lacks } => {
+                write!(f, "the kernel's KVM lacks {lacks}; Linux 5.16 or newer is needed")
+            }
+            Self::Failed { what, why } => write!(f, "KVM fails to {what}: {why}"),
+        }
+    }
+}
+
+impl std::error::Error for Unusable {}
+
+/// A host whose KVM is usable, with a VM in it that has no vCPU running yet.
+pub struct Host {
+    kvm: Kvm,
+    vm: VmFd,
+    /// vCPU 0, made early because it tells the counter's rate.
+    first: VcpuFd,
+    tsc: Hz,
+}
+
+impl Host {
+    /// Opens KVM and makes a VM.
+    pub fn probe() -> Result<Self, Unusable> {
+        let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let device = Path::new("/dev/kvm");
+        let module = hardware(&cpuinfo).ok_or(Unusable::NoHardware { kvm: device.exists() })?;
+        let kvm = Kvm::new().map_err(|error| opening(error.errno(), module))?;
+        if kvm.get_api_version() != API_VERSION {
+            return Err(Unusable::TooOld { lacks: "the stable interface".into() });
+        }
+        let needed = [
+            (Cap::UserMemory, "guest memory of user processes"),
+            (Cap::ReadonlyMem, "read-only memory"),
+            (Cap::UserNmi, "NMI injection"),
+            (Cap::ImmediateExit, "immediate exits"),
+            (Cap::VcpuEvents, "vCPU events"),
+            (Cap::Debugregs, "debug registers"),
+            (Cap::Xsave, "XSAVE state"),
+            (Cap::SetTssAddr, "a place for its pages"),
+        ];
+        let mut lacks: Vec<&str> =
+            needed.iter().filter(|(cap, _)| !kvm.check_extension(*cap)).map(|(_, what)| *what).collect();
+        if kvm.check_extension_raw(KVM_CAP_X86_USER_SPACE_MSR.into()) == 0 {
+            lacks.push("model-specific registers in user processes");
+        }
+        if !lacks.is_empty() {
+            return Err(Unusable::TooOld { lacks: lacks.join(", ") });
+        }
+        let vm = kvm.create_vm().map_err(|error| match error.errno() {
+            libc::EBUSY => Unusable::Busy,
+            _ => failed("make a virtual machine", error),
+        })?;
+        vm.set_identity_map_address(IDENTITY_MAP_ADDRESS)
+            .and_then(|()| vm.set_tss_address(TSS_ADDRESS))
+            .map_err(|error| failed("reserve its pages", error))?;
+        let exits = kvm_enable_cap {
+            cap: KVM_CAP_X86_USER_SPACE_MSR,
+            args: [
+                u64::from(
+                    KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_FILTER,
+                ),
+                0,
+                0,
+                0,
+            ],
+            ..Default::default()
+        };
+        vm.enable_cap(&exits)
+            .and_then(|()| msr::install_filter(&vm))
+            .map_err(|error| failed("pass on model-specific registers", error))?;
+        let first = vm.create_vcpu(0).map_err(|error| match error.errno() {
+            libc::EBUSY => Unusable::Busy,
+            _ => failed("make a virtual CPU", error),
+        })?;
+        let khz = first.get_tsc_khz().map_err(|error| failed("tell the counter's rate", error))?;
+        if !sys::has_tsc_offset(&first) {
+            return Err(Unusable::TooOld { lacks: "offsets of the time-stamp counter".into() });
+        }
+        Ok(Self { kvm, vm, first, tsc: Hz(u64::from(khz) * 1000) })
+    }
+
+    /// The rate of the guest's time-stamp counter, which is the host's.
+    pub fn tsc_frequency(&self) -> Hz {
+        self.tsc
+    }
+
+    /// A clock for the VM that follows the host's time-stamp counter.
+    pub fn clock(&self) -> Arc<Clock> {
+        Clock::from_counter(self.tsc.0, Box::new(sys::rdtsc))
+    }
+
+    /// Those of `wanted` that guests have here: what the host's CPU and KVM do, and what our own devices and this engine do.
+    pub fn features(&self, wanted: &[FeatureBit]) -> Vec<FeatureBit> {
+        const OURS: &[FeatureBit] = &[
+            bit::APIC,
+            bit::X2APIC,
+            bit::TSC_DEADLINE,
+            bit::TSC_ADJUST,
+            bit::HYPERVISOR,
+            bit::HTT,
+            bit::CMP_LEGACY,
+            bit::TOPOEXT,
+        ];
+        let Ok(supported) = self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES) else { return Vec::new() };
+        wanted.iter().copied().filter(|f| OURS.contains(f) || supports(&supported, *f)).collect()
+    }
+
+    /// What KVM uses of the hardware, for VBox.log.
+    pub fn describe(&self) -> String {
+        let yes = |module: &str, name: &str| {
+            let path = format!("/sys/module/{module}/parameters/{name}");
+            std::fs::read_to_string(path).is_ok_and(|text| matches!(text.trim(), "Y" | "1"))
+        };
+        let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let word = |on: bool| if on { "on" } else { "off" };
+        match hardware(&cpuinfo) {
+            Some(Hardware::Intel) => format!(
+                "VT-x, nested paging {}, VPID {}, unrestricted guest {}",
+                word(yes("kvm_intel", "ept")),
+                word(yes("kvm_intel", "vpid")),
+                word(yes("kvm_intel", "unrestricted_guest"))
+            ),
+            _ => format!("AMD-V, nested paging {}", word(yes("kvm_amd", "npt"))),
+        }
+    }
+
+    /// One engine for each vCPU of `context`.
+    pub fn engines(self, context: &Arc<VmContext>) -> io::Result<Vec<Box<dyn Engine>>> {
+        let Self { kvm: _, vm, first, .. } = self;
+        vcpu::engines(vm, first, context)
+    }
+}
+
+fn supports(cpuid: &CpuId, feature: FeatureBit) -> bool {
+    let entry = cpuid.as_slice().iter().find(|e| e.function == feature.leaf && e.index == feature.subleaf);
+    let value = entry.map_or(0, |e| match feature.register {
+        OutputRegister::Eax => e.eax,
+        OutputRegister::Ebx => e.ebx,
+        OutputRegister::Ecx => e.ecx,
+        OutputRegister::Edx => e.edx,
+    });
+    value >> feature.bit & 1 != 0
+}
+
+/// The entries that KVM gets for vCPU `cpu`: what depends on the vCPU is put in.
+pub(crate) fn cpuid_entries(table: &CpuidTable, cpu: &cpum::CpuState) -> Vec<kvm_bindings::kvm_cpuid_entry2> {
+    let has_subleaves = |leaf| table.entries.iter().any(|e| e.leaf == leaf && e.subleaf.is_some());
+    table
+        .entries
+        .iter()
+        // A leaf's answer for all other sub-leaves is zeros, as KVM gives them itself.
+        .filter(|e| e.subleaf.is_some() || !has_subleaves(e.leaf))
+        .map(|e| {
+            let value = table.query(e.leaf, e.subleaf.unwrap_or(0), cpu);
+            kvm_bindings::kvm_cpuid_entry2 {
+                function: e.leaf,
+                index: e.subleaf.unwrap_or(0),
+                flags: if e.subleaf.is_some() { kvm_bindings::KVM_CPUID_FLAG_SIGNIFCANT_INDEX } else { 0 },
+                eax: value.eax,
+                ebx: value.ebx,
+                ecx: value.ecx,
+                edx: value.edx,
+                ..Default::default()
+            }
+        })
+        .collect()
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hardware {
+    Intel,
+    Amd,
+}
+
+/// What the host's CPU has, as `/proc/cpuinfo` tells.
+fn hardware(cpuinfo: &str) -> Option<Hardware> {
+    let line =
+        cpuinfo.lines().find(|line| line.split(':').next().is_some_and(|key| key.trim() == "flags"))?;
+    let mut words = line.split_whitespace();
+    words.find_map(|word| match word {
+        "vmx" => Some(Hardware::Intel),
+        "svm" => Some(Hardware::Amd),
+        _ => None,
+    })
+}
+
+/// What an error on opening /dev/kvm means.
+fn opening(errno: i32, hardware: Hardware) -> Unusable {
+    let (feature, module) = match hardware {
+        Hardware::Intel => ("VT-x", "kvm_intel"),
+        Hardware::Amd => ("AMD-V", "kvm_amd"),
+    };
+    match errno {
+        libc::EACCES | libc::EPERM => Unusable::NoPermission,
+        libc::EBUSY => Unusable::Busy,
+        libc::ENOENT | libc::ENXIO | libc::ENODEV => Unusable::NoDevice { feature, module },
+        other => {
+            Unusable::Failed { what: "open /dev/kvm", why: io::Error::from_raw_os_error(other).to_string() }
+        }
+    }
+}
+
+fn failed(what: &'static str, error: kvm_ioctls::Error) -> Unusable {
+    Unusable::Failed { what, why: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kind_of_hardware_is_read_from_the_flags_alone() {
+        assert_eq!(hardware("model name\t: svm vmx\nflags\t\t: fpu sse\n"), None);
+        assert_eq!(hardware("flags\t\t: fpu svm lm\n"), Some(Hardware::Amd));
+        assert_eq!(hardware("flags\t\t: fpu vmx lm\n"), Some(Hardware::Intel));
+    }
+
+    #[test]
+    fn every_reason_says_what_to_do() {
+        for (errno, mend) in [
+            (libc::EACCES, "group kvm"),
+            (libc::ENOENT, "modprobe kvm_amd"),
+            (libc::EBUSY, "end it"),
+            (libc::EIO, "error"),
+        ] {
+            let text = opening(errno, Hardware::Amd).to_string();
+            assert!(text.contains(mend), "{text}");
+        }
+        assert!(Unusable::NoHardware { kvm: true }.to_string().contains("emulates"));
+    }
+}

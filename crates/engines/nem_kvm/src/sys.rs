@@ -1,0 +1,177 @@
+//! System calls and registers for which the libraries have no safe form.
+#![allow(unsafe_code)] // shared kvm_run pages, signals, RDTSC, raw ioctls
+
+use std::io;
+use std::mem::offset_of;
+use std::os::fd::{AsFd, AsRawFd};
+use std::ptr::NonNull;
+use std::sync::Once;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use kvm_bindings::{
+    KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, kvm_device_attr, kvm_interrupt, kvm_run,
+    kvm_userspace_memory_region,
+};
+use kvm_ioctls::{VcpuFd, VmFd};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+/// The first page of a vCPU's kvm_run area, mapped once more: the part that other threads write.
+pub(crate) struct RunPage {
+    base: NonNull<u8>,
+}
+
+const PAGE: usize = 4096;
+/// `_IOW(KVMIO, 0x86, struct kvm_interrupt)`.
+const KVM_INTERRUPT: libc::c_ulong = 0x4004_ae86;
+/// `_IOW(KVMIO, 0xe1, struct kvm_device_attr)` and `_IOW(KVMIO, 0xe3, …)`; the library has them for other architectures only.
+const KVM_SET_DEVICE_ATTR: libc::c_ulong = 0x4018_aee1;
+const KVM_HAS_DEVICE_ATTR: libc::c_ulong = 0x4018_aee3;
+
+// SAFETY: the page is only accessed as atomics and volatile bytes.
+unsafe impl Send for RunPage {}
+// SAFETY: as above.
+unsafe impl Sync for RunPage {}
+
+impl RunPage {
+    pub(crate) fn new(vcpu: &VcpuFd) -> io::Result<Self> {
+        // SAFETY: the descriptor of a vCPU stays open during the call.
+        let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(vcpu.as_raw_fd()) };
+        // SAFETY: a fresh shared mapping at an address of the kernel's choice.
+        let base = unsafe {
+            mmap(
+                std::ptr::null_mut(),
+                PAGE,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+                fd.as_fd(),
+                0,
+            )?
+        };
+        let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mmap returned null"))?;
+        Ok(Self { base })
+    }
+
+    /// Whether KVM_RUN is to return at once.
+    pub(crate) fn set_immediate_exit(&self, exit: bool) {
+        // SAFETY: the byte lies within the mapped page, which lives as long as `self`.
+        let byte = unsafe { AtomicU8::from_ptr(self.base.as_ptr().add(offset_of!(kvm_run, immediate_exit))) };
+        byte.store(u8::from(exit), Ordering::SeqCst);
+    }
+
+    /// Bytes per item of the port access that KVM_RUN has just returned with.
+    pub(crate) fn port_access_size(&self) -> u8 {
+        // The union begins with the direction, followed by the size.
+        const SIZE: usize = offset_of!(kvm_run, __bindgen_anon_1) + 1;
+        // SAFETY: the byte lies within the mapped page.
+        unsafe { self.base.as_ptr().add(SIZE).read_volatile() }
+    }
+
+    /// Sub-code and data of an internal error that KVM_RUN has just returned with.
+    pub(crate) fn internal_error(&self) -> (u32, Vec<u64>) {
+        const AT: usize = offset_of!(kvm_run, __bindgen_anon_1);
+        // SAFETY: code, count and 16 words lie within the mapped page; the union is aligned to 8.
+        unsafe {
+            let at = self.base.as_ptr().add(AT);
+            let code = at.cast::<u32>().read_volatile();
+            let count = at.add(4).cast::<u32>().read_volatile().min(16) as usize;
+            (code, (0..count).map(|n| at.add(8 + 8 * n).cast::<u64>().read_volatile()).collect())
+        }
+    }
+}
+
+impl Drop for RunPage {
+    fn drop(&mut self) {
+        // SAFETY: unmaps what `new` mapped.
+        let _ = unsafe { munmap(self.base.as_ptr().cast(), PAGE) };
+    }
+}
+
+/// Queues an external interrupt for delivery at the next entry.
+pub(crate) fn interrupt(vcpu: &VcpuFd, vector: u8) -> io::Result<()> {
+    let argument = kvm_interrupt { irq: vector.into() };
+    // SAFETY: the descriptor is a vCPU's, and the argument is what this ioctl reads.
+    let result = unsafe { libc::ioctl(vcpu.as_raw_fd(), KVM_INTERRUPT, &argument) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The attribute of a vCPU that is its counter's offset.
+fn tsc_offset(offset: &u64) -> kvm_device_attr {
+    kvm_device_attr {
+        group: KVM_VCPU_TSC_CTRL,
+        attr: KVM_VCPU_TSC_OFFSET.into(),
+        addr: std::ptr::from_ref(offset) as u64,
+        flags: 0,
+    }
+}
+
+/// Whether the counter's offset can be set.
+pub(crate) fn has_tsc_offset(vcpu: &VcpuFd) -> bool {
+    let place = 0;
+    let attribute = tsc_offset(&place);
+    // SAFETY: the descriptor is a vCPU's, and the argument is what this ioctl reads.
+    unsafe { libc::ioctl(vcpu.as_raw_fd(), KVM_HAS_DEVICE_ATTR, &attribute) == 0 }
+}
+
+/// Gives the vCPU's time-stamp counter its distance from the host's.
+pub(crate) fn set_tsc_offset(vcpu: &VcpuFd, offset: u64) -> io::Result<()> {
+    let attribute = tsc_offset(&offset);
+    // SAFETY: as above; the kernel reads the eight bytes of `offset` during the call.
+    let result = unsafe { libc::ioctl(vcpu.as_raw_fd(), KVM_SET_DEVICE_ATTR, &attribute) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Sets, changes or (with size 0) removes a memory slot.
+///
+/// # Safety
+/// The region must be memory that stays mapped until the slot is removed or the VM's last descriptor is closed.
+pub(crate) unsafe fn set_slot(
+    vm: &VmFd,
+    region: kvm_userspace_memory_region,
+) -> Result<(), kvm_ioctls::Error> {
+    // SAFETY: passed on to the caller.
+    unsafe { vm.set_user_memory_region(region) }
+}
+
+/// Gives KVM the x87, SSE and AVX state.
+pub(crate) fn set_xsave(vcpu: &VcpuFd, area: &kvm_bindings::kvm_xsave) -> Result<(), kvm_ioctls::Error> {
+    // SAFETY: KVM reads 4096 bytes, since components beyond them (AMX) are never enabled for guests here.
+    unsafe { vcpu.set_xsave(area) }
+}
+
+/// The host's time-stamp counter.
+pub(crate) fn rdtsc() -> u64 {
+    // SAFETY: every x86-64 CPU has the counter, and Linux leaves it readable.
+    unsafe { std::arch::x86_64::_rdtsc() }
+}
+
+/// The calling thread's number.
+pub(crate) fn thread_id() -> i32 {
+    // SAFETY: no arguments, cannot fail.
+    unsafe { libc::gettid() }
+}
+
+extern "C" fn ignore(_: libc::c_int) {}
+
+/// The signal that fetches a thread out of KVM_RUN.
+fn signal() -> libc::c_int {
+    libc::SIGRTMIN() + 1
+}
+
+/// Makes the signal do nothing but interrupt. Without SA_RESTART, so that it does.
+pub(crate) fn install_signal() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // SAFETY: a zeroed sigaction is valid, and the handler does nothing.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = ignore as *const () as usize;
+            libc::sigaction(signal(), &action, std::ptr::null_mut());
+        }
+    });
+}
+
+/// Sends the signal to a thread of this process; nothing happens if it has ended.
+pub(crate) fn send_signal(thread: i32) {
+    // SAFETY: sends a signal that this process handles.
+    unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, signal()) };
+}

@@ -1,0 +1,520 @@
+//! The run loop of a vCPU.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+
+use cpum::state::rflags;
+use cpum::{Activity, CpuState, ForcedActions, VcpuLink};
+use em::{Engine, Event, Exit, VmContext};
+use kvm_bindings::{CpuId, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, kvm_guest_debug};
+use kvm_ioctls::{Error, VcpuExit, VcpuFd, VmFd};
+use parking_lot::Mutex;
+use pdm::Width;
+use pgm::{Pgm, Target};
+use tm::Anchor;
+use vbox_types::{GuestPhys, Port, VcpuId};
+
+use crate::msr::{self, After};
+use crate::slots::Slots;
+use crate::sys::{self, RunPage};
+use crate::{probe, state};
+
+/// Single steps that bring an interrupt or exception on its way into the guest. Each can at most raise the next: contributory faults, then
+/// a double fault, then a triple fault.
+const STEPS: usize = 64;
+
+/// What all vCPUs share.
+struct Machine {
+    vm: VmFd,
+    slots: Mutex<Slots>,
+}
+
+/// Through which other threads fetch a vCPU out of guest code.
+struct Gate {
+    page: RunPage,
+    /// The thread is about to enter guest code or in it.
+    running: AtomicBool,
+    thread: AtomicI32,
+}
+
+impl Gate {
+    fn fetch(&self) {
+        // First the flag, for a thread that has yet to enter; then the signal, for one that has.
+        self.page.set_immediate_exit(true);
+        if self.running.load(Ordering::SeqCst) {
+            sys::send_signal(self.thread.load(Ordering::SeqCst));
+        }
+    }
+}
+
+#[derive(Clone, Copy, Default)]
+struct Stats {
+    exits: u64,
+    port: u64,
+    mmio: u64,
+    halt: u64,
+    msr: u64,
+    window: u64,
+    fetched: u64,
+    interrupts: u64,
+}
+
+/// One vCPU under KVM.
+struct Vcpu {
+    fd: VcpuFd,
+    gate: Arc<Gate>,
+    machine: Arc<Machine>,
+    ctx: Arc<VmContext>,
+    id: VcpuId,
+    link: Arc<VcpuLink>,
+    /// KVM has the state; else `CpuState` has.
+    with_kvm: bool,
+    /// The last exit is completed by the next entry: the registers are not those of an instruction boundary yet.
+    unfinished: bool,
+    /// What the counter's offset was computed from.
+    anchor: Option<Anchor>,
+    /// What came up while the state was being completed.
+    deferred: Option<Exit>,
+    stats: Stats,
+}
+
+pub(crate) fn engines(vm: VmFd, first: VcpuFd, ctx: &Arc<VmContext>) -> io::Result<Vec<Box<dyn Engine>>> {
+    sys::install_signal();
+    let mut descriptors = vec![first];
+    for id in 1..ctx.links.len() {
+        descriptors.push(vm.create_vcpu(id as u64)?);
+    }
+    let machine = Arc::new(Machine { vm, slots: Mutex::default() });
+    let mut list: Vec<Box<dyn Engine>> = Vec::new();
+    for ((fd, link), id) in descriptors.into_iter().zip(&ctx.links).zip(0..) {
+        let entries = probe::cpuid_entries(&ctx.cpuid, &CpuState::reset(id));
+        let entries = CpuId::from_entries(&entries).map_err(|_| io::Error::other("too many CPUID leaves"))?;
+        fd.set_cpuid2(&entries)?;
+        let page = RunPage::new(&fd)?;
+        let gate = Arc::new(Gate { page, running: AtomicBool::new(false), thread: AtomicI32::new(0) });
+        let notified = gate.clone();
+        link.set_notifier(Box::new(move || notified.fetch()));
+        list.push(Box::new(Vcpu {
+            fd,
+            gate,
+            machine: machine.clone(),
+            ctx: ctx.clone(),
+            id: VcpuId(id),
+            link: link.clone(),
+            with_kvm: false,
+            unfinished: false,
+            anchor: None,
+            deferred: None,
+            stats: Stats::default(),
+        }));
+    }
+    Ok(list)
+}
+
+/// What one stay in the guest led to.
+enum Outcome {
+    /// Go in again.
+    Again,
+    /// The thread was fetched.
+    Fetched,
+    /// The single step was done.
+    Stepped,
+    Exit(Exit),
+}
+
+fn fatal(what: &str, error: impl std::fmt::Display) -> Exit {
+    Exit::Fatal(format!("KVM cannot {what}: {error}"))
+}
+
+impl Vcpu {
+    /// Gives KVM the state if it lies in `cpu`, and the counter its offset if virtual time was stopped or moved.
+    fn load(&mut self, cpu: &mut CpuState) -> Result<(), Exit> {
+        if !self.with_kvm {
+            if self.unfinished {
+                // What KVM still has to do for the last exit must not fall on the new state.
+                self.settle(&mut cpu.clone());
+                self.deferred = None;
+            }
+            let cr8 = self.ctx.irq.read_cr8(self.id);
+            state::push(&self.fd, cpu, &self.ctx.cpuid, cr8)
+                .map_err(|e| fatal("take the vCPU's state", e))?;
+            self.with_kvm = true;
+            self.anchor = None;
+            // So that it tells whether interrupts can be delivered.
+            self.settle(cpu);
+        }
+        let anchor = self.ctx.clock.anchor();
+        if anchor.is_some() && anchor != self.anchor {
+            self.set_counter(cpu)?;
+            self.anchor = anchor;
+        }
+        Ok(())
+    }
+
+    fn set_counter(&mut self, cpu: &CpuState) -> Result<(), Exit> {
+        let Some(anchor) = self.ctx.clock.anchor() else { return Ok(()) };
+        let start = tm::ticks(anchor.time, self.ctx.tsc_frequency.0);
+        let offset = start.wrapping_sub(anchor.counter).wrapping_add(cpu.msr.tsc_offset);
+        sys::set_tsc_offset(&self.fd, offset).map_err(|e| fatal("set the time-stamp counter", e))
+    }
+
+    /// Has KVM finish the last exit and look at the state, without running guest code.
+    fn settle(&mut self, cpu: &mut CpuState) {
+        loop {
+            self.gate.page.set_immediate_exit(true);
+            match self.stay(cpu) {
+                // An access in several parts, or a repeated one.
+                Outcome::Again if self.unfinished => {}
+                Outcome::Exit(exit) => {
+                    self.deferred = Some(exit);
+                    return;
+                }
+                _ => return,
+            }
+        }
+    }
+
+    /// Whether the guest would take an interrupt now.
+    fn is_ready(&mut self) -> bool {
+        let run = self.fd.get_kvm_run();
+        run.if_flag != 0 && run.ready_for_interrupt_injection != 0
+    }
+
+    /// What EM needs to know of the state, without fetching it.
+    fn outline(&mut self, cpu: &mut CpuState) {
+        // A running vCPU that cannot take an interrupt at once asks for the window itself.
+        let ready = match cpu.activity {
+            Activity::Running => self.is_ready(),
+            _ => self.fd.get_kvm_run().if_flag != 0,
+        };
+        cpu.rflags = cpu.rflags & !rflags::IF | if ready { rflags::IF } else { 0 };
+        cpu.inhibit_rip = None;
+        // KVM holds back NMIs itself.
+        cpu.nmi_blocked = false;
+    }
+
+    /// Looks at what other threads want; gives the exit if EM must act.
+    fn attend(&mut self, cpu: &mut CpuState, pending: ForcedActions) -> Option<Exit> {
+        let flush = ForcedActions::TLB_FLUSH.union(ForcedActions::REMAP);
+        if pending.intersects(flush) {
+            let epoch = self.ctx.pgm.epoch();
+            self.link.clear(flush);
+            if let Err(error) = self.update_slots() {
+                return Some(fatal("map the guest's memory", error));
+            }
+            self.link.acknowledge_flush(epoch);
+        }
+        let always = ForcedActions::INIT.union(ForcedActions::SIPI).union(ForcedActions::EM);
+        let interrupt = pending.contains(ForcedActions::INTERRUPT);
+        if !pending.intersects(always.union(ForcedActions::NMI)) && !interrupt {
+            return None;
+        }
+        if self.unfinished {
+            self.settle(cpu);
+            if let Some(exit) = self.deferred.take() {
+                return Some(exit);
+            }
+        }
+        if pending.intersects(always.union(ForcedActions::NMI)) || self.is_ready() {
+            self.outline(cpu);
+            return Some(Exit::Attention);
+        }
+        None
+    }
+
+    fn update_slots(&self) -> Result<(), Error> {
+        self.machine.slots.lock().update(&self.machine.vm, &self.ctx.pgm)
+    }
+
+    /// Runs guest code until KVM returns, and does what it returned for.
+    fn stay(&mut self, cpu: &mut CpuState) -> Outcome {
+        let Self { fd, ctx, id, gate, stats, unfinished, .. } = self;
+        let cr8 = ctx.irq.read_cr8(*id);
+        fd.get_kvm_run().cr8 = cr8;
+        stats.exits += 1;
+        let mut after = After::Nothing;
+        *unfinished = false;
+        let result = fd.run();
+        let outcome = match result {
+            Ok(VcpuExit::IoOut(port, data)) => {
+                stats.port += 1;
+                *unfinished = true;
+                if let Some(width) = Width::from_bytes(gate.page.port_access_size().into()) {
+                    if data.len() > width.bytes().into() {
+                        ctx.iom.write_string(Port(port), width, data);
+                    } else {
+                        let mut value = [0; 4];
+                        value[..data.len()].copy_from_slice(data);
+                        ctx.iom.write(Port(port), width, u32::from_le_bytes(value));
+                    }
+                }
+                Outcome::Again
+            }
+            Ok(VcpuExit::IoIn(port, data)) => {
+                stats.port += 1;
+                *unfinished = true;
+                match Width::from_bytes(gate.page.port_access_size().into()) {
+                    Some(width) if data.len() > width.bytes().into() => {
+                        ctx.iom.read_string(Port(port), width, data);
+                    }
+                    Some(width) => {
+                        let value = ctx.iom.read(Port(port), width).to_le_bytes();
+                        data.copy_from_slice(&value[..data.len()]);
+                    }
+                    None => data.fill(0xff),
+                }
+                Outcome::Again
+            }
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                stats.mmio += 1;
+                *unfinished = true;
+                read(&ctx.pgm, *id, address, data);
+                Outcome::Again
+            }
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                stats.mmio += 1;
+                *unfinished = true;
+                write(&ctx.pgm, *id, address, data);
+                Outcome::Again
+            }
+            Ok(VcpuExit::X86Rdmsr(exit)) => {
+                stats.msr += 1;
+                *unfinished = true;
+                match msr::read(ctx, cpu, exit.index) {
+                    Some(value) => (*exit.data, *exit.error) = (value, 0),
+                    None => *exit.error = 1,
+                }
+                Outcome::Again
+            }
+            Ok(VcpuExit::X86Wrmsr(exit)) => {
+                stats.msr += 1;
+                *unfinished = true;
+                match msr::write(ctx, cpu, exit.index, exit.data) {
+                    Some(todo) => (after, *exit.error) = (todo, 0),
+                    None => *exit.error = 1,
+                }
+                Outcome::Again
+            }
+            Ok(VcpuExit::Hlt) => {
+                stats.halt += 1;
+                cpu.activity = Activity::Halted;
+                Outcome::Exit(Exit::Halt)
+            }
+            Ok(VcpuExit::IrqWindowOpen) => {
+                stats.window += 1;
+                Outcome::Again
+            }
+            Ok(VcpuExit::SetTpr) => Outcome::Again,
+            Ok(VcpuExit::Intr) => Outcome::Fetched,
+            Ok(VcpuExit::Debug(_)) => Outcome::Stepped,
+            Ok(VcpuExit::Shutdown) => {
+                cpu.activity = Activity::Shutdown;
+                Outcome::Exit(Exit::TripleFault)
+            }
+            Ok(VcpuExit::FailEntry(reason, _)) => Outcome::Exit(Exit::Fatal(format!(
+                "the CPU refuses to enter guest code, reason {reason:#x}: its state is none that the hardware can run"
+            ))),
+            Ok(VcpuExit::InternalError) => {
+                let (code, data) = gate.page.internal_error();
+                Outcome::Exit(Exit::Fatal(format!(
+                    "KVM cannot go on: internal error {code} ({}), data {data:x?}",
+                    internal_error(code)
+                )))
+            }
+            Ok(other) => Outcome::Exit(Exit::Fatal(format!("KVM returned for an unknown reason: {other:?}"))),
+            Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => {
+                stats.fetched += 1;
+                Outcome::Fetched
+            }
+            Err(error) => Outcome::Exit(fatal("run the vCPU", error)),
+        };
+        // The guest writes CR8 without an exit.
+        let now = fd.get_kvm_run().cr8;
+        if now != cr8 {
+            ctx.irq.write_cr8(*id, now);
+        }
+        match self.finish(cpu, after) {
+            Ok(()) => outcome,
+            Err(exit) => Outcome::Exit(exit),
+        }
+    }
+
+    /// What a register write leaves to do.
+    fn finish(&mut self, cpu: &mut CpuState, after: After) -> Result<(), Exit> {
+        match after {
+            After::Nothing => Ok(()),
+            After::Counter => self.set_counter(cpu),
+            After::ApicBase => {
+                self.settle(cpu);
+                let set = self.fd.get_sregs().and_then(|mut sregs| {
+                    sregs.apic_base = cpu.msr.apic_base;
+                    // What is about to be delivered is not to be queued twice.
+                    sregs.interrupt_bitmap = [0; 4];
+                    self.fd.set_sregs(&sregs)
+                });
+                set.map_err(|e| fatal("move the APIC", e))
+            }
+        }
+    }
+
+    /// Brings what is on its way to the vCPU into the guest, since the state has no place for it: one instruction at a time.
+    fn deliver(&mut self, cpu: &mut CpuState) -> Result<(), Error> {
+        for _ in 0..STEPS {
+            if self.unfinished {
+                self.settle(cpu);
+            }
+            if !state::is_delivering(&self.fd.get_vcpu_events()?) {
+                break;
+            }
+            let step = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP;
+            self.fd.set_guest_debug(&kvm_guest_debug { control: step, ..Default::default() })?;
+            self.gate.page.set_immediate_exit(false);
+            let outcome = self.stay(cpu);
+            self.fd.set_guest_debug(&kvm_guest_debug::default())?;
+            if let Outcome::Exit(exit) = outcome {
+                self.deferred = Some(exit);
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Engine for Vcpu {
+    fn name(&self) -> &'static str {
+        "KVM"
+    }
+
+    fn run(&mut self, cpu: &mut CpuState) -> Exit {
+        if let Some(exit) = self.deferred.take() {
+            return exit;
+        }
+        self.gate.thread.store(sys::thread_id(), Ordering::SeqCst);
+        // The first entry finds memory even if nobody has asked for a flush.
+        if let Err(error) = self.update_slots() {
+            return fatal("map the guest's memory", error);
+        }
+        if let Err(exit) = self.load(cpu) {
+            return exit;
+        }
+        if let Some(exit) = self.deferred.take() {
+            return exit;
+        }
+        loop {
+            let pending = self.link.pending();
+            if !pending.is_empty()
+                && let Some(exit) = self.attend(cpu, pending)
+            {
+                return exit;
+            }
+            let held_back = pending.contains(ForcedActions::INTERRUPT);
+            self.fd.get_kvm_run().request_interrupt_window = held_back.into();
+            // Whoever raises an action from here on either shows in the second look or makes the entry return.
+            self.gate.running.store(true, Ordering::SeqCst);
+            self.gate.page.set_immediate_exit(false);
+            let settled = ForcedActions::TLB_FLUSH.union(ForcedActions::REMAP).0;
+            let outcome =
+                if self.link.pending().0 == pending.0 & !settled { self.stay(cpu) } else { Outcome::Again };
+            self.gate.running.store(false, Ordering::SeqCst);
+            if let Outcome::Exit(exit) = outcome {
+                if !matches!(exit, Exit::Fatal(_)) {
+                    self.outline(cpu);
+                }
+                return exit;
+            }
+        }
+    }
+
+    fn inject(&mut self, cpu: &mut CpuState, event: Event) -> Result<(), Exit> {
+        self.load(cpu)?;
+        cpu.activity = Activity::Running;
+        self.stats.interrupts += 1;
+        match event {
+            Event::Interrupt(vector) => {
+                // The next one has to wait until KVM has delivered this.
+                self.fd.get_kvm_run().ready_for_interrupt_injection = 0;
+                sys::interrupt(&self.fd, vector).map_err(|e| fatal("deliver an interrupt", e))
+            }
+            Event::Nmi => self.fd.nmi().map_err(|e| fatal("deliver an NMI", e)),
+        }
+    }
+
+    fn state_changed(&mut self, _cpu: &CpuState) {
+        self.with_kvm = false;
+        self.deferred = None;
+    }
+
+    fn complete(&mut self, cpu: &mut CpuState) {
+        if !self.with_kvm {
+            return;
+        }
+        let activity = cpu.activity;
+        let taken =
+            self.deliver(cpu).and_then(|()| state::take(&self.fd, cpu, &self.ctx.cpuid, &self.ctx.pgm));
+        if self.deferred.is_none() {
+            cpu.activity = activity;
+        }
+        if let Err(error) = taken {
+            self.deferred = Some(fatal("give the vCPU's state", error));
+        }
+    }
+
+    fn statistics(&self) -> Vec<(&'static str, u64)> {
+        let Stats { exits, port, mmio, halt, msr, window, fetched, interrupts } = self.stats;
+        vec![
+            ("exits", exits),
+            ("port", port),
+            ("mmio", mmio),
+            ("halt", halt),
+            ("msr", msr),
+            ("window", window),
+            ("fetched", fetched),
+            ("interrupts", interrupts),
+        ]
+    }
+}
+
+/// What KVM's documentation calls its internal errors.
+fn internal_error(code: u32) -> &'static str {
+    match code {
+        1 => "an instruction that it cannot emulate",
+        2 => "an event during the delivery of another",
+        3 => "a delivery event",
+        4 => "an unexpected exit",
+        _ => "unknown",
+    }
+}
+
+/// Reads what lies at `address`: registers, or memory that is in no slot.
+fn read(pgm: &Pgm, vcpu: VcpuId, address: u64, data: &mut [u8]) {
+    let mut done = 0;
+    while done < data.len() {
+        let view = pgm.resolve(GuestPhys(address.wrapping_add(done as u64)));
+        let count = view.len.clamp(1, (data.len() - done) as u64) as usize;
+        let part = &mut data[done..done + count];
+        match view.read {
+            Target::Mmio { handler, offset } => handler.mmio_read(vcpu, offset, part),
+            Target::Memory { memory, offset } if memory.read(offset, part) => {}
+            _ => part.fill(0xff),
+        }
+        done += count;
+    }
+}
+
+fn write(pgm: &Pgm, vcpu: VcpuId, address: u64, data: &[u8]) {
+    let mut done = 0;
+    while done < data.len() {
+        let view = pgm.resolve(GuestPhys(address.wrapping_add(done as u64)));
+        let count = view.len.clamp(1, (data.len() - done) as u64) as usize;
+        let part = &data[done..done + count];
+        match view.write {
+            Target::Mmio { handler, offset } => handler.mmio_write(vcpu, offset, part),
+            Target::Memory { memory, offset } => {
+                memory.write(offset, part);
+            }
+            Target::Open => {}
+        }
+        done += count;
+    }
+}
