@@ -55,7 +55,8 @@ fn main() -> ExitCode {
         }
     }
     println!("seed {seed}, {instructions} instructions, {:?}", template.engines);
-    let each = instructions / modes.len() as u64;
+    modes.retain(|m| template.disturbance.fits(*m));
+    let each = instructions / modes.len().max(1) as u64;
     let mut failed = false;
     for mode in modes {
         let session = Session { mode, seed, instructions: each, ..template.clone() };

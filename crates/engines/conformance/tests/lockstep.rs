@@ -12,7 +12,7 @@ fn failures(report: &Report) -> String {
 
 fn run_all(disturbance: Disturbance, seed: u64) {
     for engine in Kind::ALL {
-        for mode in Mode::ALL {
+        for mode in Mode::ALL.into_iter().filter(|m| disturbance.fits(*m)) {
             let mut session = Session::new(mode, [Kind::Interpreter, *engine], seed, SAMPLE);
             session.disturbance = disturbance;
             let report = session.run();

@@ -40,6 +40,14 @@ pub enum Disturbance {
     Switches,
 }
 
+impl Disturbance {
+    /// Whether a mode's programs cannot tell. IRET to a 16-bit stack segment leaves the upper half of the handler's stack
+    /// pointer in ESP, so programs on one can.
+    pub fn fits(self, mode: Mode) -> bool {
+        self == Self::None || mode != Mode::Compat16
+    }
+}
+
 /// Vector of the interrupts that disturb: its handler returns at once.
 pub const DISTURB: u8 = 0x90;
 
