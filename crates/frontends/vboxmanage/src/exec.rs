@@ -1,7 +1,9 @@
 //! Carries requests out through the Main API and hands what there is to see to [`crate::print`].
 
+mod appliance;
 mod control;
 mod global;
+mod guest;
 mod machine;
 mod medium;
 mod modifyvm;
@@ -108,6 +110,13 @@ fn topic(request: &Request) -> &'static str {
         Request::GetExtraData(_) => "getextradata",
         Request::SetExtraData(_) => "setextradata",
         Request::SetProperty(_) => "setproperty",
+        Request::Import(_) => "import",
+        Request::Export(_) => "export",
+        Request::CloneVm(_) => "clonevm",
+        Request::GuestProperty(_) => "guestproperty",
+        Request::SharedFolder(_) => "sharedfolder",
+        Request::DiscardState(_) => "discardstate",
+        Request::ExtPack(_) => "extpack",
     }
 }
 
@@ -130,6 +139,13 @@ impl Run<'_> {
             Request::GetExtraData(request) => self.get_extra_data(request),
             Request::SetExtraData(request) => self.set_extra_data(request),
             Request::SetProperty(request) => self.set_property(request),
+            Request::Import(request) => self.import(request),
+            Request::Export(request) => self.export(request),
+            Request::CloneVm(request) => self.clone_vm(request),
+            Request::GuestProperty(request) => self.guest_property(request),
+            Request::SharedFolder(request) => self.shared_folder(request),
+            Request::DiscardState(request) => self.discard_state(request),
+            Request::ExtPack(request) => self.ext_pack(request),
         }
     }
 

@@ -45,6 +45,16 @@ static TOPICS: &[Topic] = &[
         description: "Makes the machine of an existing settings file (.vbox) known.",
     },
     Topic {
+        name: "clonevm",
+        brief: "create a clone of an existing virtual machine",
+        synopsis: &[
+            "VM [--basefolder=basefolder] [--groups=group,...] [--mode=machine | --mode=machineandchildren | --mode=all] \
+             [--name=name] [--options=option,...] [--register] [--snapshot=snapshot-name] [--uuid=uuid]",
+        ],
+        description: "Makes a machine with copies of the disks of another one, which must be off. Options: KeepAllMACs, \
+                      KeepNATMACs, KeepDiskNames, KeepHwUUIDs. --register makes the clone known at once.",
+    },
+    Topic {
         name: "unregistervm",
         brief: "unregister a virtual machine",
         synopsis: &["VM [--delete] [--delete-all]"],
@@ -182,6 +192,63 @@ static TOPICS: &[Topic] = &[
                       loghistorycount, machinefolder, proxymode, proxyurl, vrdeauthlibrary, vrdeextpack, \
                       websrvauthlibrary. The value \"default\" (\"null\" for autostartdbpath and vrdeextpack) takes a \
                       setting back.",
+    },
+    Topic {
+        name: "discardstate",
+        brief: "discard the saved state of a virtual machine",
+        synopsis: &["VM"],
+        description: "Throws away a machine's saved state, as if its power had been cut.",
+    },
+    Topic {
+        name: "sharedfolder",
+        brief: "add and remove shared folders",
+        synopsis: &[
+            "add VM <--name=name> <--hostpath=hostpath> [--readonly] [--transient] [--automount] \
+             [--auto-mount-point=path]",
+            "remove VM <--name=name> [--transient]",
+        ],
+        description: "Keeps which folders of the host a machine's guest may mount.",
+    },
+    Topic {
+        name: "guestproperty",
+        brief: "manage virtual machine guest properties",
+        synopsis: &[
+            "get VM <property-name> [--verbose]",
+            "set VM <property-name> [property-value [--flags=flags]]",
+            "unset VM <property-name>",
+            "enumerate VM [--no-timestamp] [--no-flags] [--relative] [--old-format] [patterns...]",
+            "wait VM <patterns> [--timeout=milliseconds] [--fail-on-timeout]",
+        ],
+        description: "Reads and changes the named texts that host and guest share. Patterns have \"*\" and \"?\". Flags: \
+                      TRANSIENT, RDONLYGUEST, RDONLYHOST, READONLY, TRANSRESET.",
+    },
+    Topic {
+        name: "import",
+        brief: "import a virtual appliance in OVF format and create virtual machines",
+        synopsis: &[
+            "<ovfname | ovaname> [--dry-run] [--options=<KeepAllMACs | KeepNATMACs | ImportToVDI>] [--vsys=n] \
+             [--ostype=ostype] [--vmname=name] [--settingsfile=file] [--basefolder=folder] [--group=group] \
+             [--memory=MB] [--cpus=n] [--description=text] [--eula=<show | accept>] [--unit=n] [--ignore] \
+             [--scsitype=<BusLogic | LsiLogic>] [--disk=path] [--controller=index] [--port=n]",
+        ],
+        description: "Makes machines out of a package. --dry-run only shows what would be made. Options from --ostype on change \
+                      the machine that the --vsys before them numbers, those from --ignore on the unit that --unit numbers.",
+    },
+    Topic {
+        name: "export",
+        brief: "export one or more virtual machines to a virtual appliance",
+        synopsis: &["VM... <--output=name> [--legacy09 | --ovf09 | --ovf10 | --ovf20] [--manifest] \
+             [--options=<manifest | iso | nomacs | nomacsbutnat>...] [--vsys=n] [--vmname=name] [--product=text] \
+             [--producturl=text] [--vendor=text] [--vendorurl=text] [--version=text] [--description=text] [--eula=text] \
+             [--eulafile=file]"],
+        description: "Writes machines that are off as a package: a descriptor with its disk images beside it (.ovf), or all in one \
+                      file (.ova). Options from --vmname on are about the machine that the --vsys before them numbers.",
+    },
+    Topic {
+        name: "extpack",
+        brief: "extension package management",
+        synopsis: &["install [--replace] <tarball>", "uninstall [--force] <name>", "cleanup"],
+        description: "No extension packs can be installed; \"list extpacks\" shows none.",
     },
 ];
 

@@ -1,7 +1,9 @@
 //! From words to typed requests. Nothing here touches an object or a file.
 
+pub mod appliance;
 pub mod control;
 pub mod global;
+pub mod guest;
 pub mod machine;
 pub mod medium;
 pub mod modifyvm;
@@ -28,6 +30,13 @@ pub enum Request {
     GetExtraData(global::GetExtraData),
     SetExtraData(global::SetExtraData),
     SetProperty(global::SetProperty),
+    Import(appliance::Import),
+    Export(appliance::Export),
+    CloneVm(appliance::CloneVm),
+    GuestProperty(guest::GuestProperty),
+    SharedFolder(guest::SharedFolder),
+    DiscardState(guest::DiscardState),
+    ExtPack(guest::ExtPack),
 }
 
 /// A command of VirtualBox 7.0. `parse` is missing where there is nothing behind the command yet.
@@ -60,7 +69,7 @@ pub static COMMANDS: &[Command] = &[
     command("showvminfo", machine::showvminfo),
     command("registervm", machine::registervm),
     command("unregistervm", machine::unregistervm),
-    missing("clonevm"),
+    command("clonevm", appliance::clonevm),
     missing("movevm"),
     missing("encryptvm"),
     missing("mediumproperty"),
@@ -81,7 +90,7 @@ pub static COMMANDS: &[Command] = &[
     command("startvm", machine::startvm),
     command("controlvm", control::controlvm),
     missing("unattended"),
-    missing("discardstate"),
+    command("discardstate", guest::discardstate),
     missing("adoptstate"),
     missing("snapshot"),
     command("closemedium", medium::closemedium),
@@ -95,18 +104,18 @@ pub static COMMANDS: &[Command] = &[
     command("setextradata", global::setextradata),
     command("setproperty", global::setproperty),
     missing("usbfilter"),
-    missing("sharedfolder"),
-    missing("guestproperty"),
+    command("sharedfolder", guest::sharedfolder),
+    command("guestproperty", guest::guestproperty),
     missing("guestcontrol"),
     missing("metrics"),
-    missing("import"),
-    missing("export"),
+    command("import", appliance::import),
+    command("export", appliance::export),
     missing("signova"),
     missing("hostonlyif"),
     missing("hostonlynet"),
     missing("dhcpserver"),
     missing("natnetwork"),
-    missing("extpack"),
+    command("extpack", guest::extpack),
     missing("bandwidthctl"),
     missing("debugvm"),
     missing("convertfromraw"),

@@ -4,8 +4,10 @@ use std::io::{self, Write};
 
 use vbox_types::version::{REVISION, VERSION};
 
+pub mod appliance;
 pub mod error;
 pub mod fmt;
+pub mod guest;
 pub mod list;
 pub mod medium;
 pub mod progress;

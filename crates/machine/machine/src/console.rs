@@ -11,6 +11,7 @@ use parking_lot::{Condvar, Mutex};
 use vbox_types::{MachineState, ResultCode};
 
 use crate::machine::Machine;
+use crate::network::NicConfig;
 use crate::screenshot;
 
 /// How long a client that powers the machine down waits for the images to be flushed.
@@ -233,6 +234,27 @@ impl ConsoleBackend for Console {
 
     fn uptime(&self) -> Duration {
         self.started.elapsed()
+    }
+
+    fn network_adapter_changed(&self, slot: u32, settings: &str) -> ApiResult<()> {
+        // What the guest finds in its slots was settled at the start.
+        let Some(nic) = self.machine.nics().iter().find(|n| u32::from(n.slot) == slot) else { return Ok(()) };
+        let failed = |e: &dyn std::fmt::Display| ApiError::fail(format!("Cannot use the settings ({e})"));
+        let document = settings::Document::parse(settings.as_bytes()).map_err(|e| failed(&e))?;
+        let (settings, _) = settings::MachineSettings::load(&document).map_err(|e| failed(&e))?;
+        let Some(adapter) = settings.hardware.network.get(slot as usize) else { return Ok(()) };
+        let mut notes = Vec::new();
+        let config = NicConfig::from_settings(adapter, &mut notes).map_err(ApiError::invalid_arg)?;
+        for note in notes {
+            tracing::info!(target: "console", "{note}");
+        }
+        let config = config.ok_or_else(|| {
+            ApiError::new(
+                ResultCode::NotSupported,
+                format!("The new attachment of network adapter {} is not available yet", slot + 1),
+            )
+        })?;
+        nic.change(&config).map_err(|e| ApiError::new(ResultCode::PdmError, format!("{e:#}")))
     }
 }
 

@@ -155,44 +155,85 @@ pub struct Nic {
     pub slot: u8,
     card: Arc<Mutex<E1000>>,
     nat: Mutex<Option<Arc<Nat>>>,
+    /// What the card's network is now.
+    attachment: Mutex<Attachment>,
+}
+
+/// Adds rules to a NAT. A port that cannot be forwarded does not stop the machine: the log names it.
+fn add_rules<'a>(nat: &Nat, number: u8, rules: impl IntoIterator<Item = &'a Rule>) {
+    for rule in rules {
+        if let Err(error) = nat.add_rule(rule.clone()) {
+            tracing::warn!(
+                target: "nat",
+                "network adapter {number}: {:#}",
+                anyhow::Error::new(error).context("a port is not forwarded")
+            );
+        }
+    }
 }
 
 impl Nic {
-    /// Builds the card and starts its network. A port that cannot be forwarded does not stop the machine: the log names it.
+    /// Builds the card and starts its network.
     pub fn build(
         config: &NicConfig,
         wiring: Wiring,
         timers: &Arc<tm::TimerQueue>,
     ) -> Result<(Self, Arc<Mutex<E1000>>)> {
         let card = E1000::new(config.model, config.mac, config.cable, wiring, timers);
-        let number = config.slot + 1;
-        let nat = match &config.attachment {
-            Attachment::Null => None,
-            Attachment::Nat { config, rules } => {
-                let nat = Nat::start(config, Arc::new(GuestEnd(E1000::port(&card))))
-                    .with_context(|| format!("network adapter {number}: NAT cannot start"))?;
-                for rule in rules {
-                    if let Err(error) = nat.add_rule(rule.clone()) {
-                        tracing::warn!(
-                            target: "nat",
-                            "network adapter {number}: {:#}",
-                            anyhow::Error::new(error).context("a port is not forwarded")
-                        );
-                    }
-                }
-                Some(Arc::new(nat))
-            }
+        let nic = Self {
+            slot: config.slot,
+            card: card.clone(),
+            nat: Mutex::new(None),
+            attachment: Mutex::new(Attachment::Null),
         };
-        if let Some(nat) = &nat {
-            let driver: Arc<dyn NetDriver> = Arc::new(NatDriver(nat.clone()));
-            card.lock().connect(Some(driver));
-        }
-        Ok((Self { slot: config.slot, card: card.clone(), nat: Mutex::new(nat) }, card))
+        nic.attach(&config.attachment)?;
+        Ok((nic, card))
     }
 
-    /// The card's NAT, if that is its attachment: rules can be added and removed there.
-    pub fn nat(&self) -> Option<Arc<Nat>> {
-        self.nat.lock().clone()
+    /// Joins the card to a network, in place of the one it had.
+    fn attach(&self, attachment: &Attachment) -> Result<()> {
+        self.close();
+        *self.attachment.lock() = Attachment::Null;
+        let number = self.slot + 1;
+        if let Attachment::Nat { config, rules } = attachment {
+            let nat = Nat::start(config, Arc::new(GuestEnd(E1000::port(&self.card))))
+                .with_context(|| format!("network adapter {number}: NAT cannot start"))?;
+            add_rules(&nat, number, rules);
+            let nat = Arc::new(nat);
+            let driver: Arc<dyn NetDriver> = Arc::new(NatDriver(nat.clone()));
+            self.card.lock().connect(Some(driver));
+            *self.nat.lock() = Some(nat);
+        }
+        *self.attachment.lock() = attachment.clone();
+        Ok(())
+    }
+
+    /// Takes over what of `config` can change while the machine runs: the network, its rules, and the cable.
+    pub fn change(&self, config: &NicConfig) -> Result<()> {
+        let before = self.attachment.lock().clone();
+        match (&before, &config.attachment) {
+            (Attachment::Nat { config: old, rules: had }, Attachment::Nat { config: new, rules })
+                if old == new =>
+            {
+                let nat = self.nat.lock().clone();
+                if let Some(nat) = nat {
+                    for rule in had.iter().filter(|r| !rules.contains(r)) {
+                        // One that never came to be is not there.
+                        let _ = nat.remove_rule(&rule.name);
+                    }
+                    add_rules(&nat, self.slot + 1, rules.iter().filter(|r| !had.contains(r)));
+                }
+                *self.attachment.lock() = config.attachment.clone();
+            }
+            (old, new) if old == new => {}
+            _ => {
+                // The guest learns of another network as of another cable.
+                self.set_link(false);
+                self.attach(&config.attachment)?;
+            }
+        }
+        self.set_link(config.cable);
+        Ok(())
     }
 
     /// Plugs the cable in or pulls it out.

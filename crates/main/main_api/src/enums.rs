@@ -166,6 +166,10 @@ api_enums! {
     BitmapFormat { Opaque, BGR, BGR0, BGRA, RGBA, PNG, JPEG }
     Scope { Global, Machine, Session }
     ProcessPriority { Invalid, Default }
+    VirtualSystemDescriptionType { Ignore, OS, Name, Product, Vendor, Version, ProductUrl, VendorUrl, Description, License, Miscellaneous, CPU, Memory, HardDiskControllerIDE, HardDiskControllerSATA, HardDiskControllerSCSI, HardDiskControllerSAS, HardDiskImage, Floppy, CDROM, NetworkAdapter, USBController, SoundCard, SettingsFile, BaseFolder, PrimaryGroup, HardDiskControllerVirtioSCSI, HardDiskControllerNVMe }
+    ImportOptions { KeepAllMACs, KeepNATMACs, ImportToVDI }
+    ExportOptions { CreateManifest, ExportDVDImages, StripAllMACs, StripAllNonNATMACs }
+    CloneOptions { Link, KeepAllMACs, KeepNATMACs, KeepDiskNames, KeepHwUUIDs }
     RecordingVideoCodec { None, MJPEG, H262, H264, H265, H266, VP8, VP9, AV1, Other }
     RecordingAudioCodec { None, WavPCM, MP3, Opus, Vorbis, Other }
 }

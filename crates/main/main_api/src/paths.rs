@@ -9,6 +9,7 @@
 //! /org/virtualbox/Machines/<uuid>          a registered machine, read-only
 //! /org/virtualbox/Unregistered/<uuid>      a machine that its creator has not registered yet
 //! /org/virtualbox/Sessions/<n>             ISession             …/Machine  the machine that it has locked
+//! /org/virtualbox/Appliances/<n>           IAppliance           …/<i>  IVirtualSystemDescription
 //! /org/virtualbox/Console                  IConsole, in the VM process
 //!     …/Keyboard …/Mouse …/Display …/Debugger …/Progress/<n>
 //! ```
@@ -31,6 +32,7 @@ pub const PROGRESS: &str = "/org/virtualbox/Progress";
 pub const MACHINES: &str = "/org/virtualbox/Machines";
 pub const UNREGISTERED: &str = "/org/virtualbox/Unregistered";
 pub const SESSIONS: &str = "/org/virtualbox/Sessions";
+pub const APPLIANCES: &str = "/org/virtualbox/Appliances";
 pub const CONSOLE: &str = "/org/virtualbox/Console";
 
 /// `text` as one element of an object path: letters and digits stand for themselves, every other byte becomes `_xx`,

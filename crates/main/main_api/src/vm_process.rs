@@ -117,6 +117,10 @@ pub trait ConsoleBackend: Send + Sync + 'static {
 
     /// How long the VM has run.
     fn uptime(&self) -> Duration;
+
+    /// The settings of a network adapter have changed at run time; `settings` is the text of a `.vbox` file. What the VM cannot
+    /// change while it runs is an error, and stays as it was.
+    fn network_adapter_changed(&self, slot: u32, settings: &str) -> ApiResult<()>;
 }
 
 /// Size and place of a screen.
@@ -410,6 +414,11 @@ impl Service for ProcessService {
         Err(server::not_implemented(i, a.name))
     }
 
+    /// The back end may still be in the making.
+    fn may_block(&self, _interface: &Interface, method: &MethodDesc) -> bool {
+        method.name == IVMProcess::NetworkAdapterChange.name
+    }
+
     fn call(
         &self,
         _peer: &Peer,
@@ -429,6 +438,9 @@ impl Service for ProcessService {
                     }
                 });
                 spawned.map(drop).map_err(|e| ApiError::fail(format!("Cannot start a thread: {e}")))
+            })
+            .add(IVMProcess::NetworkAdapterChange, |shared, (slot, settings)| {
+                shared.backend()?.network_adapter_changed(slot, &settings)
             });
             t
         });

@@ -168,6 +168,11 @@ impl Package {
         &self.path
     }
 
+    /// Whether there are digests to check files against.
+    pub fn has_manifest(&self) -> bool {
+        self.manifest.is_some()
+    }
+
     fn member(&self, name: &str) -> Result<(File, u64), Error> {
         let name = member_name(name)?;
         match &self.members {
@@ -353,6 +358,35 @@ impl Archive {
             manifest.add(&name, *algorithm, digest.finish());
         }
         Ok(())
+    }
+
+    /// Adds the finished file at `path`, which moves or goes.
+    pub fn add_file(
+        &mut self,
+        name: &str,
+        path: &Path,
+        progress: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<(), Error> {
+        let (file, size) = open(path)?;
+        if self.tar.is_some() {
+            self.add(name, file, size, progress)?;
+            return std::fs::remove_file(path).map_err(|e| Error::host("delete", path, e));
+        }
+        let target = self.path.with_file_name(member_name(name)?);
+        if let Some((algorithm, manifest)) = &mut self.manifest {
+            let mut source = Watched {
+                inner: Hashed { inner: file, digests: vec![Digest::new(*algorithm)], done: 0 },
+                progress,
+            };
+            io::copy(&mut source, &mut io::sink()).map_err(|e| Error::host("read", path, e))?;
+            if let Some(digest) = source.inner.digests.pop() {
+                manifest.add(name, *algorithm, digest.finish());
+            }
+        }
+        // Fails if something is there, which a renaming does not.
+        std::fs::hard_link(path, &target).map_err(|e| Error::host("create", &target, e))?;
+        self.written.push(target);
+        std::fs::remove_file(path).map_err(|e| Error::host("delete", path, e))
     }
 
     /// Adds the manifest and makes all of it durable.

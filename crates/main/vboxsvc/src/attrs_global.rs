@@ -28,6 +28,7 @@ pub(crate) fn reads() -> ReadTable<Context> {
     os_types(&mut t);
     media(&mut t);
     sessions(&mut t);
+    crate::appliance::reads(&mut t);
     t
 }
 

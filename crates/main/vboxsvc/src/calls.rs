@@ -22,7 +22,7 @@ use crate::mirror::Mirror;
 use crate::objects::{self, MachineRef, Object, Part, medium_path};
 use crate::svc::{Context, State, Svc};
 use crate::view::gone;
-use crate::{calls_machine, calls_storage};
+use crate::{appliance, calls_machine, calls_storage, guest_properties};
 
 pub(crate) fn table() -> CallTable<Context> {
     let mut t = CallTable::default();
@@ -33,6 +33,8 @@ pub(crate) fn table() -> CallTable<Context> {
     media(&mut t);
     calls_machine::add(&mut t);
     calls_storage::add(&mut t);
+    appliance::calls(&mut t);
+    guest_properties::add(&mut t);
     t
 }
 
@@ -43,6 +45,14 @@ pub(crate) fn may_block(interface: &str, method: &str) -> bool {
         ("IProgress", "WaitForCompletion")
             | ("IMachine", "LockMachine" | "LaunchVMProcess" | "Unregister")
             | ("ISession", "OpenConsole")
+    )
+}
+
+/// Methods by which a network adapter's settings change, which a running VM wants to know.
+pub(crate) fn changes_adapter(interface: &str, method: &str) -> bool {
+    matches!(
+        (interface, method),
+        ("INATEngine", "AddRedirect" | "RemoveRedirect") | ("INetworkAdapter", "SetProperty")
     )
 }
 
@@ -515,7 +525,7 @@ fn create_file(location: &Path, options: &vd::CreateOptions, no_directory: bool)
     })
 }
 
-fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> ApiResult<()> {
+pub(crate) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> ApiResult<()> {
     std::thread::Builder::new()
         .name(name.into())
         .spawn(work)

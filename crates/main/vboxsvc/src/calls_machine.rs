@@ -106,6 +106,8 @@ fn lifecycle(t: &mut CallTable<Context>) {
         let media = media.iter().filter_map(|m| medium_id(m).transpose()).collect::<ApiResult<Vec<_>>>()?;
         c.svc.delete_config(&c.peer, target(c)?.0, media)
     })
+    .add(IMachine::CloneTo, |c, (clone, mode, options)| crate::clone::start(c, &clone, mode, &options))
+    .add(IMachine::DiscardSavedState, |c, (remove,)| c.svc.discard_saved_state(&c.peer, target(c)?.0, remove))
     .add(IMachine::QueryLogFilename, |c, (index,)| {
         look(c, |v| {
             let name = if index == 0 { "VBox.log".to_owned() } else { format!("VBox.log.{index}") };

@@ -94,7 +94,7 @@ impl State {
         Ok(state)
     }
 
-    fn add_machine(&mut self, machine: Machine) {
+    pub(crate) fn add_machine(&mut self, machine: Machine) {
         let folder = machine.folder().to_owned();
         self.media.load(&machine.settings.media_registry, machine.id, &folder);
         if !self.order.contains(&machine.id) {
@@ -621,6 +621,77 @@ impl Svc {
         crate::store::machine_text(&settings)
     }
 
+    /// IMachine::discardSavedState.
+    pub(crate) fn discard_saved_state(
+        &self,
+        peer: &Peer,
+        reference: MachineRef,
+        remove_file: bool,
+    ) -> ApiResult<()> {
+        let mut state = self.state.lock();
+        let id = state.resolve(peer.id, reference)?.id;
+        let machine = state.machine_mut(id)?;
+        if !matches!(machine.state, MachineState::Saved | MachineState::AbortedSaved) {
+            return Err(ApiError::new(
+                ResultCode::InvalidVmState,
+                format!(
+                    "Cannot delete the machine state as the machine is not in the saved state (state is {})",
+                    machine.state.name()
+                ),
+            ));
+        }
+        if !matches!(machine.lock, Lock::Held(_)) {
+            return Err(gone());
+        }
+        let file = machine.folder().join(&machine.settings.state_file);
+        let without = |s: &MachineSettings| {
+            let mut s = s.clone();
+            s.state_file.clear();
+            s.aborted = false;
+            Arc::new(s)
+        };
+        // A snapshot may keep the very file.
+        let shared = crate::objects::snapshots(&machine.settings)
+            .into_iter()
+            .any(|s| s.state_file == machine.settings.state_file);
+        machine.settings = without(&machine.settings);
+        if let Lock::Held(held) = &mut machine.lock {
+            held.copy = without(&held.copy);
+        }
+        machine.state = MachineState::PoweredOff;
+        machine.last_change = now_ms();
+        self.store_state(&mut state, id)?;
+        if remove_file && !shared {
+            let _ = fs::remove_file(&file);
+        }
+        state.emit(IEventSource::OnMachineStateChanged, (id.to_string(), MachineState::PoweredOff));
+        Ok(())
+    }
+
+    /// Tells a running VM that a network adapter has other settings now.
+    pub(crate) fn tell_vm(
+        &self,
+        peer: u64,
+        reference: MachineRef,
+        part: &crate::objects::Part,
+    ) -> ApiResult<()> {
+        use crate::objects::Part;
+        let (Part::NetworkAdapter(slot) | Part::NatEngine(slot)) = part else { return Ok(()) };
+        let (vm, text) = {
+            let mut state = self.state.lock();
+            let id = state.resolve(peer, reference)?.id;
+            let Ok(machine) = state.machine_mut(id) else { return Ok(()) };
+            let Lock::Held(held) = &machine.lock else { return Ok(()) };
+            let text = crate::store::machine_text(&held.copy)?;
+            match machine.vm().and_then(|vm| vm.peer.clone()) {
+                Some(vm) => (vm, text),
+                None => return Ok(()),
+            }
+        };
+        let slot = u32::try_from(*slot).unwrap_or(u32::MAX);
+        vm.call(main_api::paths::ROOT, main_api::idl::IVMProcess::NetworkAdapterChange, (slot, text))
+    }
+
     /// Stores an extra-data value at once, as IMachine::setExtraData does with or without a session.
     pub(crate) fn set_machine_extra_data(
         &self,
@@ -726,7 +797,7 @@ pub(crate) fn absolute(path: &str) -> ApiResult<PathBuf> {
     Ok(clean)
 }
 
-fn check_not_registered(state: &State, id: Uuid, file: &Path) -> ApiResult<()> {
+pub(crate) fn check_not_registered(state: &State, id: Uuid, file: &Path) -> ApiResult<()> {
     match state.machines.values().find(|m| m.id == id || m.file == file) {
         None => Ok(()),
         Some(other) => Err(ApiError::new(

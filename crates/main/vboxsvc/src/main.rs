@@ -3,14 +3,20 @@
 //! Started by the first client (see [`main_api::ipc`]), one per configuration directory; ends five seconds after the last
 //! client and the last VM process have gone.
 
+mod appliance;
 mod attrs_devices;
 mod attrs_global;
 mod attrs_machine;
 mod calls;
 mod calls_machine;
 mod calls_storage;
+mod clone;
 mod descriptors;
+mod export;
+mod guest_properties;
 mod host;
+mod images;
+mod import;
 mod limits;
 mod logfile;
 mod machines;

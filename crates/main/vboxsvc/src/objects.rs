@@ -19,6 +19,9 @@ pub(crate) enum Object {
     Progress(u32),
     ProgressError(u32),
     Session(u32),
+    Appliance(u32),
+    /// One of a package's machines, by its place.
+    SystemDescription(u32, usize),
     Machine(MachineRef, Part),
 }
 
@@ -102,6 +105,8 @@ pub(crate) fn parse(path: &str) -> Option<Object> {
         ["Media", id] => Object::Medium(parse_uuid(id)?),
         ["Progress", number] => Object::Progress(number.parse().ok()?),
         ["Progress", number, "ErrorInfo"] => Object::ProgressError(number.parse().ok()?),
+        ["Appliances", number] => Object::Appliance(number.parse().ok()?),
+        ["Appliances", number, index] => Object::SystemDescription(number.parse().ok()?, index.parse().ok()?),
         ["Sessions", number] => Object::Session(number.parse().ok()?),
         ["Sessions", number, "Machine", part @ ..] => {
             Object::Machine(MachineRef::Session(number.parse().ok()?), parse_part(part)?)

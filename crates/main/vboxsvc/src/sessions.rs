@@ -121,6 +121,7 @@ impl Svc {
             state.sessions.remove(&session);
         }
         state.unregistered.retain(|_, (owner, _)| *owner != peer);
+        state.appliances.retain(|_, a| a.peer != peer);
         self.vm_peer_gone(state, peer);
     }
 }

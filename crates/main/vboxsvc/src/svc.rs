@@ -24,6 +24,7 @@ use uuid::Uuid;
 use vbox_types::{MachineState, ResultCode};
 use zbus::zvariant::Value;
 
+use crate::appliance::Appliance;
 use crate::media::MediaPool;
 use crate::objects::{self, MachineRef, Object, Part};
 use crate::store::{GlobalStore, MachineStore};
@@ -54,9 +55,11 @@ pub(crate) struct State {
     pub(crate) media: MediaPool,
     pub(crate) sessions: BTreeMap<u32, Session>,
     pub(crate) progress: BTreeMap<u32, Arc<Progress>>,
+    pub(crate) appliances: BTreeMap<u32, Appliance>,
     peers: HashMap<u64, Option<SyncSender<Event>>>,
     next_session: u32,
     next_progress: u32,
+    pub(crate) next_appliance: u32,
 }
 
 struct Event {
@@ -163,9 +166,11 @@ impl State {
             media: MediaPool::default(),
             sessions: BTreeMap::new(),
             progress: BTreeMap::new(),
+            appliances: BTreeMap::new(),
             peers: HashMap::new(),
             next_session: 1,
             next_progress: 1,
+            next_appliance: 1,
         }
     }
 
@@ -469,6 +474,15 @@ impl Service for ApiService {
             Object::Session(number) => {
                 state.sessions.get(&number).filter(|s| s.peer == peer.id).map(|_| vec![table!(ISession)])?
             }
+            Object::Appliance(number) => state
+                .appliances
+                .get(&number)
+                .filter(|a| a.peer == peer.id)
+                .map(|_| vec![table!(IAppliance)])?,
+            Object::SystemDescription(number, index) => {
+                let own = state.appliances.get(&number).filter(|a| a.peer == peer.id)?;
+                own.descriptions.get(index).map(|_| vec![table!(IVirtualSystemDescription)])?
+            }
             Object::Machine(reference, part) => {
                 if let MachineRef::Session(number) = reference
                     && state.sessions.get(&number).is_none_or(|s| s.peer != peer.id)
@@ -496,6 +510,7 @@ impl Service for ApiService {
                     "Machines",
                     "Unregistered",
                     "Sessions",
+                    "Appliances",
                 ]);
             }
             paths::VIRTUAL_BOX => return owned(&["EventSource", "SystemProperties", "Host"]),
@@ -509,6 +524,10 @@ impl Service for ApiService {
                 let own = state.unregistered.iter().filter(|(_, (owner, _))| *owner == peer.id);
                 return own.map(|(id, _)| objects::uuid_element(*id)).collect();
             }
+            paths::APPLIANCES => {
+                let own = state.appliances.iter().filter(|(_, a)| a.peer == peer.id);
+                return own.map(|(number, _)| number.to_string()).collect();
+            }
             paths::SESSIONS => {
                 let own = state.sessions.iter().filter(|(_, s)| s.peer == peer.id);
                 return own.map(|(number, _)| number.to_string()).collect();
@@ -516,6 +535,10 @@ impl Service for ApiService {
             _ => {}
         }
         match objects::parse(path) {
+            Some(Object::Appliance(number)) => {
+                let own = state.appliances.get(&number).filter(|a| a.peer == peer.id);
+                (0..own.map_or(0, |a| a.descriptions.len())).map(|i| i.to_string()).collect()
+            }
             Some(Object::Session(number)) => match state.sessions.get(&number) {
                 Some(session) if session.machine.is_some() => owned(&["Machine"]),
                 _ => Vec::new(),
@@ -616,10 +639,13 @@ impl Service for ApiService {
         match objects::parse(path).ok_or_else(gone)? {
             Object::Machine(reference, part) => {
                 let at_run_time = attrs_machine::writable_at_run_time(interface.name, attr.name);
+                let changed = part.clone();
                 let mut state = self.0.state.lock();
                 state.edit(peer.id, reference, part, at_run_time, |_, view| {
                     MACHINE_WRITES.write(view, interface, attr, value)
-                })
+                })?;
+                drop(state);
+                self.0.tell_vm(peer.id, reference, &changed)
             }
             object => GLOBAL_WRITES.write(&mut self.context(peer, object), interface, attr, value),
         }
@@ -637,7 +663,17 @@ impl Service for ApiService {
         if let Some(progress) = self.progress(&object) {
             return PROGRESS_CALLS.call(&progress, interface, method, args);
         }
-        CALLS.call(&self.context(peer, object), interface, method, args)
+        let changed = match &object {
+            Object::Machine(reference, part) if calls::changes_adapter(interface.name, method.name) => {
+                Some((*reference, part.clone()))
+            }
+            _ => None,
+        };
+        let result = CALLS.call(&self.context(peer, object), interface, method, args)?;
+        if let Some((reference, part)) = changed {
+            self.0.tell_vm(peer.id, reference, &part)?;
+        }
+        Ok(result)
     }
 
     fn may_block(&self, interface: &Interface, method: &MethodDesc) -> bool {

@@ -403,6 +403,10 @@ impl Svc {
         machine.state = new;
         machine.last_change = now_ms();
         if is_final(new) {
+            machine.settings = crate::guest_properties::drop_transient(&machine.settings);
+            if let Lock::Held(held) = &mut machine.lock {
+                held.copy = crate::guest_properties::drop_transient(&held.copy);
+            }
             // What was changed at run time and not saved is gone with the VM.
             if let Err(error) = self.store_state(state, id) {
                 tracing::error!(machine = %id, %error, "cannot store the machine's state");

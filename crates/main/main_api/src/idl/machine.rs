@@ -150,6 +150,19 @@ interface! {
             CreateSharedFolder(name: String, hostPath: String, writable: bool, automount: bool, autoMountPoint: String) -> ();
             RemoveSharedFolder(name: String) -> ();
             QueryLogFilename(idx: u32) -> (filename: String);
+            /// An unknown name has an empty value.
+            GetGuestProperty(name: String) -> (value: String, timestamp: i64, flags: String);
+            /// Stored at once. An empty value deletes the property.
+            SetGuestProperty(property: String, value: String, flags: String) -> ();
+            SetGuestPropertyValue(property: String, value: String) -> ();
+            DeleteGuestProperty(name: String) -> ();
+            /// `patterns` are separated by `|` or a comma, with `*` and `?`; empty for every property.
+            EnumerateGuestProperties(patterns: String) -> (names: Vec<String>, values: Vec<String>, timestamps: Vec<i64>,
+                flags: Vec<String>);
+            DiscardSavedState(fRemoveFile: bool) -> ();
+            /// Makes `target`, which its creator has not registered yet, a copy of this machine.
+            CloneTo(target: ObjRef<IMachine>, mode: CloneMode, options: Vec<CloneOptions>) -> (progress: ObjRef<IProgress>);
+            ExportTo(appliance: ObjRef<IAppliance>, location: String) -> (description: ObjRef<IVirtualSystemDescription>);
         }
     }
 }

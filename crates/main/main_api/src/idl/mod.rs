@@ -9,12 +9,14 @@
 //! the interface's comment says so; objects that COM places in the client (ISession) are made by
 //! [`IClientSupport::CreateSession`] here.
 
+mod appliance;
 mod console;
 mod devices;
 mod machine;
 mod root;
 mod storage;
 
+pub use appliance::*;
 pub use console::*;
 pub use devices::*;
 pub use machine::*;
@@ -88,6 +90,7 @@ interface_list! {
     IClientSupport IVMProcessControl IVMProcess IVirtualBox ISystemProperties IHost IGuestOSType IProgress
     IVirtualBoxErrorInfo IEventSource ISession
     IMachine ISnapshot
+    IAppliance IVirtualSystemDescription
     INetworkAdapter INATEngine ISerialPort IParallelPort IAudioSettings IAudioAdapter IGraphicsAdapter IBIOSSettings
     IVRDEServer IUSBController IUSBDeviceFilters IUSBDeviceFilter ISharedFolder IBandwidthControl IBandwidthGroup
     IRecordingSettings IRecordingScreenSettings ITrustedPlatformModule INvramStore IGuestDebugControl

@@ -2,7 +2,7 @@
 
 use zbus::zvariant::OwnedFd;
 
-use super::{IConsole, IMachine, IMedium, interface};
+use super::{IAppliance, IConsole, IMachine, IMedium, interface};
 use crate::enums::*;
 use crate::types::ObjRef;
 
@@ -46,6 +46,8 @@ interface! {
         methods {
             /// Serves a console client on the descriptor, one end of a socket pair.
             AddConsoleClient(connection: OwnedFd) -> ();
+            /// A network adapter's settings have changed at run time. `settings` is the text of a `.vbox` file.
+            NetworkAdapterChange(slot: u32, settings: String) -> ();
         }
     }
 }
@@ -84,6 +86,7 @@ interface! {
             GetMachineStates(machines: Vec<ObjRef<IMachine>>) -> (states: Vec<MachineState>);
             CreateMedium(format: String, location: String, accessMode: AccessMode, deviceType: DeviceType) -> (medium: ObjRef<IMedium>);
             OpenMedium(location: String, deviceType: DeviceType, accessMode: AccessMode, forceNewUuid: bool) -> (medium: ObjRef<IMedium>);
+            CreateAppliance() -> (appliance: ObjRef<IAppliance>);
             GetGuestOSType(id: String) -> (ostype: ObjRef<IGuestOSType>);
             GetExtraDataKeys() -> (keys: Vec<String>);
             GetExtraData(key: String) -> (value: String);
@@ -274,6 +277,7 @@ interface! {
             OnSessionStateChanged(machineId: String, state: SessionState);
             OnExtraDataChanged(machineId: String, key: String, value: String);
             OnMediumRegistered(mediumId: String, mediumType: DeviceType, registered: bool);
+            OnGuestPropertyChanged(machineId: String, name: String, value: String, flags: String, fWasDeleted: bool);
         }
     }
 }

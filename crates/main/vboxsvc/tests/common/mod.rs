@@ -258,6 +258,10 @@ impl ConsoleBackend for FakeVm {
     fn uptime(&self) -> Duration {
         Duration::from_secs(1)
     }
+
+    fn network_adapter_changed(&self, _slot: u32, _settings: &str) -> ApiResult<()> {
+        Ok(())
+    }
 }
 
 /// What this program does when VBoxSVC starts it as VBoxHeadless.

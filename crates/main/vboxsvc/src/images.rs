@@ -1,0 +1,125 @@
+//! Whole images: copies for clones, imports and exports.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use main_api::error::{ApiError, ApiResult};
+use uuid::Uuid;
+use vbox_types::ResultCode;
+
+use crate::media::{MediaPool, open_error};
+use crate::svc::{State, Svc};
+
+/// A chain of images, the base last, as paths with formats.
+pub(crate) type Chain = Vec<(PathBuf, vd::Format)>;
+
+/// Where the image and those below it lie.
+pub(crate) fn chain(media: &MediaPool, id: Uuid) -> ApiResult<Chain> {
+    let mut chain = Chain::new();
+    let mut next = Some(id);
+    while let Some(id) = next {
+        let medium = media.medium(id)?;
+        let format = vd::Format::from_name(&medium.format).ok_or_else(|| {
+            ApiError::invalid_arg(format!("Invalid medium storage format '{}'", medium.format))
+        })?;
+        if chain.iter().any(|(path, _)| *path == medium.location) {
+            return Err(ApiError::fail(format!(
+                "The medium '{}' is below itself",
+                medium.location.display()
+            )));
+        }
+        chain.push((medium.location.clone(), format));
+        next = medium.parent;
+    }
+    Ok(chain)
+}
+
+/// Opens the first image of the chain for reading, on top of the others.
+pub(crate) fn open(chain: &Chain) -> ApiResult<vd::Image> {
+    let fail =
+        |path: &Path, e: &vd::Error| ApiError::new(ResultCode::FileError, open_error(path, e)).on("IMedium");
+    let mut opened: Option<Arc<vd::Image>> = None;
+    let mut top = None;
+    for (path, format) in chain.iter().rev() {
+        if let Some(below) = top.take() {
+            opened = Some(Arc::new(below));
+        }
+        let image = match opened.take() {
+            None => vd::Image::open(path, vd::OpenMode::ReadOnly, *format),
+            Some(parent) => vd::Image::open_child(path, vd::OpenMode::ReadOnly, *format, parent),
+        };
+        top = Some(image.map_err(|e| fail(path, &e))?);
+    }
+    top.ok_or_else(|| ApiError::fail("An empty chain of images"))
+}
+
+/// Keeps VMs from writing to the images of a chain while they are read.
+pub(crate) struct Reading {
+    svc: Arc<Svc>,
+    key: Uuid,
+}
+
+impl Reading {
+    /// Marks the media and those below them as read.
+    pub(crate) fn start(svc: &Arc<Svc>, state: &mut State, media: &[Uuid]) -> ApiResult<Self> {
+        let mut all = Vec::new();
+        for id in media {
+            let mut next = Some(*id);
+            while let Some(id) = next.filter(|id| !all.contains(id)) {
+                let medium = state.media.medium(id)?;
+                if medium.users.values().any(|writes| *writes) {
+                    return Err(ApiError::new(
+                        ResultCode::InvalidObjectState,
+                        format!("Medium '{}' is locked for writing", medium.location.display()),
+                    )
+                    .on("IMedium"));
+                }
+                all.push(id);
+                next = medium.parent;
+            }
+        }
+        let key = Uuid::new_v4();
+        for id in all {
+            state.media.medium_mut(id)?.users.insert(key, false);
+        }
+        Ok(Self { svc: svc.clone(), key })
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.svc.state.lock().media.unlock_for(self.key);
+    }
+}
+
+/// A failure to make an image, with VirtualBox's words for it.
+pub(crate) fn create_error(path: &Path, error: &vd::Error) -> ApiError {
+    use std::error::Error as _;
+    let already = if matches!(error, vd::Error::Exists { .. }) { " (VERR_ALREADY_EXISTS)" } else { "" };
+    let cause = error.source().map(|s| format!(" ({s})")).unwrap_or_default();
+    ApiError::new(
+        ResultCode::FileError,
+        format!("Could not create the clone medium '{}'.\n{error}{cause}{already}", path.display()),
+    )
+    .on("IMedium")
+}
+
+/// The format that a file's extension stands for, if images of it can be made.
+pub(crate) fn format_for(path: &Path) -> Option<vd::Format> {
+    let extension = path.extension()?.to_string_lossy().to_ascii_lowercase();
+    Some(match extension.as_str() {
+        "vdi" => vd::Format::Vdi,
+        "vmdk" => vd::Format::Vmdk,
+        "vhd" => vd::Format::Vhd,
+        _ => return None,
+    })
+}
+
+/// The usual extension of a format's files.
+pub(crate) fn extension(format: vd::Format) -> &'static str {
+    match format {
+        vd::Format::Vmdk => "vmdk",
+        vd::Format::Vhd => "vhd",
+        _ => "vdi",
+    }
+}
