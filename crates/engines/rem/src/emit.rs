@@ -438,7 +438,7 @@ impl<'a> Emitter<'a> {
             sites,
             retry,
             access,
-            description: slow::describe(item.offset, size, writes, item.fp),
+            description: slow::describe(item.offset, size, align, writes, item.fp),
             saved: self.flags == Flags::Saved,
             tag,
         });
@@ -989,7 +989,7 @@ fn home(register: Register) -> u8 {
     }
 }
 
-/// Gives short forms of 32-bit code, and those with an absolute address, the form that 64-bit code has.
+/// Gives short and doubled forms of 32-bit code, and those with an absolute address, the form that 64-bit code has.
 fn widen(insn: &mut Instruction) {
     use Code::*;
     let code = match insn.code() {
@@ -1005,6 +1005,14 @@ fn widen(insn: &mut Instruction) {
         Mov_moffs16_AX => Mov_rm16_r16,
         Mov_moffs32_EAX => Mov_rm32_r32,
         Mov_moffs64_RAX => Mov_rm64_r64,
+        Add_rm8_imm8_82 => Add_rm8_imm8,
+        Or_rm8_imm8_82 => Or_rm8_imm8,
+        Adc_rm8_imm8_82 => Adc_rm8_imm8,
+        Sbb_rm8_imm8_82 => Sbb_rm8_imm8,
+        And_rm8_imm8_82 => And_rm8_imm8,
+        Sub_rm8_imm8_82 => Sub_rm8_imm8,
+        Xor_rm8_imm8_82 => Xor_rm8_imm8,
+        Cmp_rm8_imm8_82 => Cmp_rm8_imm8,
         _ => return,
     };
     insn.set_code(code);

@@ -160,6 +160,10 @@ fn flag_effects(insn: &Instruction) -> (u32, u32, u32) {
         Mnemonic::Shld | Mnemonic::Shrd => Some(2),
         _ => None,
     };
+    if insn.is_string_instruction() && (insn.has_rep_prefix() || insn.has_repne_prefix()) {
+        // With a count of zero nothing is compared.
+        return (read | modified, 0, modified);
+    }
     if let Some(op) = by_count {
         let sure = insn.op_kind(op) != OpKind::Register && insn.immediate(op) & 31 != 0;
         if !sure {
@@ -501,6 +505,8 @@ fn sort(insn: &Instruction, mode: Mode, machine: &Machine) -> Sorted {
             && class.route == Route::Operand
             && machine.unit.contains(class.features)
             && !fp_by_interpreter(insn.mnemonic())
+            // Outside 64-bit mode they leave the upper eight registers alone.
+            && (mode.long || !matches!(insn.mnemonic(), Mnemonic::Vzeroall | Mnemonic::Vzeroupper))
             && (!has_memory || addressable(insn, mode) && matches!(class.size, 1..=32));
         if !ok {
             return Sorted::plain(Kind::Interpret(true));

@@ -13,18 +13,22 @@ const WRITES: u32 = 1 << 12;
 const FP: u32 = 1 << FP_SHIFT;
 const STACK: u32 = 1 << 14;
 const SIZE_SHIFT: u32 = 16;
+const SIZE_MASK: u32 = 0xfff;
+/// Number of low bits that an aligned address has clear.
+const ALIGN_SHIFT: u32 = 28;
 
-/// Describes an access: the page offset of its instruction, its size, and what kind it is.
-pub(crate) fn describe(offset: u16, size: u16, writes: bool, fp: bool) -> u32 {
+/// Describes an access: the page offset of its instruction, its size, its alignment (a power of two), and what kind it is.
+pub(crate) fn describe(offset: u16, size: u16, align: u16, writes: bool, fp: bool) -> u32 {
     u32::from(offset)
         | if writes { WRITES } else { 0 }
         | if fp { FP } else { 0 }
         | u32::from(size) << SIZE_SHIFT
+        | align.trailing_zeros() << ALIGN_SHIFT
 }
 
 /// Describes a check of the stack page.
 pub(crate) fn describe_stack(offset: u16, span: u16, writes: bool) -> u32 {
-    describe(offset, span, writes, false) | STACK
+    describe(offset, span, 1, writes, false) | STACK
 }
 
 /// Try the check again.
@@ -49,9 +53,10 @@ pub(crate) extern "sysv64" fn access(rem: *mut Rem, address: u64, description: u
 impl Rem {
     fn slow_access(&mut self, address: u64, description: u32) -> u64 {
         self.stats.slow_accesses += 1;
-        let size = u64::from(description >> SIZE_SHIFT);
+        let size = u64::from(description >> SIZE_SHIFT & SIZE_MASK);
         let writes = description & WRITES != 0;
-        if (address & 0xfff) + size > 0x1000 || self.iem.core().long && !canonical(address) {
+        let aligned = address & ((1 << (description >> ALIGN_SHIFT)) - 1) == 0;
+        if !aligned || (address & 0xfff) + size > 0x1000 || self.iem.core().long && !canonical(address) {
             return INTERPRET;
         }
         let kind = if writes { Kind::Write } else { Kind::Read };
@@ -63,7 +68,6 @@ impl Rem {
             return INTERPRET;
         };
         if core.tlb.holds(bank, address, writes) {
-            // Alignment rules make the check fail, too; the interpreter knows them.
             return if self.last_slow == (address, description) {
                 INTERPRET
             } else {
@@ -90,7 +94,7 @@ impl Rem {
 
     fn stack_page(&mut self, address: u64, description: u32) -> u64 {
         self.stats.stack_pages += 1;
-        let span = u64::from(description >> SIZE_SHIFT);
+        let span = u64::from(description >> SIZE_SHIFT & SIZE_MASK);
         if (address & 0xfff) + span > 0x1000 || self.iem.core().long && !canonical(address) {
             return NO_STACK_PAGE;
         }
