@@ -15,15 +15,17 @@ use vbox_types::{ByteSize, GuestPhys, Hz, Port, VcpuId};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Interpreter,
+    Recompiler,
 }
 
 impl Kind {
-    pub const ALL: &[Self] = &[Self::Interpreter];
+    pub const ALL: &[Self] = &[Self::Interpreter, Self::Recompiler];
 
     /// The engine of a name as command lines give it.
     pub fn parse(name: &str) -> Option<Self> {
         match name {
             "iem" | "interpreter" => Some(Self::Interpreter),
+            "rem" | "recompiler" => Some(Self::Recompiler),
             _ => None,
         }
     }
@@ -32,6 +34,7 @@ impl Kind {
     pub fn engine(self, ctx: &Arc<VmContext>, id: VcpuId) -> std::io::Result<Box<dyn Engine>> {
         match self {
             Self::Interpreter => Ok(Box::new(iem::Iem::new(ctx.clone(), id)?)),
+            Self::Recompiler => Ok(Box::new(rem::Rem::new(ctx.clone(), id)?)),
         }
     }
 }

@@ -252,8 +252,9 @@ impl Assembler<'_> {
                     let target = self.target(owner, group, *to);
                     // A comparison only where a flag that decides is undefined: the branch must go the same way on both sides.
                     let probe = Instruction::with_branch(*code, target).expect("a branch");
-                    let call = probe.flow_control() == FlowControl::Call;
-                    if reads_flags(&probe) & self.undefined != 0 || call {
+                    // All flags are defined at the start of groups and functions.
+                    let leaves = !matches!(to, To::Mark(_));
+                    if reads_flags(&probe) & self.undefined != 0 || leaves {
                         self.define();
                     }
                     let target = self.target(owner, group, *to);
@@ -295,7 +296,9 @@ impl Assembler<'_> {
                     insn.set_memory_displacement64(operand.displacement as u64);
                     insn.set_segment_prefix(operand.segment_prefix);
                     self.emit(&insn);
-                    self.account(&insn);
+                    // An engine may have dropped flags that the code as it stood would not have read.
+                    self.undefined = rflags::ARITH;
+                    self.define();
                 }
                 Item::Define => self.define(),
                 Item::Mark(m) => {
@@ -371,6 +374,20 @@ impl Assembler<'_> {
 }
 
 impl Case {
+    /// A program of one group that runs `rounds` times, from registers at zero.
+    pub fn of(mode: Mode, items: Vec<Item>, rounds: u32) -> Self {
+        let start = Start {
+            gpr: [0; 16],
+            rflags: rflags::FIXED | rflags::IF,
+            xsave: XsaveArea::reset(),
+            data: vec![0; DATA_LEN as usize / 2],
+            rounds,
+            offset: 0x800,
+            filler: 0x90,
+        };
+        Self { mode, start, groups: vec![Group { items }], functions: Vec::new() }
+    }
+
     /// Encodes the program. `None` if it does not fit into its room.
     pub fn assemble(&self) -> Option<Assembled> {
         let mode = self.mode;

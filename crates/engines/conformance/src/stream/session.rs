@@ -54,7 +54,10 @@ impl Session {
             seed,
             instructions,
             focus: Focus::All,
-            tolerance: Tolerance::default(),
+            tolerance: Tolerance {
+                flags_at_faults: engines.contains(&Kind::Recompiler),
+                ..Tolerance::default()
+            },
             disturbance: Disturbance::None,
             hidden: Vec::new(),
             most: 10,
