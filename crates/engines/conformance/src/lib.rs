@@ -3,10 +3,12 @@
 //! * [`board`] is the machine: RAM, a clock that stands still, a port and a page of device registers that record what reaches them.
 //! * [`stream`] runs random programs in every mode on two engines in lockstep and compares everything the architecture
 //!   defines.
+//! * [`kernels`] are small guest programs whose speed says what an engine's parts cost.
 //! * `random` is the seedable source of it all.
 #![forbid(unsafe_code)]
 
 pub mod board;
+pub mod kernels;
 pub mod random;
 pub mod stream;
 
