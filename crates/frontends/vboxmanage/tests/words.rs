@@ -89,11 +89,11 @@ fn help_is_an_answer() {
 
 #[test]
 fn a_command_that_is_not_there_yet_says_so() {
-    let (status, stdout, stderr) = run(&["clonevm", "x"]);
+    let (status, stdout, stderr) = run(&["movevm", "x"]);
     assert_eq!((status, stdout.as_str()), (1, ""));
     assert_eq!(
         stderr,
-        "VBoxManage: error: The command 'clonevm' is not available in this version of Boxwood\n"
+        "VBoxManage: error: The command 'movevm' is not available in this version of Boxwood\n"
     );
 }
 

@@ -5,7 +5,6 @@ use std::sync::{Arc, OnceLock, Weak};
 use anyhow::{Context, Result, bail};
 use cpum::{CpuidTable, VcpuLink};
 use dev_apic::{Apic, ApicConfig};
-use dev_net::e1000::{self, E1000};
 use dev_pc::acpi_pm::{AcpiPm, SCI_IRQ};
 use dev_pc::dma::Dma;
 use dev_pc::fw_cfg::{self, FwCfg};
@@ -33,7 +32,7 @@ use vbox_types::{ByteSize, GuestPhys, Hz, VcpuId};
 
 use crate::block::ImageDriver;
 use crate::config::{AhciConfig, BootDevice, DriveConfig, DriveKind, EngineChoice, IdeModel, MachineConfig};
-use crate::network::Nic;
+use crate::network::{self, Nic};
 use crate::serial::CharBackend;
 use crate::{bios_log, firmware, host};
 
@@ -216,9 +215,9 @@ impl Machine {
             let Some(place) = nic.place() else {
                 bail!("network adapter {} does not exist: there are eight", nic.slot + 1);
             };
-            let nic_wiring = e1000::Wiring { pgm: pgm.clone(), irq: wiring.intx(place, 1) };
-            let (nic, card) = Nic::build(nic, nic_wiring, &timers)?;
-            E1000::register(&card, &pci, place);
+            let nic_wiring =
+                network::Wiring { pgm: pgm.clone(), irq: wiring.intx(place, 1), timers: &timers, pci: &pci };
+            let (nic, card) = Nic::build(nic, place, nic_wiring)?;
             devices.push(card);
             nics.push(nic);
         }

@@ -4,11 +4,15 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use dev_net::e1000::{E1000, Model, Wiring};
+use dev_net::e1000::{self, E1000};
+use dev_net::virtio::{self, VirtioNet};
 use netstack::{Guest, Nat, NatConfig, Protocol, Rule};
 use parking_lot::Mutex;
+use pdm::Device;
 use pdm::connector::{NetDriver, NetPort};
-use pdm::pci::DevFn;
+use pdm::irq::IrqLine;
+use pdm::pci::{DevFn, PciBus};
+use pgm::Pgm;
 use settings::NetworkAdapter;
 use settings::words as w;
 
@@ -21,6 +25,13 @@ pub enum Attachment {
         config: NatConfig,
         rules: Vec<Rule>,
     },
+}
+
+/// Which card the guest finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Model {
+    E1000(e1000::Model),
+    Virtio,
 }
 
 /// A network card.
@@ -40,9 +51,10 @@ impl NicConfig {
         let number = nic.slot + 1;
         let mut note = |text: String| notes.push(format!("network adapter {number}: {text}"));
         let model = match nic.adapter_type {
-            w::NetworkAdapterType::I82540EM => Model::I82540Em,
-            w::NetworkAdapterType::I82543GC => Model::I82543Gc,
-            w::NetworkAdapterType::I82545EM => Model::I82545Em,
+            w::NetworkAdapterType::I82540EM => Model::E1000(e1000::Model::I82540Em),
+            w::NetworkAdapterType::I82543GC => Model::E1000(e1000::Model::I82543Gc),
+            w::NetworkAdapterType::I82545EM => Model::E1000(e1000::Model::I82545Em),
+            w::NetworkAdapterType::Virtio => Model::Virtio,
             other => {
                 note(format!("the card {} is not available yet: the guest finds none", other.as_str()));
                 return Ok(None);
@@ -150,10 +162,41 @@ impl NetDriver for NatDriver {
     }
 }
 
+/// A card of one of the models.
+#[derive(Clone)]
+enum Card {
+    E1000(Arc<Mutex<E1000>>),
+    Virtio(Arc<Mutex<virtio::Card>>),
+}
+
+impl Card {
+    fn port(&self) -> Arc<dyn NetPort> {
+        match self {
+            Self::E1000(card) => E1000::port(card),
+            Self::Virtio(card) => VirtioNet::port(card),
+        }
+    }
+
+    fn connect(&self, driver: Option<Arc<dyn NetDriver>>) -> Option<Arc<dyn NetDriver>> {
+        match self {
+            Self::E1000(card) => card.lock().connect(driver),
+            Self::Virtio(card) => VirtioNet::connect(card, driver),
+        }
+    }
+}
+
+/// What cards are wired to.
+pub struct Wiring<'a> {
+    pub pgm: Arc<Pgm>,
+    pub irq: IrqLine,
+    pub timers: &'a Arc<tm::TimerQueue>,
+    pub pci: &'a PciBus,
+}
+
 /// A card in a running machine.
 pub struct Nic {
     pub slot: u8,
-    card: Arc<Mutex<E1000>>,
+    card: Card,
     nat: Mutex<Option<Arc<Nat>>>,
     /// What the card's network is now.
     attachment: Mutex<Attachment>,
@@ -173,21 +216,30 @@ fn add_rules<'a>(nat: &Nat, number: u8, rules: impl IntoIterator<Item = &'a Rule
 }
 
 impl Nic {
-    /// Builds the card and starts its network.
+    /// Builds the card, plugs it into the machine at `place`, and starts its network.
     pub fn build(
         config: &NicConfig,
-        wiring: Wiring,
-        timers: &Arc<tm::TimerQueue>,
-    ) -> Result<(Self, Arc<Mutex<E1000>>)> {
-        let card = E1000::new(config.model, config.mac, config.cable, wiring, timers);
-        let nic = Self {
-            slot: config.slot,
-            card: card.clone(),
-            nat: Mutex::new(None),
-            attachment: Mutex::new(Attachment::Null),
+        place: DevFn,
+        wiring: Wiring<'_>,
+    ) -> Result<(Self, Arc<Mutex<dyn Device>>)> {
+        let Wiring { pgm, irq, timers, pci } = wiring;
+        let (card, device): (_, Arc<Mutex<dyn Device>>) = match config.model {
+            Model::E1000(model) => {
+                let wiring = e1000::Wiring { pgm, irq };
+                let card = E1000::new(model, config.mac, config.cable, wiring, timers);
+                E1000::register(&card, pci, place);
+                (Card::E1000(card.clone()), card)
+            }
+            Model::Virtio => {
+                let card = VirtioNet::create(config.mac, config.cable, dev_virtio_core::Wiring { pgm, irq });
+                virtio::Card::register(&card, pci, place);
+                (Card::Virtio(card.clone()), card)
+            }
         };
+        let nic =
+            Self { slot: config.slot, card, nat: Mutex::new(None), attachment: Mutex::new(Attachment::Null) };
         nic.attach(&config.attachment)?;
-        Ok((nic, card))
+        Ok((nic, device))
     }
 
     /// Joins the card to a network, in place of the one it had.
@@ -196,12 +248,12 @@ impl Nic {
         *self.attachment.lock() = Attachment::Null;
         let number = self.slot + 1;
         if let Attachment::Nat { config, rules } = attachment {
-            let nat = Nat::start(config, Arc::new(GuestEnd(E1000::port(&self.card))))
+            let nat = Nat::start(config, Arc::new(GuestEnd(self.card.port())))
                 .with_context(|| format!("network adapter {number}: NAT cannot start"))?;
             add_rules(&nat, number, rules);
             let nat = Arc::new(nat);
             let driver: Arc<dyn NetDriver> = Arc::new(NatDriver(nat.clone()));
-            self.card.lock().connect(Some(driver));
+            self.card.connect(Some(driver));
             *self.nat.lock() = Some(nat);
         }
         *self.attachment.lock() = attachment.clone();
@@ -238,12 +290,12 @@ impl Nic {
 
     /// Plugs the cable in or pulls it out.
     pub fn set_link(&self, up: bool) {
-        E1000::port(&self.card).set_link(up);
+        self.card.port().set_link(up);
     }
 
     /// Ends the card's network.
     pub fn close(&self) {
-        let driver = self.card.lock().connect(None);
+        let driver = self.card.connect(None);
         drop(driver);
         let nat = self.nat.lock().take();
         drop(nat);
@@ -278,8 +330,8 @@ mod tests {
     #[test]
     fn other_cards_and_attachments_are_noted() {
         let mut notes = Vec::new();
-        let virtio = NetworkAdapter { adapter_type: w::NetworkAdapterType::Virtio, ..adapter() };
-        assert_eq!(NicConfig::from_settings(&virtio, &mut notes), Ok(None));
+        let pcnet = NetworkAdapter { adapter_type: w::NetworkAdapterType::Am79C973, ..adapter() };
+        assert_eq!(NicConfig::from_settings(&pcnet, &mut notes), Ok(None));
         let bridged = NetworkAdapter { attachment: w::NetworkAttachment::Bridged, ..adapter() };
         assert_eq!(NicConfig::from_settings(&bridged, &mut notes), Ok(None));
         assert_eq!(notes.len(), 2);

@@ -748,7 +748,7 @@ impl E1000 {
             flags |= rxs::PIF;
         }
         let start = (enabled & 0xff) as usize;
-        let sum = data.get(start..frame.len().min(data.len())).map_or(0, packet::ones_sum);
+        let sum = data.get(start..frame.len().min(data.len())).map_or(0, crate::checksum::ones_sum);
         let special = tag.filter(|_| strip).unwrap_or(0);
 
         let mut parts = data.chunks(size).peekable();

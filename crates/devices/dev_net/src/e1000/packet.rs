@@ -1,37 +1,11 @@
 //! What the card does to packets: checksums, segmentation, VLAN tags, the frame check sequence.
 
 use super::spec::{Context, popts};
+use crate::checksum::{ones_sum, put, sum};
 
 /// Segments smaller than this are refused, which bounds the frames that one packet becomes. IPv4's smallest datagram size, 68
 /// bytes, less its headers, is about half of it.
 const MIN_MSS: usize = 64;
-
-/// One's complement sum of big-endian words, not folded to the end.
-fn sum(data: &[u8], start: u32) -> u32 {
-    let mut total = u64::from(start);
-    let mut words = data.chunks_exact(2);
-    for word in &mut words {
-        total += u64::from(u16::from_be_bytes([word[0], word[1]]));
-    }
-    if let [last] = words.remainder() {
-        total += u64::from(*last) << 8;
-    }
-    while total > 0xffff {
-        total = (total & 0xffff) + (total >> 16);
-    }
-    total as u32
-}
-
-/// The one's complement sum of `data`.
-pub(super) fn ones_sum(data: &[u8]) -> u16 {
-    sum(data, 0) as u16
-}
-
-fn put(frame: &mut [u8], at: usize, value: u16) {
-    if let Some(field) = frame.get_mut(at..at + 2) {
-        field.copy_from_slice(&value.to_be_bytes());
-    }
-}
 
 /// Inserts the checksum of `start..=end` (0: to the end of the frame) at `at`. Whatever does not fit the frame changes nothing.
 pub(super) fn insert_checksum(frame: &mut [u8], start: usize, at: usize, end: usize, udp: bool) {

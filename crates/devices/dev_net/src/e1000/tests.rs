@@ -241,7 +241,7 @@ fn tcp_packet(payload: usize) -> Vec<u8> {
     packet[46..48].copy_from_slice(&[0x50, 0x19]);
     let mut pseudo = packet[26..34].to_vec();
     pseudo.extend([0, 6]);
-    let sum = packet::ones_sum(&pseudo);
+    let sum = crate::checksum::ones_sum(&pseudo);
     packet[50..52].copy_from_slice(&sum.to_be_bytes());
     packet[54..].iter_mut().enumerate().for_each(|(i, byte)| *byte = i as u8);
     packet

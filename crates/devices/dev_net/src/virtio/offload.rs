@@ -1,0 +1,128 @@
+//! What the driver leaves to the device: checksums and segmentation (section 5.1.6.2).
+
+use crate::checksum::{ones_sum, put, sum};
+
+/// Segments smaller than this are refused, which bounds the frames that one packet becomes.
+const MIN_MSS: usize = 64;
+
+/// Fills in the checksum at `start + offset` of all from `start` on; the field holds the pseudo header's sum. False if that does
+/// not fit the frame.
+pub(super) fn checksum(frame: &mut [u8], start: usize, offset: usize) -> bool {
+    let at = start.saturating_add(offset);
+    if at.saturating_add(2) > frame.len() {
+        return false;
+    }
+    let value = !ones_sum(&frame[start..]);
+    // Zero means "none" for UDP; TCP takes either.
+    put(frame, at, if value == 0 { 0xffff } else { value });
+    true
+}
+
+/// Cuts a TCP packet into frames with at most `mss` bytes of data each: `start` is where TCP begins. `None` if it is no such packet.
+pub(super) fn segment(packet: &[u8], start: usize, mss: usize) -> Option<Vec<Vec<u8>>> {
+    if mss < MIN_MSS {
+        return None;
+    }
+    let ether_type = |at: usize| packet.get(at..at + 2).map(|t| u16::from_be_bytes([t[0], t[1]]));
+    let ip = match ether_type(12)? {
+        0x8100 => 18,
+        _ => 14,
+    };
+    let v6 = match ether_type(ip - 2)? {
+        0x0800 => false,
+        0x86dd => true,
+        _ => return None,
+    };
+    let ip_len = if v6 { 40 } else { usize::from(packet.get(ip)? & 0xf) * 4 };
+    if start < ip + ip_len.max(20) {
+        return None;
+    }
+    let header_len = start + usize::from(packet.get(start + 12)? >> 4) * 4;
+    if header_len < start + 20 || header_len > packet.len() {
+        return None;
+    }
+    let (header, payload) = packet.split_at(header_len);
+    let addresses = if v6 { header.get(ip + 8..ip + 40)? } else { header.get(ip + 12..ip + 20)? };
+    let word = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
+    let sequence = u32::from(word(start + 4)) << 16 | u32::from(word(start + 6));
+    let count = payload.len().div_ceil(mss).max(1);
+    let mut frames = Vec::with_capacity(count);
+    for i in 0..count {
+        let part = &payload[i * mss..payload.len().min((i + 1) * mss)];
+        let mut frame = Vec::with_capacity(header_len + part.len());
+        frame.extend_from_slice(header);
+        frame.extend_from_slice(part);
+        let len = frame.len();
+        if v6 {
+            put(&mut frame, ip + 4, (len - ip - 40) as u16);
+        } else {
+            put(&mut frame, ip + 2, (len - ip) as u16);
+            put(&mut frame, ip + 4, word(ip + 4).wrapping_add(i as u16));
+            put(&mut frame, ip + 10, 0);
+            let value = !ones_sum(&frame[ip..ip + ip_len]);
+            put(&mut frame, ip + 10, value);
+        }
+        let at = sequence.wrapping_add((i * mss) as u32);
+        put(&mut frame, start + 4, (at >> 16) as u16);
+        put(&mut frame, start + 6, at as u16);
+        if i + 1 < count {
+            // FIN and PSH belong to the last one.
+            frame[start + 13] &= !0x09;
+        }
+        if i > 0 {
+            // CWR to the first.
+            frame[start + 13] &= !0x80;
+        }
+        let tcp_len = (len - start) as u32;
+        let pseudo = sum(addresses, sum(&tcp_len.to_be_bytes(), 6));
+        put(&mut frame, start + 16, pseudo as u16);
+        checksum(&mut frame, start, 16);
+        frames.push(frame);
+    }
+    Some(frames)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packet(payload: usize) -> Vec<u8> {
+        let mut p = vec![0; 14 + 20 + 20];
+        p[12..14].copy_from_slice(&[8, 0]);
+        p[14] = 0x45;
+        p[14 + 9] = 6;
+        p[14 + 12..14 + 20].copy_from_slice(&[10, 0, 2, 15, 10, 0, 2, 2]);
+        p[34 + 4..34 + 8].copy_from_slice(&0xffff_fff0u32.to_be_bytes());
+        p[34 + 12] = 5 << 4;
+        p[34 + 13] = 0x99;
+        p.extend((0..payload).map(|i| i as u8));
+        p
+    }
+
+    #[test]
+    fn segments_carry_all_data_with_right_sums_and_numbers() {
+        let whole = packet(250);
+        let frames = segment(&whole, 34, 100).unwrap();
+        assert_eq!(frames.iter().map(|f| f.len() - 54).collect::<Vec<_>>(), [100, 100, 50]);
+        let data: Vec<u8> = frames.iter().flat_map(|f| f[54..].to_vec()).collect();
+        assert_eq!(data, whole[54..]);
+        for (i, f) in frames.iter().enumerate() {
+            assert_eq!(ones_sum(&f[14..34]), 0xffff, "IP header {i}");
+            let pseudo = sum(&f[26..34], 6 + (f.len() - 34) as u32);
+            assert_eq!(sum(&f[34..], pseudo), 0xffff, "TCP {i}");
+            let sequence = u32::from_be_bytes(f[38..42].try_into().unwrap());
+            assert_eq!(sequence, 0xffff_fff0u32.wrapping_add(100 * i as u32));
+        }
+        assert_eq!(frames.iter().map(|f| f[47]).collect::<Vec<_>>(), [0x90, 0x10, 0x19]);
+    }
+
+    #[test]
+    fn what_is_no_tcp_packet_is_refused() {
+        assert!(segment(&packet(100), 34, 1).is_none());
+        assert!(segment(&packet(100), 20, 100).is_none());
+        assert!(segment(&packet(100), 5000, 100).is_none());
+        assert!(segment(&packet(100)[..50], 34, 100).is_none());
+        assert!(!checksum(&mut [0; 10], 8, 1));
+        assert!(!checksum(&mut [0; 10], usize::MAX, 1));
+    }
+}
