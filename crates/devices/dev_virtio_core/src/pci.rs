@@ -384,17 +384,15 @@ impl<D: VirtioDevice + 'static> VirtioPci<D> {
         match (offset, data.len()) {
             (0, 4) => state.feature_select = value as u32,
             (8, 4) => state.driver_feature_select = value as u32,
-            (12, 4) => {
-                // Settled once the device has agreed.
-                if state.status & status::FEATURES_OK == 0 {
-                    let kept = state.driver_features;
-                    let new = match state.driver_feature_select {
-                        0 => kept & !0xffff_ffff | value,
-                        1 => kept & 0xffff_ffff | value << 32,
-                        _ => return,
-                    };
-                    self.transport.accept_features(new);
-                }
+            // Settled once the device has agreed.
+            (12, 4) if state.status & status::FEATURES_OK == 0 => {
+                let kept = state.driver_features;
+                let new = match state.driver_feature_select {
+                    0 => kept & !0xffff_ffff | value,
+                    1 => kept & 0xffff_ffff | value << 32,
+                    _ => return,
+                };
+                self.transport.accept_features(new);
             }
             (20, 1) => self.set_status(value as u8),
             (22, 2) => state.queue_select = value as u16,

@@ -159,7 +159,7 @@ impl<'a> Import<'a> {
         let os = os_type(&text(Type::OS))?;
         let id = Uuid::new_v4();
         let (mut settings, images) = match system.machine.as_deref() {
-            Some(machine) => self.from_machine(machine, d, &folder)?,
+            Some(machine) => self.described(machine, d, &folder)?,
             None => self.generic(system, d, os, &folder)?,
         };
         settings.uuid = id;
@@ -192,7 +192,7 @@ impl<'a> Import<'a> {
     }
 
     /// The machine as VirtualBox's own part of the package has it.
-    fn from_machine(
+    fn described(
         &self,
         machine: &MachineSettings,
         d: &Description,
