@@ -509,6 +509,16 @@ fn medium_info(format: Format, facts: Facts, len: u64) -> MediumInfo {
     }
 }
 
+/// Opens a chain of images, the base first. All but the last are opened for reading, the last one in `mode`.
+pub fn open_chain(files: &[(PathBuf, Format)], mode: OpenMode) -> Result<Arc<Image>, Error> {
+    let mut below: Option<Arc<Image>> = None;
+    for (number, (path, format)) in files.iter().enumerate() {
+        let mode = if number + 1 == files.len() { mode } else { OpenMode::ReadOnly };
+        below = Some(Arc::new(Image::open_with(path, mode, *format, below.take())?));
+    }
+    below.ok_or_else(|| Error::host("open", "", std::io::Error::from(std::io::ErrorKind::InvalidInput)))
+}
+
 /// Tells what a file is. Works while a VM uses it. `format` as for [`Image::open`]; `None` probes.
 pub fn info(path: &Path, format: Option<Format>) -> Result<MediumInfo, Error> {
     let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())

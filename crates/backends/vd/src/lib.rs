@@ -18,6 +18,7 @@ mod copy;
 mod create;
 mod dmg;
 mod error;
+mod fat;
 mod file;
 mod format;
 mod image;
@@ -40,8 +41,9 @@ mod vmdk;
 pub use copy::{Progress, clone, copy, write_stream_optimized};
 pub use create::{CreateOptions, can_create, create, create_child};
 pub use error::Error;
+pub use fat::format_fat;
 pub use format::{Format, Ids, Variant, probe};
-pub use image::{Image, MediumInfo, OpenMode, delete, files, info};
+pub use image::{Image, MediumInfo, OpenMode, delete, files, info, open_chain};
 pub use maintain::{compact, merge_down, merge_up, rename, repair, resize, set_ids};
 pub use queue::{Done, Op, Queue};
 

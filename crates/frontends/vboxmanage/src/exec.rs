@@ -6,6 +6,7 @@ mod global;
 mod guest;
 mod machine;
 mod medium;
+mod medium_ops;
 mod modifyvm;
 mod storage;
 mod vminfo;
@@ -67,6 +68,16 @@ pub(crate) fn run(request: Request, global: &Global, stderr: &mut Stderr) -> u8 
             return FAILURE;
         }
     }
+    if let Request::ConvertFromRaw(request) = request {
+        // Files alone: no service is started for it.
+        return match medium_ops::convert_from_raw(request, stderr) {
+            Ok(()) => SUCCESS,
+            Err(failure) => {
+                report(stderr, failure);
+                FAILURE
+            }
+        };
+    }
     let client = match Client::connect() {
         Ok(client) => client,
         Err(error) => {
@@ -106,6 +117,11 @@ fn topic(request: &Request) -> &'static str {
         Request::CreateMedium(_) => "createmedium",
         Request::CloseMedium(_) => "closemedium",
         Request::ShowMediumInfo(_) => "showmediuminfo",
+        Request::ModifyMedium(_) => "modifymedium",
+        Request::CloneMedium(_) => "clonemedium",
+        Request::MediumProperty(_) => "mediumproperty",
+        Request::ConvertFromRaw(_) => "convertfromraw",
+        Request::MediumIo(_) => "mediumio",
         Request::List(_) => "list",
         Request::GetExtraData(_) => "getextradata",
         Request::SetExtraData(_) => "setextradata",
@@ -117,6 +133,15 @@ fn topic(request: &Request) -> &'static str {
         Request::SharedFolder(_) => "sharedfolder",
         Request::DiscardState(_) => "discardstate",
         Request::ExtPack(_) => "extpack",
+    }
+}
+
+/// Tells the user.
+fn report(stderr: &mut Stderr, failure: Failure) {
+    match failure {
+        Failure::Api { error, context, location } => stderr.api(&error, &context, location),
+        Failure::Text(text) | Failure::Syntax(text) => stderr.error(&text),
+        Failure::Silent => {}
     }
 }
 
@@ -135,6 +160,11 @@ impl Run<'_> {
             Request::CreateMedium(request) => self.create_medium(request),
             Request::CloseMedium(request) => self.close_medium(request),
             Request::ShowMediumInfo(request) => self.show_medium_info(request),
+            Request::ModifyMedium(request) => self.modify_medium(request),
+            Request::CloneMedium(request) => self.clone_medium(request),
+            Request::MediumProperty(request) => self.medium_property(request),
+            Request::MediumIo(request) => self.medium_io(request),
+            Request::ConvertFromRaw(request) => medium_ops::convert_from_raw(request, self.stderr),
             Request::List(request) => self.list(request),
             Request::GetExtraData(request) => self.get_extra_data(request),
             Request::SetExtraData(request) => self.set_extra_data(request),
@@ -151,11 +181,7 @@ impl Run<'_> {
 
     /// Tells the user.
     fn report(&mut self, failure: Failure) {
-        match failure {
-            Failure::Api { error, context, location } => self.stderr.api(&error, &context, location),
-            Failure::Text(text) | Failure::Syntax(text) => self.stderr.error(&text),
-            Failure::Silent => {}
-        }
+        report(self.stderr, failure);
     }
 
     /// Writes data. A broken pipe ends the command as a failure, without a word.

@@ -173,6 +173,61 @@ static TOPICS: &[Topic] = &[
         description: "Prints what is known of an image.",
     },
     Topic {
+        name: "modifymedium",
+        brief: "change the characteristics of an existing disk image",
+        synopsis: &[
+            "[disk | dvd | floppy] <uuid | filename> [--autoreset=<on | off>] [--compact] [--description=text] \
+             [--move=pathname] [--property=name=[value]] [--resize=megabytes] [--resizebyte=bytes] \
+             [--setlocation=pathname] \
+             [--type=<normal | writethrough | immutable | shareable | readonly | multiattach>]",
+        ],
+        description: "--compact gives storage that holds zeros back to the host. --resize makes the disk larger. --move moves \
+                      the file, --setlocation says where it was moved to.",
+    },
+    Topic {
+        name: "clonemedium",
+        brief: "create a clone of a medium",
+        synopsis: &["[disk | dvd | floppy] <uuid | source-medium> <uuid | target-medium> [--existing] \
+             [--format=<VDI | VMDK | VHD | VHDX | QCOW | Parallels | RAW>] [--resize=megabytes] \
+             [--variant=<Standard | Fixed | Split2G | Stream | ESX>[,...]]"],
+        description: "Copies what a medium shows, with all it depends on, into a new image or, with --existing, into one that \
+                      is there.",
+    },
+    Topic {
+        name: "mediumproperty",
+        brief: "manage medium properties",
+        synopsis: &[
+            "[disk | dvd | floppy] set <uuid | filename> <property-name> <property-value>",
+            "[disk | dvd | floppy] get <uuid | filename> <property-name>",
+            "[disk | dvd | floppy] delete <uuid | filename> <property-name>",
+        ],
+        description: "Sets, prints or deletes a property of an image.",
+    },
+    Topic {
+        name: "mediumio",
+        brief: "medium content access",
+        synopsis: &[
+            "<--disk=uuid|filename | --dvd=uuid|filename | --floppy=uuid|filename> formatfat [--quick]",
+            "<--disk=uuid|filename | --dvd=uuid|filename | --floppy=uuid|filename> cat [--hex] [--offset=byte-offset] \
+             [--size=bytes] [--output=-|filename]",
+            "<--disk=uuid|filename | --dvd=uuid|filename | --floppy=uuid|filename> stream [--format=VMDK] \
+             [--variant=Stream] [--output=-|filename]",
+        ],
+        description: "Formats a medium with a FAT file system, prints its content, or writes it as an image that is \
+                      compressed and can be read from start to end.",
+    },
+    Topic {
+        name: "convertfromraw",
+        brief: "convert a raw disk image to a virtual disk image",
+        synopsis: &[
+            "<inputfile> <outputfile> [--format=<VDI | VMDK | VHD | VHDX | QCOW | Parallels | RAW>] [--uuid=uuid] \
+             [--variant=<Standard | Fixed | Split2G | Stream | ESX>[,...]]",
+            "stdin <outputfile> <bytes> [--format=<VDI | VMDK | VHD | VHDX | QCOW | Parallels | RAW>] [--uuid=uuid] \
+             [--variant=<Standard | Fixed | Split2G | ESX>[,...]]",
+        ],
+        description: "Makes an image of the sectors in a file or on standard input.",
+    },
+    Topic {
         name: "getextradata",
         brief: "view keyword values that are associated with a virtual machine or configuration",
         synopsis: &["<global | uuid | vmname> <keyword | enumerate>"],

@@ -8,6 +8,7 @@ pub mod appliance;
 pub mod error;
 pub mod fmt;
 pub mod guest;
+pub mod hex;
 pub mod list;
 pub mod medium;
 pub mod progress;

@@ -39,6 +39,8 @@ fn drive(kind: DriveKind, path: PathBuf, port: u8) -> DriveConfig {
         path,
         format: if kind == DriveKind::Dvd { "RAW".into() } else { String::new() },
         read_only: kind == DriveKind::Dvd,
+        parents: Vec::new(),
+        shareable: false,
         uuid: Uuid::nil(),
     };
     DriveConfig {

@@ -1,5 +1,6 @@
 //! Joins image files (`vd`) to the storage controllers (`pdm`): every drive's medium is an image behind a queue with threads.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -22,27 +23,41 @@ impl ImageDriver {
     /// Opens the image that the settings name.
     pub fn open(medium: &MediumConfig) -> Result<Arc<Self>> {
         let path = &medium.path;
-        let format = match Format::from_name(&medium.format) {
-            Some(format) => format,
-            None if medium.format.is_empty() => {
-                vd::probe(path).with_context(|| format!("cannot open the medium \"{}\"", path.display()))?
-            }
-            None => anyhow::bail!(
-                "the medium \"{}\" is of the format {}, which is not available yet: convert it to VDI or a raw image",
-                path.display(),
-                medium.format
-            ),
+        let cannot = || format!("cannot open the medium \"{}\"", path.display());
+        let mode = match medium {
+            MediumConfig { read_only: true, .. } => OpenMode::ReadOnly,
+            MediumConfig { shareable: true, .. } => OpenMode::Shareable,
+            _ => OpenMode::ReadWrite,
         };
-        let mode = if medium.read_only { OpenMode::ReadOnly } else { OpenMode::ReadWrite };
-        let image = Image::open(path, mode, format)
-            .with_context(|| format!("cannot open the medium \"{}\"", path.display()))?;
-        Ok(Arc::new(Self { queue: Queue::new(image, THREADS)? }))
+        let parents = medium.parents.iter().map(|(path, name)| Ok((path.clone(), format(path, name)?)));
+        let parents = parents.collect::<Result<Vec<_>>>()?;
+        let own = format(path, &medium.format)?;
+        let image = match parents.is_empty() {
+            true => Image::open(path, mode, own),
+            false => vd::open_chain(&parents, OpenMode::ReadOnly)
+                .and_then(|parent| Image::open_child(path, mode, own, parent)),
+        };
+        Ok(Arc::new(Self { queue: Queue::new(image.with_context(cannot)?, THREADS)? }))
     }
 
     /// Waits for what the guest asked for and makes all of it durable.
     pub fn settle(&self) -> Result<(), vd::Error> {
         self.queue.drain();
         if self.queue.image().is_read_only() { Ok(()) } else { self.queue.image().flush() }
+    }
+}
+
+/// The format that is on record for a file; a file without one is looked at.
+fn format(path: &Path, name: &str) -> Result<Format> {
+    match Format::from_name(name) {
+        Some(format) => Ok(format),
+        None if name.is_empty() => {
+            vd::probe(path).with_context(|| format!("cannot open the medium \"{}\"", path.display()))
+        }
+        None => anyhow::bail!(
+            "the medium \"{}\" is of the format {name}, which is not known: convert it to VDI or a raw image",
+            path.display()
+        ),
     }
 }
 

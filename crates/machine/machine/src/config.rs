@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use settings::words as w;
-use settings::{AttachedDevice, MachineSettings, MediaRegistry, SerialPort, StorageController};
+use settings::{AttachedDevice, MachineSettings, MediaRegistry, Medium, SerialPort, StorageController};
 use uuid::Uuid;
 use vbox_types::{ByteSize, Hz, Port};
 
@@ -105,7 +105,11 @@ pub struct MediumConfig {
     pub path: PathBuf,
     /// The registry's name of the format: `VDI`, `RAW` …; empty for "look".
     pub format: String,
+    /// The images that a differencing one depends on, with their formats, the base first.
+    pub parents: Vec<(PathBuf, String)>,
     pub read_only: bool,
+    /// Other machines may write to it, too.
+    pub shareable: bool,
     pub uuid: Uuid,
 }
 
@@ -440,6 +444,18 @@ impl MachineConfig {
     }
 }
 
+/// The medium `id` with those above it in the registry, which are those that it depends on; the base first.
+fn find_chain<'m>(media: &'m [Medium], id: Uuid, chain: &mut Vec<&'m Medium>) -> bool {
+    media.iter().any(|medium| {
+        chain.push(medium);
+        let found = medium.uuid == id || find_chain(&medium.children, id, chain);
+        if !found {
+            chain.pop();
+        }
+        found
+    })
+}
+
 fn drives(
     controller: &StorageController,
     registry: &MediaRegistry,
@@ -466,13 +482,20 @@ fn drive(
     let medium = match a.image {
         None => None,
         Some(id) => {
-            let found = media.iter().find(|m| m.uuid == id).ok_or_else(|| {
-                format!("the medium {{{id}}} at {place}, which is in no media registry and")
-            })?;
+            let mut chain = Vec::new();
+            if !find_chain(media, id, &mut chain) {
+                return Err(format!("the medium {{{id}}} at {place}, which is in no media registry and"));
+            }
+            let file = |m: &&Medium| (folder.join(&m.location), m.format.clone());
+            let mut files: Vec<_> = chain.iter().map(file).collect();
+            let (path, format) = files.pop().unwrap_or_default();
+            let of_type = |t| chain.last().is_some_and(|m| m.medium_type == t);
             Some(MediumConfig {
-                path: folder.join(&found.location),
-                format: found.format.clone(),
-                read_only: kind == DriveKind::Dvd || found.medium_type == w::MediumType::Readonly,
+                path,
+                format,
+                parents: files,
+                read_only: kind == DriveKind::Dvd || of_type(w::MediumType::Readonly),
+                shareable: of_type(w::MediumType::Shareable),
                 uuid: id,
             })
         }

@@ -234,10 +234,9 @@ fn media(t: &mut ReadTable<Context>) {
             with_medium(c, |m| {
                 looked_at(m);
                 match m.info.as_ref().map(|i| i.variant) {
-                    Some(vd::Variant::Fixed) if m.kind == DriveType::HardDisk => {
-                        vec![api::MediumVariant::Fixed]
+                    Some(variant) if m.kind == DriveType::HardDisk => {
+                        crate::calls_media::variant_words(variant)
                     }
-                    Some(vd::Variant::Differencing) => vec![api::MediumVariant::Diff],
                     _ => vec![api::MediumVariant::Standard],
                 }
             })
@@ -360,7 +359,22 @@ pub(crate) fn writes() -> WriteTable<Context> {
     })
     .add(IMedium::Type, |c: &mut Context, kind: api::MediumType| {
         let kind = settings::MediumType::from_api(kind)?;
+        let Object::Medium(id) = c.object else { return Err(gone()) };
+        {
+            let state = c.svc.state.lock();
+            let users = users_of(&state, id).len();
+            let indirect = matches!(kind, settings::MediumType::Immutable | settings::MediumType::MultiAttach);
+            let now = state.media.medium(id)?;
+            if now.medium_type != kind && (indirect && users > 0 || !state.media.children(id).is_empty()) {
+                let text = format!(
+                    "Cannot change the type of medium '{}' because it is attached to {users} virtual machines or has child media",
+                    now.location.display()
+                );
+                return Err(ApiError::new(ResultCode::InvalidObjectState, text));
+            }
+        }
         with_medium(c, |m| {
+            looked_at(m);
             if m.kind != DriveType::HardDisk {
                 let text = format!(
                     "Cannot change the type of medium '{}' because it is a removable medium",
@@ -368,9 +382,20 @@ pub(crate) fn writes() -> WriteTable<Context> {
                 );
                 return Err(ApiError::new(ResultCode::InvalidObjectState, text));
             }
-            if matches!(kind, settings::MediumType::Immutable | settings::MediumType::MultiAttach) {
-                let text = "Media of this type need differencing images, which are not supported yet";
-                return Err(ApiError::new(ResultCode::NotSupported, text));
+            if m.parent.is_some() {
+                let text = format!(
+                    "Cannot change the type of medium '{}' because it is a differencing medium",
+                    m.location.display()
+                );
+                return Err(ApiError::new(ResultCode::InvalidObjectState, text));
+            }
+            let fixed = m.info.as_ref().is_some_and(|i| i.variant.is_fixed());
+            if kind == settings::MediumType::Shareable && !fixed {
+                let text = format!(
+                    "Cannot change type for medium '{}' to 'Shareable' since it is a dynamic medium storage unit",
+                    m.location.display()
+                );
+                return Err(ApiError::invalid_arg(text));
             }
             m.medium_type = kind;
             Ok(())

@@ -17,12 +17,12 @@ use crate::attrs_global::{machine_state, os_type_ref, with_medium};
 use crate::host::{self, Cpus};
 use crate::limits;
 use crate::machines::{absolute, users_of};
-use crate::media::{Medium, Phase, open_error};
+use crate::media::{Medium, Phase, Task, open_error};
 use crate::mirror::Mirror;
 use crate::objects::{self, MachineRef, Object, Part, medium_path};
 use crate::svc::{Context, State, Svc};
 use crate::view::gone;
-use crate::{appliance, calls_machine, calls_storage, guest_properties};
+use crate::{appliance, calls_machine, calls_media, calls_storage, guest_properties};
 
 pub(crate) fn table() -> CallTable<Context> {
     let mut t = CallTable::default();
@@ -32,6 +32,7 @@ pub(crate) fn table() -> CallTable<Context> {
     host_computer(&mut t);
     media(&mut t);
     calls_machine::add(&mut t);
+    calls_media::add(&mut t);
     calls_storage::add(&mut t);
     appliance::calls(&mut t);
     guest_properties::add(&mut t);
@@ -251,21 +252,50 @@ fn open_medium(
             ),
         ));
     }
-    if let Some(parent) = info.parent_uuid.filter(|p| !p.is_nil())
-        && state.media.find(parent).is_none()
-    {
-        return Err(ApiError::not_found(format!(
-            "Parent medium with UUID {{{parent}}} of the medium '{}' is not found in the media registry",
-            location.display()
-        )));
+    let parent = match kind {
+        DriveType::HardDisk => parent_of(&state, &location, &info)?,
+        DriveType::Dvd | DriveType::Floppy => None,
+    };
+    if new_uuid && info.uuid.is_some() {
+        // The file gets it too, else it would not match the registry the next time.
+        let ids = vd::Ids { uuid: Some(id), ..vd::Ids::default() };
+        vd::set_ids(&location, format, &ids).map_err(file_error)?;
     }
     let mut medium = Medium::new(id, kind, location, format.name());
-    medium.parent = info.parent_uuid.filter(|p| !p.is_nil());
+    medium.parent = parent;
     medium.refresh();
     state.media.insert(medium);
     let api_kind = kind.to_api();
     state.emit(IEventSource::OnMediumRegistered, (id.to_string(), api_kind, true));
     Ok(ObjRef::new(medium_path(id)))
+}
+
+/// The parent of a differencing image, which has to be in the registry: by its UUID, or, of formats without UUIDs, by the
+/// name in the file.
+fn parent_of(state: &State, location: &Path, info: &vd::MediumInfo) -> ApiResult<Option<Uuid>> {
+    if info.variant != vd::Variant::Differencing {
+        return Ok(None);
+    }
+    if let Some(parent) = info.parent_uuid.filter(|p| !p.is_nil()) {
+        if state.media.find(parent).is_some() {
+            return Ok(Some(parent));
+        }
+        return Err(ApiError::not_found(format!(
+            "Parent medium with UUID {{{parent}}} of the medium '{}' is not found in the media registry",
+            location.display()
+        )));
+    }
+    let hint = info.parent_hint.as_deref().unwrap_or_default();
+    let named = location.parent().unwrap_or(Path::new("/")).join(hint);
+    let parent = absolute(&named.display().to_string())
+        .ok()
+        .and_then(|named| state.media.at_location(DriveType::HardDisk, &named));
+    parent.map(Some).ok_or_else(|| {
+        ApiError::not_found(format!(
+            "Parent medium '{hint}' of the medium '{}' is not found in the media registry: open it first",
+            location.display()
+        ))
+    })
 }
 
 fn create_medium(
@@ -344,10 +374,7 @@ fn media(t: &mut CallTable<Context>) {
             })
         })
         .add(IMedium::CreateBaseStorage, |c, (size, variant)| create_storage(c, size, &variant))
-        .add(IMedium::DeleteStorage, |c, ()| delete_storage(c))
-        .add(IMedium::Reset, |_, ()| {
-            Err(ApiError::new(ResultCode::NotSupported, "Differencing images cannot be reset yet"))
-        });
+        .add(IMedium::DeleteStorage, |c, ()| delete_storage(c));
 }
 
 /// The snapshots of a machine in which the medium is attached, the machine's own id first for its current state.
@@ -399,7 +426,7 @@ fn close_medium(c: &Context) -> ApiResult<()> {
 }
 
 /// Writes the settings files in which a changed medium is on record.
-fn save_registries(svc: &Svc, state: &mut State, owners: &[Uuid]) -> ApiResult<()> {
+pub(crate) fn save_registries(svc: &Svc, state: &mut State, owners: &[Uuid]) -> ApiResult<()> {
     for owner in owners {
         if owner.is_nil() {
             let before = state.global.settings.media_registry.clone();
@@ -451,11 +478,10 @@ fn create_storage(c: &Context, size: i64, variant: &[api::MediumVariant]) -> Api
     }
     let size = u64::try_from(size).ok().filter(|s| *s > 0);
     let size = size.ok_or_else(|| ApiError::invalid_arg("The medium size must be greater than zero"))?;
-    let layout = match variant.contains(&api::MediumVariant::Fixed) {
-        true => vd::Variant::Fixed,
-        false => vd::Variant::Dynamic,
-    };
     let format = vd::Format::from_name(&medium.format).ok_or_else(gone)?;
+    let layout = calls_media::creatable(format, variant)?;
+    let kind = medium.kind.to_api();
+    let formatted = variant.contains(&api::MediumVariant::Formatted);
     let options = vd::CreateOptions {
         format,
         variant: layout,
@@ -476,7 +502,8 @@ fn create_storage(c: &Context, size: i64, variant: &[api::MediumVariant]) -> Api
     drop(state);
     let svc = c.svc.clone();
     spawn("create-medium", move || {
-        let outcome = create_file(&location, &options, no_directory);
+        let outcome = create_file(&location, &options, no_directory)
+            .and_then(|()| if formatted { format_fat(&location, format) } else { Ok(()) });
         let mut state = svc.state.lock();
         if let Ok(medium) = state.media.medium_mut(id) {
             match &outcome {
@@ -489,10 +516,7 @@ fn create_storage(c: &Context, size: i64, variant: &[api::MediumVariant]) -> Api
         }
         match &outcome {
             Ok(()) => {
-                state.emit(
-                    IEventSource::OnMediumRegistered,
-                    (id.to_string(), api::DeviceType::HardDisk, true),
-                );
+                state.emit(IEventSource::OnMediumRegistered, (id.to_string(), kind, true));
             }
             Err(_) => {
                 state.media.remove(id);
@@ -503,6 +527,15 @@ fn create_storage(c: &Context, size: i64, variant: &[api::MediumVariant]) -> Api
         svc.wake_main();
     })?;
     Ok(ObjRef::new(path))
+}
+
+/// Writes a FAT file system into a new image.
+fn format_fat(location: &Path, format: vd::Format) -> ApiResult<()> {
+    let image = vd::Image::open(location, vd::OpenMode::ReadWrite, format);
+    image.and_then(|image| vd::format_fat(&image)).map_err(|e| {
+        let text = format!("Could not format the medium '{}'.\n{e}", location.display());
+        ApiError::new(ResultCode::FileError, text).on("IMedium")
+    })
 }
 
 fn create_file(location: &Path, options: &vd::CreateOptions, no_directory: bool) -> ApiResult<()> {
@@ -567,14 +600,19 @@ impl Svc {
             let medium = state.media.medium(id)?;
             return Err(in_use(medium, users_of(&state, id).len()));
         }
+        // Nobody reads or writes it.
+        let task = [(id, Task::Write)];
+        state.media.begin(&task)?;
+        state.media.end(&task);
         let medium = state.media.medium(id)?;
         let (location, owners, kind) = (medium.location.clone(), medium.registries.clone(), medium.kind);
-        match std::fs::remove_file(&location) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+        let format = vd::Format::from_name(&medium.format).unwrap_or(vd::Format::Raw);
+        match vd::delete(&location, format) {
+            Err(vd::Error::Host { path, source, .. }) if source.kind() != std::io::ErrorKind::NotFound => {
                 return Err(crate::machines::file_error(
                     "Could not delete the medium storage unit",
-                    &location,
-                    &error,
+                    &path,
+                    &source,
                 )
                 .on("IMedium"));
             }

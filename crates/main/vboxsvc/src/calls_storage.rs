@@ -12,11 +12,12 @@ use vbox_types::ResultCode;
 use crate::attrs_machine::bus_word;
 use crate::calls::medium_id;
 use crate::calls_machine::{edit, edit_when, look, target};
+use crate::calls_media;
 use crate::limits;
 use crate::media::Phase;
 use crate::mirror::Mirror;
 use crate::objects::{Part, medium_path};
-use crate::svc::{Context, State};
+use crate::svc::{Context, State, Svc};
 use crate::view::View;
 
 pub(crate) fn add(t: &mut CallTable<Context>) {
@@ -175,15 +176,6 @@ fn check_medium(state: &State, id: Uuid, kind: DriveType) -> ApiResult<()> {
             ),
         ));
     }
-    if kind == DriveType::HardDisk && !state.media.children(id).is_empty() {
-        return Err(ApiError::new(
-            ResultCode::NotSupported,
-            format!(
-                "Medium '{}' has differencing images; attaching it needs a further one, which is not supported yet",
-                medium.location.display()
-            ),
-        ));
-    }
     Ok(())
 }
 
@@ -203,6 +195,7 @@ fn attach(
             "Cannot attach storage devices to an unregistered machine",
         ));
     }
+    let svc = c.svc.clone();
     edit(c, |state, v| {
         let controller = find(v, &name)?;
         check_slot(controller, port, device)?;
@@ -228,6 +221,10 @@ fn attach(
             }
             None => {}
         }
+        let medium = match medium.filter(|_| drive == DriveType::HardDisk) {
+            Some(id) => Some(to_write(&svc, state, v, id)?),
+            None => medium,
+        };
         let controller = find_mut(v, &name)?;
         controller.attached.push(AttachedDevice {
             drive,
@@ -241,6 +238,25 @@ fn attach(
         controller.attached.sort_by_key(|a| (a.port, a.device));
         Ok(())
     })
+}
+
+/// The medium that the machine writes to when `id` is attached: a new differencing image where `id` must not be changed.
+fn to_write(svc: &Svc, state: &mut State, v: &View, id: Uuid) -> ApiResult<Uuid> {
+    let medium = state.media.medium(id)?;
+    let indirect = match medium.medium_type {
+        set::MediumType::Immutable | set::MediumType::MultiAttach => medium.parent.is_none(),
+        set::MediumType::Normal => !state.media.children(id).is_empty(),
+        set::MediumType::Writethrough | set::MediumType::Shareable | set::MediumType::Readonly => false,
+    };
+    if !indirect {
+        return Ok(id);
+    }
+    let folder = v.machine_folder();
+    let snapshots = match v.settings.snapshot_folder.as_str() {
+        "" => "Snapshots",
+        folder => folder,
+    };
+    calls_media::implicit_diff(svc, state, id, &folder.join(snapshots))
 }
 
 fn is_registered(c: &Context) -> ApiResult<bool> {

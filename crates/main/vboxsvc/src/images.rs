@@ -10,47 +10,20 @@ use vbox_types::ResultCode;
 use crate::media::{MediaPool, open_error};
 use crate::svc::{State, Svc};
 
-/// A chain of images, the base last, as paths with formats.
+/// A chain of images, the base first, as paths with formats.
 pub(crate) type Chain = Vec<(PathBuf, vd::Format)>;
 
 /// Where the image and those below it lie.
 pub(crate) fn chain(media: &MediaPool, id: Uuid) -> ApiResult<Chain> {
-    let mut chain = Chain::new();
-    let mut next = Some(id);
-    while let Some(id) = next {
-        let medium = media.medium(id)?;
-        let format = vd::Format::from_name(&medium.format).ok_or_else(|| {
-            ApiError::invalid_arg(format!("Invalid medium storage format '{}'", medium.format))
-        })?;
-        if chain.iter().any(|(path, _)| *path == medium.location) {
-            return Err(ApiError::fail(format!(
-                "The medium '{}' is below itself",
-                medium.location.display()
-            )));
-        }
-        chain.push((medium.location.clone(), format));
-        next = medium.parent;
-    }
-    Ok(chain)
+    media.files(id)
 }
 
-/// Opens the first image of the chain for reading, on top of the others.
-pub(crate) fn open(chain: &Chain) -> ApiResult<vd::Image> {
-    let fail =
-        |path: &Path, e: &vd::Error| ApiError::new(ResultCode::FileError, open_error(path, e)).on("IMedium");
-    let mut opened: Option<Arc<vd::Image>> = None;
-    let mut top = None;
-    for (path, format) in chain.iter().rev() {
-        if let Some(below) = top.take() {
-            opened = Some(Arc::new(below));
-        }
-        let image = match opened.take() {
-            None => vd::Image::open(path, vd::OpenMode::ReadOnly, *format),
-            Some(parent) => vd::Image::open_child(path, vd::OpenMode::ReadOnly, *format, parent),
-        };
-        top = Some(image.map_err(|e| fail(path, &e))?);
-    }
-    top.ok_or_else(|| ApiError::fail("An empty chain of images"))
+/// Opens the last image of the chain for reading, on top of the others.
+pub(crate) fn open(chain: &Chain) -> ApiResult<Arc<vd::Image>> {
+    vd::open_chain(chain, vd::OpenMode::ReadOnly).map_err(|e| {
+        let path = chain.last().map(|(path, _)| path.as_path()).unwrap_or(Path::new(""));
+        ApiError::new(ResultCode::FileError, open_error(path, &e)).on("IMedium")
+    })
 }
 
 /// Keeps VMs from writing to the images of a chain while they are read.

@@ -760,11 +760,13 @@ pub(crate) fn users_of(state: &State, medium: Uuid) -> Vec<Uuid> {
 fn complete(state: &mut State, id: Uuid, settings: &MachineSettings) -> ApiResult<MachineSettings> {
     // A medium goes on record with the first machine that attaches it.
     for (medium, _) in state.media.attached(settings) {
-        if let Ok(medium) = state.media.medium_mut(medium)
-            && medium.registries.is_empty()
-        {
-            medium.registries.push(id);
-            medium.closed = false;
+        for medium in state.media.chain(medium).unwrap_or_default() {
+            if let Ok(medium) = state.media.medium_mut(medium)
+                && medium.registries.is_empty()
+            {
+                medium.registries.push(id);
+                medium.closed = false;
+            }
         }
     }
     let machine = state.machine(id)?;

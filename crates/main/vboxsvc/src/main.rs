@@ -9,6 +9,7 @@ mod attrs_global;
 mod attrs_machine;
 mod calls;
 mod calls_machine;
+mod calls_media;
 mod calls_storage;
 mod clone;
 mod descriptors;

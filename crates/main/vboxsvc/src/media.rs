@@ -45,6 +45,16 @@ pub(crate) struct Medium {
     pub(crate) last_error: String,
     /// Machines whose VMs have it open, and whether for writing.
     pub(crate) users: BTreeMap<Uuid, bool>,
+    /// Operations that read it, and whether one writes it.
+    pub(crate) readers: u32,
+    pub(crate) writer: bool,
+}
+
+/// What an operation does with a medium.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Task {
+    Read,
+    Write,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +86,25 @@ impl Medium {
             info: None,
             last_error: String::new(),
             users: BTreeMap::new(),
+            readers: 0,
+            writer: false,
         }
+    }
+
+    /// Whether an operation on its file may begin.
+    fn check(&self, task: Task) -> ApiResult<()> {
+        let name = self.location.display();
+        let writing = self.writer || self.users.values().any(|writes| *writes);
+        let problem = match self.phase {
+            Phase::NotCreated => format!("Storage for the medium '{name}' is not created yet"),
+            Phase::Creating => format!("Storage for the medium '{name}' is being created"),
+            Phase::There if writing => format!("Medium '{name}' is locked for writing by another task"),
+            Phase::There if task == Task::Write && (self.readers > 0 || !self.users.is_empty()) => {
+                format!("Medium '{name}' is locked for reading by another task")
+            }
+            Phase::There => return Ok(()),
+        };
+        Err(ApiError::new(ResultCode::InvalidObjectState, problem).on("IMedium"))
     }
 
     /// Looks at the file.
@@ -111,8 +139,10 @@ impl Medium {
         match self.phase {
             Phase::NotCreated => api::MediumState::NotCreated,
             Phase::Creating => api::MediumState::Creating,
-            Phase::There if self.users.values().any(|writes| *writes) => api::MediumState::LockedWrite,
-            Phase::There if !self.users.is_empty() => api::MediumState::LockedRead,
+            Phase::There if self.writer || self.users.values().any(|writes| *writes) => {
+                api::MediumState::LockedWrite
+            }
+            Phase::There if self.readers > 0 || !self.users.is_empty() => api::MediumState::LockedRead,
             Phase::There if !self.last_error.is_empty() || self.info.is_none() => {
                 api::MediumState::Inaccessible
             }
@@ -182,6 +212,68 @@ impl MediaPool {
 
     pub(crate) fn children(&self, id: Uuid) -> Vec<Uuid> {
         self.media.values().filter(|m| m.parent == Some(id)).map(|m| m.id).collect()
+    }
+
+    /// The medium with all below it, the base first.
+    pub(crate) fn chain(&self, id: Uuid) -> ApiResult<Vec<Uuid>> {
+        let mut chain = vec![id];
+        let mut parent = self.medium(id)?.parent;
+        while let Some(id) = parent {
+            // Loaded registries are trees; a UUID that a file was given later could close a circle.
+            if chain.contains(&id) {
+                return Err(ApiError::fail(format!("Medium {{{id}}} is its own ancestor")));
+            }
+            chain.push(id);
+            parent = self.medium(id)?.parent;
+        }
+        chain.reverse();
+        Ok(chain)
+    }
+
+    /// The files of [`Self::chain`] with their formats.
+    pub(crate) fn files(&self, id: Uuid) -> ApiResult<Vec<(PathBuf, vd::Format)>> {
+        let file = |id: Uuid| -> ApiResult<(PathBuf, vd::Format)> {
+            let medium = self.medium(id)?;
+            let format = vd::Format::from_name(&medium.format).ok_or_else(|| {
+                ApiError::new(
+                    ResultCode::NotSupported,
+                    format!(
+                        "Medium '{}' is of the unknown format '{}'",
+                        medium.location.display(),
+                        medium.format
+                    ),
+                )
+            })?;
+            Ok((medium.location.clone(), format))
+        };
+        self.chain(id)?.into_iter().map(file).collect()
+    }
+
+    /// Marks media for an operation, all or none.
+    pub(crate) fn begin(&mut self, tasks: &[(Uuid, Task)]) -> ApiResult<()> {
+        for (id, task) in tasks {
+            self.medium(*id)?.check(*task)?;
+        }
+        for (id, task) in tasks {
+            let medium = self.medium_mut(*id)?;
+            match task {
+                Task::Read => medium.readers += 1,
+                Task::Write => medium.writer = true,
+            }
+        }
+        Ok(())
+    }
+
+    /// Clears the marks again.
+    pub(crate) fn end(&mut self, tasks: &[(Uuid, Task)]) {
+        for (id, task) in tasks {
+            if let Some(medium) = self.media.get_mut(id) {
+                match task {
+                    Task::Read => medium.readers = medium.readers.saturating_sub(1),
+                    Task::Write => medium.writer = false,
+                }
+            }
+        }
     }
 
     pub(crate) fn insert(&mut self, medium: Medium) {
@@ -334,8 +426,9 @@ impl MediaPool {
                     && (*writes || *other_writes)
                     && medium.medium_type != set::MediumType::Shareable
             });
-            if conflict {
-                let kind = if medium.users.values().any(|w| *w) { "writing" } else { "reading" };
+            if conflict || medium.writer || *writes && medium.readers > 0 {
+                let writing = medium.writer || medium.users.values().any(|w| *w);
+                let kind = if writing { "writing" } else { "reading" };
                 return Err(ApiError::new(
                     ResultCode::InvalidObjectState,
                     format!("Medium '{}' is already locked for {kind}", medium.location.display()),

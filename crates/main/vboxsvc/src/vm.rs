@@ -93,6 +93,14 @@ impl Svc {
             }
         }
         let settings = machine.settings.clone();
+        // Children of immutable media forget what the last run wrote.
+        for (medium, _) in state.media.attached(&settings) {
+            let medium = state.media.medium(medium)?;
+            if medium.auto_reset && medium.parent.is_some() {
+                let medium = medium.id;
+                crate::calls_media::reset_diff(&mut state, medium)?;
+            }
+        }
         // Refused here already, so that no process starts in vain; the lock itself comes with the registration.
         state.media.lock_for(id, &settings)?;
         state.media.unlock_for(id);

@@ -8,7 +8,7 @@ use main_api::idl::*;
 use main_api::{ApiResult, ObjRef, Proxy};
 use vbox_types::ResultCode;
 
-use super::{Context, Done, Failure, Run, absolute, device_type, named, not_available};
+use super::{Context, Done, Failure, Run, absolute, device_type};
 use crate::parse::medium::{
     CloseMedium, CreateMedium, MediumKind, MediumSource, PropertyValue, ShowMediumInfo,
 };
@@ -20,8 +20,14 @@ const MAX_PROPERTY_FILE: u64 = 16 << 20;
 
 impl Run<'_> {
     pub(super) fn create_medium(&mut self, request: CreateMedium) -> Done {
-        let MediumSource::Size(size) = request.source else {
-            return Err(not_available("Creating a differencing medium"));
+        let size = match request.source {
+            MediumSource::Size(size) => size,
+            MediumSource::Parent(parent) => {
+                let variant = super::medium_ops::variants(request.variant)?;
+                let file = absolute(&request.file)?;
+                let id = self.create_diff(&parent, request.format, file, variant)?;
+                return self.print(&format!("Medium created. UUID: {id}\n"));
+            }
         };
         let size =
             i64::try_from(size).map_err(|_| Failure::Text(format!("A medium of {size} bytes is too big")))?;
@@ -43,11 +49,7 @@ impl Run<'_> {
                 .call(IMedium::SetProperty, (name.clone(), value))
                 .context(|| format!("SetProperty(Bstr(\"{name}\").raw())"))?;
         }
-        let variant = if request.variant.is_empty() {
-            vec![MediumVariant::Standard]
-        } else {
-            request.variant.into_iter().map(named).collect::<Result<_, _>>()?
-        };
+        let variant = super::medium_ops::variants(request.variant)?;
         let progress = medium.call(IMedium::CreateBaseStorage, (size, variant)).context(|| {
             "CreateBaseStorage(size, ComSafeArrayAsInParam(l_variants), pProgress.asOutParam())".to_owned()
         })?;
@@ -71,7 +73,12 @@ impl Run<'_> {
         }
         match medium.call(IMedium::Close, ()) {
             // With its storage gone, the medium may have left the registry already.
-            Err(error) if request.delete && error.is(ResultCode::ObjectNotFound) => Ok(()),
+            Err(error)
+                if request.delete
+                    && (error.is(ResultCode::ObjectNotFound) || error.is(ResultCode::AccessDenied)) =>
+            {
+                Ok(())
+            }
             done => done.context(|| "Close()".to_owned()),
         }
     }

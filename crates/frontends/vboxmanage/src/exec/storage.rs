@@ -413,9 +413,11 @@ impl<'a, 'r> Attacher<'a, 'r> {
                 None => Err(Failure::Text("Missing --medium argument".to_owned())),
             };
         };
-        let medium = self.open(spec, kind)?;
+        let mut medium = self.open(spec, kind)?;
         if request.set_uuid.is_some() || request.set_parent_uuid.is_some() {
-            return Err(not_available("Setting the UUID of a medium"));
+            Run::set_ids(&medium, request.set_uuid.clone(), request.set_parent_uuid.clone())?;
+            // Known by another UUID from now on.
+            medium = self.open(spec, kind)?;
         }
         if let Some(name) = request.medium_type {
             let wanted = named(name)?;

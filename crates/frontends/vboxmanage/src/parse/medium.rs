@@ -62,7 +62,7 @@ pub struct ShowMediumInfo {
 }
 
 /// Takes `word` as the kind of medium; `false` if it is none.
-fn kind_word(kind: &mut Option<MediumKind>, word: &str) -> Parsed<bool> {
+pub(super) fn kind_word(kind: &mut Option<MediumKind>, word: &str) -> Parsed<bool> {
     let Some(found) = MediumKind::from_word(word) else { return Ok(false) };
     if kind.is_some() {
         return Err(UsageError::syntax(format!("Only one command can be specified: '{word}'")));
@@ -72,7 +72,7 @@ fn kind_word(kind: &mut Option<MediumKind>, word: &str) -> Parsed<bool> {
 }
 
 /// `standard` starts anew, the other words add up; each may be shortened.
-fn parse_variant(text: &str, variant: &mut Vec<&'static str>) -> Parsed<()> {
+pub(super) fn parse_variant(text: &str, variant: &mut Vec<&'static str>) -> Parsed<()> {
     const WORDS: &[(&str, Option<&str>)] = &[
         ("standard", None),
         ("fixed", Some("Fixed")),
@@ -202,6 +202,9 @@ pub fn createmedium(words: &[String]) -> Parsed<Request> {
             MediumKind::Disk => match format.to_ascii_lowercase().as_str() {
                 "vmdk" => ".vmdk",
                 "vhd" => ".vhd",
+                "vhdx" => ".vhdx",
+                "qcow" => ".qcow",
+                "parallels" => ".hdd",
                 _ => ".vdi",
             },
             MediumKind::Dvd => ".iso",

@@ -100,7 +100,7 @@ const CONTROLLERS: &[(&str, &str)] = &[
 ];
 
 /// The words of `--mtype`.
-const MEDIUM_TYPES: &[(&str, &str)] = &[
+pub(super) const MEDIUM_TYPES: &[(&str, &str)] = &[
     ("normal", "Normal"),
     ("immutable", "Immutable"),
     ("writethrough", "Writethrough"),

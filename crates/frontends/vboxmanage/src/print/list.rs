@@ -222,11 +222,18 @@ pub fn screenshot_formats(names: &[&str]) -> String {
 /// The formats that images can have. The capability bits are VirtualBox's.
 pub fn hdd_backends() -> String {
     const BACKENDS: &[(&str, &str, u32, &str)] = &[
-        ("VDI", "VDI", 0x067, "vdi (HardDisk)"),
+        ("VMDK", "VMDK", 0xa7f, "vmdk (HardDisk)"),
+        ("VDI", "VDI", 0xe77, "vdi (HardDisk)"),
+        ("VHD", "VHD", 0xa77, "vhd (HardDisk)"),
+        ("Parallels", "Parallels", 0x264, "hdd (HardDisk)"),
+        ("DMG", "DMG", 0x240, "dmg (DVD)"),
+        ("QED", "QED", 0x240, "qed (HardDisk)"),
+        ("QCOW", "QCOW", 0x274, "qcow (HardDisk),qcow2 (HardDisk)"),
+        ("VHDX", "VHDX", 0x266, "vhdx (HardDisk)"),
         (
             "RAW",
             "RAW",
-            0x0a6,
+            0x262,
             "iso (DVD),cdr (DVD),img (Floppy),ima (Floppy),dsk (Floppy),flp (Floppy),vfd (Floppy)",
         ),
     ];

@@ -37,6 +37,16 @@ interface! {
             GetProperty(name: String) -> (value: String);
             SetProperty(name: String, value: String) -> ();
             GetProperties(names: String) -> (returnNames: Vec<String>, returnValues: Vec<String>);
+            SetProperties(names: Vec<String>, values: Vec<String>) -> ();
+            /// Changes UUIDs in the file of a medium that nothing uses; an empty one is made up, or nil for the parent's.
+            SetIds(setImageId: bool, imageId: String, setParentId: bool, parentId: String) -> ();
+            CreateDiffStorage(target: ObjRef<IMedium>, variant: Vec<MediumVariant>) -> (progress: ObjRef<IProgress>);
+            CloneTo(target: ObjRef<IMedium>, variant: Vec<MediumVariant>, parent: ObjRef<IMedium>) -> (progress: ObjRef<IProgress>);
+            ResizeAndCloneTo(target: ObjRef<IMedium>, logicalSize: i64, variant: Vec<MediumVariant>, parent: ObjRef<IMedium>)
+                -> (progress: ObjRef<IProgress>);
+            Compact() -> (progress: ObjRef<IProgress>);
+            Resize(logicalSize: i64) -> (progress: ObjRef<IProgress>);
+            MoveTo(location: String) -> (progress: ObjRef<IProgress>);
             CreateBaseStorage(logicalSize: i64, variant: Vec<MediumVariant>) -> (progress: ObjRef<IProgress>);
             DeleteStorage() -> (progress: ObjRef<IProgress>);
             Reset() -> (progress: ObjRef<IProgress>);

@@ -1,0 +1,208 @@
+//! The commands for media, as scripts use them.
+
+mod common;
+
+use std::io::Write;
+use std::path::Path;
+use std::process::Stdio;
+
+use common::{Home, finish};
+
+/// What a line of the form `Label:   value` says.
+fn field<'t>(text: &'t str, label: &str) -> &'t str {
+    text.lines().find_map(|line| line.strip_prefix(label)).map(str::trim).unwrap_or_default()
+}
+
+/// The UUID at the end of a command's output.
+fn id(text: &str) -> String {
+    text.trim_end().rsplit(' ').next().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn images_of_every_format_are_made_shown_cloned_and_deleted() {
+    let home = Home::new();
+    for (format, file, variant, shown) in [
+        ("VDI", "a.vdi", "Standard", "dynamic default"),
+        ("VDI", "b.vdi", "Fixed", "fixed default"),
+        ("VMDK", "a.vmdk", "Standard", "dynamic default"),
+        ("VMDK", "b.vmdk", "Fixed", "fixed default"),
+        ("VMDK", "c.vmdk", "Split2G", "dynamic split2G"),
+        ("VMDK", "d.vmdk", "ESX,Fixed", "fixed ESX"),
+        ("VHD", "a.vhd", "Standard", "dynamic default"),
+        ("VHDX", "a.vhdx", "Standard", "dynamic default"),
+        ("QCOW", "a.qcow", "Standard", "dynamic default"),
+        ("Parallels", "a.hdd", "Standard", "dynamic default"),
+    ] {
+        let made = home.manage(&format!(
+            "createmedium disk --filename {file} --size 8 --format {format} --variant {variant}"
+        ));
+        assert_eq!(made.stderr, "0%...10%...20%...30%...40%...50%...60%...70%...80%...90%...100%\n");
+        let made = made.ok();
+        assert!(made.starts_with("Medium created. UUID: "), "{made}");
+        let info = home.manage(&format!("showmediuminfo disk {file}")).ok();
+        assert_eq!(field(&info, "UUID:"), id(&made), "{file}");
+        assert_eq!(field(&info, "Format variant:"), shown, "{file}");
+        assert_eq!(field(&info, "Capacity:"), "8 MBytes", "{file}");
+        let clone = home.manage(&format!("clonemedium {file} {file}.vdi --format VDI")).ok();
+        assert!(clone.starts_with("Clone medium created in format 'VDI'. UUID: "), "{clone}");
+        for file in [file.to_owned(), format!("{file}.vdi")] {
+            home.manage(&format!("closemedium disk {file} --delete")).ok();
+            assert!(!home.path(&file).exists());
+        }
+    }
+    let left: Vec<_> = std::fs::read_dir(&home.dir).unwrap().flatten().map(|e| e.file_name()).collect();
+    assert!(left.iter().all(|name| !name.to_string_lossy().contains(".v")), "{left:?}");
+    let refused = home.manage("createmedium --filename a.qed --size 8 --format QED");
+    assert!(refused.fails(1).contains("Medium format 'QED' does not support dynamic storage creation"));
+    let refused = home.manage("createmedium --filename a.qcow --size 8 --format QCOW --variant Fixed");
+    assert!(refused.fails(1).contains("VBOX_E_NOT_SUPPORTED"));
+}
+
+#[test]
+fn content_goes_in_and_comes_out() {
+    let home = Home::new();
+    let mut raw = vec![0u8; 3 << 20];
+    raw[..5].copy_from_slice(b"first");
+    raw[(2 << 20) + 7] = 9;
+    std::fs::write(home.path("raw.img"), &raw).unwrap();
+    let converted = home.manage("convertfromraw raw.img a.vdi");
+    assert_eq!(
+        converted.stderr,
+        "Converting from raw image file=\"raw.img\" to file=\"a.vdi\"...\nCreating dynamic image with size 3145728 bytes (3MB)...\n"
+    );
+    let mut child = home.command(["convertfromraw", "stdin", "b.vmdk", "3145728", "--format", "VMDK"]);
+    let mut child = child.stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(&raw).unwrap();
+    finish(child).ok();
+    home.manage("clonemedium a.vdi packed.vmdk --format VMDK --variant Stream").ok();
+    for file in ["a.vdi", "b.vmdk", "packed.vmdk"] {
+        home.manage(&format!("mediumio --disk={file} cat --output=out.img")).ok();
+        assert!(std::fs::read(home.path("out.img")).unwrap() == raw, "{file}");
+    }
+    let dump = home.manage("mediumio --disk a.vdi cat --hex --size 16").ok();
+    assert_eq!(dump, "000000000000: 66 69 72 73 74 00 00 00-00 00 00 00 00 00 00 00 first...........\n");
+    home.manage("mediumio --disk a.vdi stream --format VMDK --variant Stream --output=s.vmdk").ok();
+    home.manage("clonemedium s.vmdk again.img --format RAW --variant Fixed").ok();
+    assert!(std::fs::read(home.path("again.img")).unwrap() == raw);
+    home.manage("createmedium --filename into.vdi --size 4").ok();
+    home.manage("clonemedium a.vdi into.vdi --existing").ok();
+    home.manage("mediumio --disk into.vdi cat --output=out.img").ok();
+    assert!(std::fs::read(home.path("out.img")).unwrap()[..raw.len()] == raw);
+    home.manage("createmedium floppy --filename f.img --sizebyte 1474560 --variant Fixed,Formatted").ok();
+    let boot = std::fs::read(home.path("f.img")).unwrap();
+    assert_eq!((boot.len(), &boot[510..512], &boot[54..59]), (1_474_560, &[0x55, 0xaa][..], &b"FAT12"[..]));
+}
+
+#[test]
+fn media_are_changed() {
+    let home = Home::new();
+    let made = id(&home.manage("createmedium --filename a.vdi --size 8").ok());
+    home.manage("modifymedium a.vdi --resize 20").ok();
+    home.manage("modifymedium a.vdi --description words").ok();
+    home.manage("modifymedium a.vdi --type writethrough --property x=y").ok();
+    home.manage("modifymedium a.vdi --compact").ok();
+    assert_eq!(home.manage("mediumproperty get a.vdi x").ok(), "x=y\n");
+    home.manage("mediumproperty disk set a.vdi x z").ok();
+    assert_eq!(home.manage("mediumproperty get a.vdi x").ok(), "x=z\n");
+    home.manage("mediumproperty delete a.vdi x").ok();
+    home.manage("mediumproperty get a.vdi x").fails(1);
+    let moved = home.manage("modifymedium a.vdi --move moved/").fails(1);
+    assert!(moved.contains("VBOX_E_FILE_ERROR"), "{moved}");
+    std::fs::create_dir(home.path("moved")).unwrap();
+    let moved = home.manage("modifymedium a.vdi --move moved").ok();
+    assert_eq!(moved, format!("Move medium with UUID {made} finished\n"));
+    std::fs::rename(home.path("moved/a.vdi"), home.path("b.vdi")).unwrap();
+    home.manage(&format!("modifymedium {made} --setlocation b.vdi")).ok();
+    let info = home.manage("showmediuminfo b.vdi").ok();
+    assert_eq!(field(&info, "Location:"), home.path("b.vdi").to_str().unwrap());
+    assert_eq!(field(&info, "Type:"), "writethrough (base)".trim_end_matches(" (base)"));
+    assert_eq!((field(&info, "Capacity:"), field(&info, "Description:")), ("20 MBytes", "words"));
+    let shrunk = home.manage("modifymedium b.vdi --resize 10").fails(1);
+    assert!(shrunk.contains("Shrinking is not yet supported for medium"), "{shrunk}");
+    let meant = home.manage("modifymedium b.vdi --resize 99999999").fails(1);
+    assert!(meant.contains("Attempt to resize the medium from 20.0 MB to 99999999.0 MB"), "{meant}");
+}
+
+#[test]
+fn differencing_images_hang_in_the_registry_below_their_parents() {
+    let home = Home::new();
+    home.manage("createvm --name m --register").ok();
+    home.manage("storagectl m --name SATA --add sata").ok();
+    let base = id(&home.manage("createmedium --filename base.vdi --size 8").ok());
+    let child = id(&home.manage("createmedium --filename child.vdi --diffparent base.vdi").ok());
+    home.manage(&format!(
+        "storageattach m --storagectl SATA --port 0 --device 0 --type hdd --medium {child}"
+    ))
+    .ok();
+    let settings = std::fs::read_to_string(home.path("vms/m/m.vbox")).unwrap();
+    let outer = settings.find(&base).unwrap();
+    assert!(settings[outer..].contains(&child), "{settings}");
+    let listed = home.manage("list hdds").ok();
+    assert!(listed.contains(&format!("UUID:           {child}\nParent UUID:    {base}\n")), "{listed}");
+    let info = home.manage("showmediuminfo child.vdi").ok();
+    assert_eq!(field(&info, "Format variant:"), "differencing default");
+    let busy = home.manage("closemedium base.vdi").fails(1);
+    assert!(busy.contains("1 child media"), "{busy}");
+    // The chain holds over the end of the service.
+    for service in home.processes() {
+        home.kill(&service);
+    }
+    let info = home.manage(&format!("showmediuminfo {child}")).ok();
+    assert_eq!(field(&info, "Parent UUID:"), base);
+}
+
+#[test]
+fn media_that_must_not_change_are_attached_through_differencing_images() {
+    let home = Home::new();
+    for vm in ["m", "n"] {
+        home.manage(&format!("createvm --name {vm} --register")).ok();
+        home.manage(&format!("storagectl {vm} --name SATA --add sata")).ok();
+    }
+    let base = id(&home.manage("createmedium --filename base.vdi --size 8").ok());
+    home.manage("modifymedium base.vdi --type multiattach").ok();
+    for vm in ["m", "n"] {
+        home.manage(&format!("storageattach {vm} --storagectl SATA --port 0 --type hdd --medium base.vdi"))
+            .ok();
+        let info = home.manage(&format!("showvminfo {vm} --machinereadable")).ok();
+        let prefix = format!("\"SATA-0-0\"=\"{}/{{", home.path(&format!("vms/{vm}/Snapshots")).display());
+        assert!(info.lines().any(|line| line.starts_with(&prefix)), "{info}");
+    }
+    let info = home.manage(&format!("showmediuminfo {base}")).ok();
+    assert_eq!(info.matches("Child UUIDs:").count(), 1);
+    assert_eq!(field(&info, "Type:"), "multiattach");
+    let refused = home.manage("modifymedium base.vdi --type normal").fails(1);
+    assert!(refused.contains("VBOX_E_INVALID_OBJECT_STATE"), "{refused}");
+}
+
+#[test]
+fn a_copy_of_an_image_gets_a_uuid_of_its_own() {
+    let home = Home::new();
+    home.manage("createvm --name m --register").ok();
+    home.manage("storagectl m --name SATA --add sata --portcount 2").ok();
+    home.manage("createmedium --filename a.vdi --size 8").ok();
+    home.manage("storageattach m --storagectl SATA --port 0 --type hdd --medium a.vdi").ok();
+    std::fs::copy(home.path("a.vdi"), home.path("b.vdi")).unwrap();
+    let refused = home.manage("showmediuminfo b.vdi").fails(1);
+    assert!(refused.contains("already exists"), "{refused}");
+    let wanted = "11111111-2222-4333-8444-555555555555";
+    home.manage(&format!(
+        "storageattach m --storagectl SATA --port 1 --type hdd --medium b.vdi --setuuid {wanted}"
+    ))
+    .ok();
+    let info = home.manage("showmediuminfo b.vdi").ok();
+    assert_eq!(field(&info, "UUID:"), wanted);
+    assert_eq!(field(&info, "State:"), "created");
+    let bytes = std::fs::read(home.path("b.vdi")).unwrap();
+    assert_eq!(bytes[0x188..0x18c], [0x11; 4]);
+}
+
+#[test]
+fn every_backend_is_listed_with_what_it_can_do() {
+    let home = Home::new();
+    let listed = home.manage("list hddbackends").ok();
+    assert!(listed.starts_with("Supported hard disk backends:\n\nBackend 0: id='VMDK' description='VMDK' capabilities=0x0a7f extensions='vmdk (HardDisk)' properties=("));
+    for format in ["VDI", "VHD", "Parallels", "DMG", "QED", "QCOW", "VHDX", "RAW"] {
+        assert!(listed.contains(&format!(": id='{format}' ")), "{format}");
+    }
+    assert!(Path::new(&home.dir).is_dir());
+}
