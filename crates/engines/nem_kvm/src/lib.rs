@@ -7,7 +7,9 @@
 //! * Memory slots follow `pgm`'s layout ([`slots`]). What is not in a slot — device registers, writes to ROM, ranges that are no whole
 //!   pages — comes back as an exit and is looked up in `pgm`.
 //! * A vCPU's state stays with KVM while it runs; `Engine::complete` fetches it ([`state`]).
-//! * The time-stamp counter is the host's plus an offset, and virtual time is computed from it ([`Host::clock`]), so that both agree to the tick.
+//! * The time-stamp counter is the host's plus an offset, and virtual time is computed from it ([`Host::clock`]), so that both agree to the
+//!   tick. Where the host's counter is not to be relied on, KVM makes the guest's follow the host's raw monotonic clock, and so does virtual
+//!   time; the vCPUs' counters then differ a little ([`Host::has_stable_counter`]).
 //!
 //! Not reached by KVM, as with every hypervisor on it: the A20 gate (guests see it open), and dirty pages of guest memory.
 

@@ -88,6 +88,7 @@ pub struct Host {
     /// vCPU 0, made early because it tells the counter's rate.
     first: VcpuFd,
     tsc: Hz,
+    stable: bool,
 }
 
 impl Host {
@@ -148,7 +149,11 @@ impl Host {
         if !sys::has_tsc_offset(&first) {
             return Err(Unusable::TooOld { lacks: "offsets of the time-stamp counter".into() });
         }
-        Ok(Self { kvm, vm, first, tsc: Hz(u64::from(khz) * 1000) })
+        // A kernel that finds the counter unreliable takes it off this list.
+        let sources = "/sys/devices/system/clocksource/clocksource0/available_clocksource";
+        let stable = std::fs::read_to_string(sources)
+            .is_ok_and(|text| text.split_whitespace().any(|name| name == "tsc"));
+        Ok(Self { kvm, vm, first, tsc: Hz(u64::from(khz) * 1000), stable })
     }
 
     /// The rate of the guest's time-stamp counter, which is the host's.
@@ -156,9 +161,18 @@ impl Host {
         self.tsc
     }
 
-    /// A clock for the VM that follows the host's time-stamp counter.
+    /// Whether the time-stamp counter runs evenly, and alike on all CPUs.
+    pub fn has_stable_counter(&self) -> bool {
+        self.stable
+    }
+
+    /// A clock for the VM that goes with the guest's time-stamp counter.
     pub fn clock(&self) -> Arc<Clock> {
-        Clock::from_counter(self.tsc.0, Box::new(sys::rdtsc))
+        if self.stable {
+            Clock::from_counter(self.tsc.0, Box::new(sys::rdtsc))
+        } else {
+            Clock::from_counter(1_000_000_000, Box::new(sys::monotonic_raw))
+        }
     }
 
     /// Those of `wanted` that guests have here: what the host's CPU and KVM do, and what our own devices and this engine do.
@@ -174,7 +188,11 @@ impl Host {
             bit::TOPOEXT,
         ];
         let Ok(supported) = self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES) else { return Vec::new() };
-        wanted.iter().copied().filter(|f| OURS.contains(f) || supports(&supported, *f)).collect()
+        let has = |f: FeatureBit| match f {
+            bit::INVARIANT_TSC => self.stable && supports(&supported, f),
+            _ => OURS.contains(&f) || supports(&supported, f),
+        };
+        wanted.iter().copied().filter(|f| has(*f)).collect()
     }
 
     /// What KVM uses of the hardware, for VBox.log.
@@ -198,8 +216,8 @@ impl Host {
 
     /// One engine for each vCPU of `context`.
     pub fn engines(self, context: &Arc<VmContext>) -> io::Result<Vec<Box<dyn Engine>>> {
-        let Self { kvm: _, vm, first, .. } = self;
-        vcpu::engines(vm, first, context)
+        let Self { kvm: _, vm, first, tsc: _, stable } = self;
+        vcpu::engines(vm, first, stable, context)
     }
 }
 

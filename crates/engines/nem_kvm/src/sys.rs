@@ -144,6 +144,12 @@ pub(crate) fn rdtsc() -> u64 {
     unsafe { std::arch::x86_64::_rdtsc() }
 }
 
+/// Nanoseconds of the host's clock that nobody slews, which KVM reckons with where the time-stamp counter cannot be relied on.
+pub(crate) fn monotonic_raw() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicRaw);
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+}
+
 /// The calling thread's number.
 pub(crate) fn thread_id() -> i32 {
     // SAFETY: no arguments, cannot fail.

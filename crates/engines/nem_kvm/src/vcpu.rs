@@ -28,6 +28,8 @@ const STEPS: usize = 64;
 struct Machine {
     vm: VmFd,
     slots: Mutex<Slots>,
+    /// The host's counter is to be relied on.
+    stable: bool,
 }
 
 /// Through which other threads fetch a vCPU out of guest code.
@@ -57,6 +59,7 @@ struct Stats {
     msr: u64,
     window: u64,
     fetched: u64,
+    settled: u64,
     interrupts: u64,
 }
 
@@ -79,13 +82,18 @@ struct Vcpu {
     stats: Stats,
 }
 
-pub(crate) fn engines(vm: VmFd, first: VcpuFd, ctx: &Arc<VmContext>) -> io::Result<Vec<Box<dyn Engine>>> {
+pub(crate) fn engines(
+    vm: VmFd,
+    first: VcpuFd,
+    stable: bool,
+    ctx: &Arc<VmContext>,
+) -> io::Result<Vec<Box<dyn Engine>>> {
     sys::install_signal();
     let mut descriptors = vec![first];
     for id in 1..ctx.links.len() {
         descriptors.push(vm.create_vcpu(id as u64)?);
     }
-    let machine = Arc::new(Machine { vm, slots: Mutex::default() });
+    let machine = Arc::new(Machine { vm, slots: Mutex::default(), stable });
     let mut list: Vec<Box<dyn Engine>> = Vec::new();
     for ((fd, link), id) in descriptors.into_iter().zip(&ctx.links).zip(0..) {
         let entries = probe::cpuid_entries(&ctx.cpuid, &CpuState::reset(id));
@@ -154,13 +162,18 @@ impl Vcpu {
 
     fn set_counter(&mut self, cpu: &CpuState) -> Result<(), Exit> {
         let Some(anchor) = self.ctx.clock.anchor() else { return Ok(()) };
-        let start = tm::ticks(anchor.time, self.ctx.tsc_frequency.0);
-        let offset = start.wrapping_sub(anchor.counter).wrapping_add(cpu.msr.tsc_offset);
+        let distance = if self.machine.stable {
+            tm::ticks(anchor.time, self.ctx.tsc_frequency.0).wrapping_sub(anchor.counter)
+        } else {
+            self.ctx.tsc().wrapping_sub(sys::rdtsc())
+        };
+        let offset = distance.wrapping_add(cpu.msr.tsc_offset);
         sys::set_tsc_offset(&self.fd, offset).map_err(|e| fatal("set the time-stamp counter", e))
     }
 
     /// Has KVM finish the last exit and look at the state, without running guest code.
     fn settle(&mut self, cpu: &mut CpuState) {
+        self.stats.settled += 1;
         loop {
             self.gate.page.set_immediate_exit(true);
             match self.stay(cpu) {
@@ -210,7 +223,8 @@ impl Vcpu {
         if !pending.intersects(always.union(ForcedActions::NMI)) && !interrupt {
             return None;
         }
-        if self.unfinished {
+        // An interrupt that has to wait for its window is not worth an entry of its own.
+        if self.unfinished && (!interrupt || pending.intersects(always) || self.is_ready()) {
             self.settle(cpu);
             if let Some(exit) = self.deferred.take() {
                 return Some(exit);
@@ -461,7 +475,7 @@ impl Engine for Vcpu {
     }
 
     fn statistics(&self) -> Vec<(&'static str, u64)> {
-        let Stats { exits, port, mmio, halt, msr, window, fetched, interrupts } = self.stats;
+        let Stats { exits, port, mmio, halt, msr, window, fetched, settled, interrupts } = self.stats;
         vec![
             ("exits", exits),
             ("port", port),
@@ -470,6 +484,7 @@ impl Engine for Vcpu {
             ("msr", msr),
             ("window", window),
             ("fetched", fetched),
+            ("settled", settled),
             ("interrupts", interrupts),
         ]
     }

@@ -1,7 +1,7 @@
 //! Boots an ISO image without service and settings, for work on devices and engines: first serial port on standard output.
 //!
 //!     cargo run --release -p machine --example boot -- IMAGE.iso [--cpus N] [--memory MIB] [--hpet] [--disk IMAGE]
-//!         [--ahci] [--screen FILE.png] [--seconds N] [--no-ioapic] [--interpreter]
+//!         [--ahci] [--screen FILE.png] [--seconds N] [--no-ioapic] [--interpreter | --kvm] [--paravirt kvm|hyperv|minimal]
 //!
 //! `--ahci` attaches the drives to an AHCI controller instead of an IDE controller. `--screen` writes a screenshot once a second; `--seconds` powers off after that time. Statistics come at the end, on
 //! standard error. BOXWOOD_LOG=debug and so on chooses what is logged, to standard error.
@@ -74,6 +74,15 @@ fn main() -> Result<()> {
             "--hpet" => config.hpet = true,
             "--no-ioapic" => config.ioapic = false,
             "--interpreter" => config.engine = machine::config::EngineChoice::Interpreter,
+            "--kvm" => config.engine = machine::config::EngineChoice::Kvm,
+            "--paravirt" => {
+                config.paravirt = match value()?.as_str() {
+                    "kvm" => gim::Provider::Kvm,
+                    "hyperv" => gim::Provider::HyperV,
+                    "minimal" => gim::Provider::Minimal,
+                    _ => gim::Provider::None,
+                }
+            }
             "--ahci" => ahci = true,
             "--disk" => drives.push(drive(DriveKind::Disk, value()?.into(), 0)),
             "--screen" => screen = Some(value()?),

@@ -18,7 +18,7 @@ pub const MAX_CPUS: u32 = 32;
 mod overrides {
     /// Node of the execution manager.
     pub(super) const EM: &str = "EM";
-    /// `default` or `interpreter`: what `--vm-execution-engine` stores.
+    /// `hwvirt`, `native-api`, `interpreter` or `recompiler`: what `--vm-execution-engine` stores.
     pub(super) const ENGINE: &str = "ExecutionEngine";
     pub(super) const TRIPLE_FAULT_RESET: &str = "TripleFaultReset";
     /// Node of the time manager.
@@ -62,8 +62,13 @@ pub const DMI_NAMES: &[&str] = &[
 /// Which engine the settings ask for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum EngineChoice {
+    /// KVM where it is usable, else the recompiler.
     #[default]
     Default,
+    /// KVM, or no start.
+    Kvm,
+    /// Not KVM.
+    Software,
     Interpreter,
     Recompiler,
 }
@@ -259,13 +264,15 @@ impl MachineConfig {
         let mut engine = EngineChoice::Default;
         let tree = cfgm::Tree::from_extra_data(&m.extra_data);
         match tree.node(overrides::EM).string(overrides::ENGINE) {
-            None | Some("" | "default") => {}
+            None | Some("" | "default") if hw.cpu.hw_virt => {}
+            None | Some("" | "default") => engine = EngineChoice::Software,
+            Some("hwvirt" | "native-api") => engine = EngineChoice::Kvm,
             Some("interpreter") => engine = EngineChoice::Interpreter,
             Some("recompiler") => engine = EngineChoice::Recompiler,
             Some(other) => refuse(
                 true,
                 &format!("the execution engine \"{other}\""),
-                "use --vm-execution-engine default, interpreter or recompiler",
+                "use --vm-execution-engine default, hwvirt, native-api, interpreter or recompiler",
             ),
         }
 

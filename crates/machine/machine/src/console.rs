@@ -10,6 +10,7 @@ use main_api::{ApiError, ApiResult};
 use parking_lot::{Condvar, Mutex};
 use vbox_types::{MachineState, ResultCode};
 
+use crate::engine::Kind;
 use crate::machine::Machine;
 use crate::network::NicConfig;
 use crate::screenshot;
@@ -211,7 +212,11 @@ impl ConsoleBackend for Console {
     }
 
     fn execution_engine(&self) -> VMExecutionEngine {
-        VMExecutionEngine::Interpreter
+        match self.machine.engine() {
+            Kind::Kvm => VMExecutionEngine::NativeApi,
+            Kind::Recompiler => VMExecutionEngine::Recompiler,
+            Kind::Interpreter => VMExecutionEngine::Interpreter,
+        }
     }
 
     fn statistics(&self, pattern: &str, _with_descriptions: bool) -> ApiResult<String> {

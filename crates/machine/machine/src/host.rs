@@ -1,14 +1,14 @@
 //! What the VM process learns from its host: time, time zone, processor.
 
-use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use cpum::CpuidTable;
-use cpum::cpuid::{Apic, Config, bit};
+use cpum::cpuid::{Apic, Config, FeatureBit, bit};
 use dev_pc::rtc::WallClock;
 use vbox_types::Hz;
 
 use crate::config::MachineConfig;
+use crate::engine::Backend;
 
 /// The local APIC timers count nanoseconds.
 const APIC_TIMER: u64 = 1_000_000_000;
@@ -59,36 +59,36 @@ pub fn wall_clock(config: &MachineConfig) -> WallClock {
 }
 
 /// What the paravirtualization provider is set up with.
-pub fn gim_setup(config: &MachineConfig, tsc: Hz) -> gim::Setup {
+pub fn gim_setup(config: &MachineConfig, tsc: Hz, backend: &Backend) -> gim::Setup {
     gim::Setup {
         provider: config.paravirt,
         vcpus: config.cpus,
         tsc_frequency: tsc,
         apic_frequency: Hz(APIC_TIMER),
         x2apic: config.x2apic,
-        hypercalls: true,
+        hypercalls: backend.has_hypercalls(),
+        stable_counter: backend.has_stable_counter(),
         hyperv_vendor: config.hyperv_vendor,
     }
 }
 
-/// What CPUID tells in this machine: the host's processor, as far as the engine does what it announces.
-pub fn cpuid(config: &MachineConfig, tsc: Hz) -> CpuidTable {
+/// What CPUID tells in this machine: the host's processor with those of its features that the engine has.
+pub fn cpuid(config: &MachineConfig, setup: &gim::Setup, mut features: Vec<FeatureBit>) -> CpuidTable {
     let apic = match (config.ioapic, config.x2apic) {
         (false, _) => Apic::None,
         (true, false) => Apic::Apic,
         (true, true) => Apic::X2Apic,
     };
-    let mut features = iem::features::cpuid_features();
     // Linux prefers an invariant counter to any paravirtual clock.
     features.retain(|&f| f != bit::INVARIANT_TSC || !config.paravirt.has_clock());
     let wanted = Config {
         vcpus: config.cpus,
-        tsc_frequency: tsc,
+        tsc_frequency: setup.tsc_frequency,
         apic_frequency: Hz(APIC_TIMER),
         apic,
         pae: config.pae,
         long_mode: config.long_mode,
-        paravirt: gim_setup(config, tsc).cpuid(),
+        paravirt: setup.cpuid(),
         features,
         overrides: config.cpuid_overrides.clone(),
     };
@@ -101,27 +101,6 @@ pub fn is_amd(cpuid: &CpuidTable) -> bool {
     [*b"Auth", *b"Hygo"].map(u32::from_le_bytes).contains(&vendor)
 }
 
-/// Why guest code does not run on VT-x or AMD-V here, and what would have to change, in one sentence.
-pub fn why_no_hardware() -> &'static str {
-    reason(Path::new("/dev/kvm").exists(), &cpuinfo())
-}
-
-fn reason(kvm: bool, cpuinfo: &str) -> &'static str {
-    let flags = field(cpuinfo, "flags").unwrap_or_default();
-    let hardware = flags.split_whitespace().any(|f| f == "vmx" || f == "svm");
-    match (hardware, kvm) {
-        (false, true) => {
-            "the host's CPU shows neither VT-x nor AMD-V, so that its /dev/kvm emulates instructions; switch VT-x/AMD-V on in the \
-             firmware, or nested virtualization in the hypervisor below"
-        }
-        (false, false) => {
-            "the host's CPU shows neither VT-x nor AMD-V; switch it on in the firmware, or nested virtualization in the \
-             hypervisor below"
-        }
-        (true, _) => "the host has VT-x or AMD-V, but this version has no engine for it",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -130,11 +109,5 @@ mod tests {
     fn the_rate_is_the_hosts_in_whole_megahertz() {
         assert_eq!(rate("processor\t: 0\ncpu MHz\t\t: 2594.106\n"), Some(Hz(2_594_000_000)));
         assert_eq!(rate("cpu MHz : 0.000"), None);
-    }
-
-    #[test]
-    fn the_reason_names_what_is_missing() {
-        assert!(reason(true, "flags\t: fpu sse").contains("emulates"));
-        assert!(reason(true, "flags\t: fpu svm").contains("no engine"));
     }
 }

@@ -7,6 +7,7 @@ mod bios_log;
 pub mod block;
 pub mod config;
 pub mod console;
+pub mod engine;
 pub mod firmware;
 pub mod host;
 pub mod log;

@@ -20,18 +20,19 @@ use dev_storage::ahci::{self, Ahci, PortSetup};
 use dev_storage::floppy::{self, DriveType, Floppy, FloppyDrive};
 use dev_storage::ide::{self, CdIdentity, DiskIdentity, Drive, Ide};
 use dev_video::vga::{self, Vga};
-use em::{Em, Engine, VmContext};
+use em::{Em, VmContext};
 use gim::Gim;
 use parking_lot::Mutex;
 use pdm::connector::{DisplayPort, Frame, KeyboardPort, Medium, MousePort, SystemControl, SystemRequest};
 use pdm::pci::{DevFn, PciBus};
 use pdm::{Device, Iom};
 use pgm::{Backing, HostMemory, Layer, Pgm};
-use tm::{Clock, TimerQueue};
-use vbox_types::{ByteSize, GuestPhys, Hz, VcpuId};
+use tm::TimerQueue;
+use vbox_types::{ByteSize, GuestPhys, Hz};
 
 use crate::block::ImageDriver;
-use crate::config::{AhciConfig, BootDevice, DriveConfig, DriveKind, EngineChoice, IdeModel, MachineConfig};
+use crate::config::{AhciConfig, BootDevice, DriveConfig, DriveKind, IdeModel, MachineConfig};
+use crate::engine::{Backend, Kind};
 use crate::network::{self, Nic};
 use crate::serial::CharBackend;
 use crate::{bios_log, firmware, host};
@@ -50,6 +51,7 @@ const BOOT_MENU_WAIT: u16 = 500;
 /// A machine, assembled and not running yet.
 pub struct Machine {
     em: Arc<Em>,
+    engine: Kind,
     /// In the order of their reset.
     devices: Vec<Arc<Mutex<dyn Device>>>,
     pci: Arc<PciBus>,
@@ -95,11 +97,13 @@ impl Machine {
         let links: Vec<_> = (0..config.cpus).map(|_| Arc::new(VcpuLink::default())).collect();
         let pgm = Pgm::new(links.clone());
         let iom = Iom::new();
-        let clock = Clock::new();
+        let backend = Backend::choose(config)?;
+        let clock = backend.clock();
         let timers = TimerQueue::new(clock.clone());
         let control = Arc::new(Control::default());
-        let tsc = config.tsc.unwrap_or_else(host::tsc_frequency);
-        let cpuid = host::cpuid(config, tsc);
+        let tsc = backend.tsc_frequency(config);
+        let gim_setup = host::gim_setup(config, tsc, &backend);
+        let cpuid = host::cpuid(config, &gim_setup, backend.features());
         let mut devices: Vec<Arc<Mutex<dyn Device>>> = Vec::new();
 
         // Memory.
@@ -262,28 +266,21 @@ impl Machine {
             control: control.clone(),
             amd: host::is_amd(&cpuid),
         };
-        let gim = Gim::new(&host::gim_setup(config, tsc), gim_wiring);
+        let gim = Gim::new(&gim_setup, gim_wiring);
         devices.extend(gim.as_ref().map(Gim::device));
         let gim = gim.map(|gim| gim as Arc<dyn em::Gim>);
 
         // CPUs.
         let context =
             Arc::new(VmContext { pgm, iom, irq: apic, clock, tsc_frequency: tsc, cpuid, links, gim });
-        let engines = (0..config.cpus)
-            .map(|id| {
-                let (context, id) = (context.clone(), VcpuId(id));
-                Ok(match config.engine {
-                    EngineChoice::Interpreter => Box::new(iem::Iem::new(context, id)?) as Box<dyn Engine>,
-                    EngineChoice::Default | EngineChoice::Recompiler => Box::new(rem::Rem::new(context, id)?),
-                })
-            })
-            .collect::<std::io::Result<Vec<_>>>()
-            .context("cannot prepare the interpreter")?;
+        let (engine, described) = (backend.kind(), backend.describe());
+        let engines = backend.engines(&context)?;
         let em = Em::new(context, engines, timers);
         em.set_triple_fault_reset(config.triple_fault_reset && config.cpus == 1);
         let _ = control.em.set(Arc::downgrade(&em));
         let machine = Arc::new(Self {
             em,
+            engine,
             devices,
             pci,
             display,
@@ -295,22 +292,23 @@ impl Machine {
             nics,
         });
         machine.reset_devices();
-        machine.log(config, tsc);
+        machine.log(config, tsc, &described);
         Ok(machine)
     }
 
-    fn log(&self, config: &MachineConfig, tsc: Hz) {
-        tracing::info!(
-            target: "em",
-            "engine: interpreter (software). Guest code runs on no hardware virtualization: {}",
-            host::why_no_hardware()
-        );
+    fn log(&self, config: &MachineConfig, tsc: Hz, engine: &str) {
+        tracing::info!(target: "em", "engine: {engine}");
         tracing::info!(target: "cpum", "{} vCPUs, time-stamp counter {tsc}", config.cpus);
         tracing::info!(target: "gim", "paravirtualization provider: {}", config.paravirt.name());
         tracing::info!(target: "pgm", "{} MiB of RAM, {} MiB of video memory", config.ram.0 >> 20, config.vram.0 >> 20);
         for (at, name) in self.pci.list() {
             tracing::info!(target: "pdm", "PCI 00:{:02x}.{} {name}", at.device(), at.function());
         }
+    }
+
+    /// What guest code runs on.
+    pub fn engine(&self) -> Kind {
+        self.engine
     }
 
     pub fn em(&self) -> &Arc<Em> {
@@ -380,7 +378,11 @@ impl Machine {
 
     /// The engine's counters, with VirtualBox-like paths as names.
     pub fn statistics(&self) -> Vec<(String, u64)> {
-        self.em.statistics().into_iter().map(|(name, value)| (format!("/IEM/{name}"), value)).collect()
+        self.em
+            .statistics()
+            .into_iter()
+            .map(|(name, value)| (format!("/{}/{name}", self.engine.prefix()), value))
+            .collect()
     }
 }
 

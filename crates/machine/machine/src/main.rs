@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use em::{MachineHooks, RunState};
 use machine::config::MachineConfig;
 use machine::console::Console;
+use machine::engine::Backend;
 use machine::log::LogFile;
 use machine::machine::Machine;
 use main_api::ApiError;
@@ -25,6 +26,7 @@ Usage: VBoxHeadless --startvm <name|uuid> [options]
                                         Set a property of the remote display, taken for compatibility
       --start-paused                    Start the VM in the paused state
       --comment <text>                  A text for the process list
+      --describe-engine                 Tell what guests run on here by default, and why
   -h, -?, --help                        Show this text
   -V, --version                         Show the version
 ";
@@ -38,6 +40,7 @@ struct Request {
 
 enum Command {
     Start(Request),
+    DescribeEngine,
     Help,
     Version,
 }
@@ -58,6 +61,7 @@ fn parse(args: &[String]) -> Result<Command, String> {
             | "--comment" | "-comment" | "--settingspw" | "--settingspwfile" => drop(value()?),
             "--start-paused" | "-start-paused" => request.paused = true,
             "-h" | "-?" | "--help" | "-help" => return Ok(Command::Help),
+            "--describe-engine" => return Ok(Command::DescribeEngine),
             "-V" | "--version" | "-version" => return Ok(Command::Version),
             other => return Err(format!("unknown option: {other}")),
         }
@@ -77,6 +81,10 @@ fn main() -> ExitCode {
         }
         Ok(Command::Version) => {
             println!("{}r{}", version::VERSION, version::REVISION);
+            ExitCode::SUCCESS
+        }
+        Ok(Command::DescribeEngine) => {
+            println!("{}", Backend::default_here().describe());
             ExitCode::SUCCESS
         }
         Ok(Command::Start(request)) => match run(&request) {

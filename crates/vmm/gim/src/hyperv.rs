@@ -146,7 +146,7 @@ impl State {
         vcpu: usize,
         number: u32,
         value: u64,
-        tsc: Hz,
+        tsc: (Hz, bool),
         amd: bool,
     ) -> Option<Effect> {
         match number {
@@ -204,16 +204,17 @@ impl State {
     }
 
     /// The page from which guests compute reference time: `(tsc * scale >> 64) + offset`.
-    fn reference_page(&mut self, tsc: Hz) -> Effect {
+    fn reference_page(&mut self, (tsc, stable): (Hz, bool)) -> Effect {
         if self.reference_tsc & ENABLED == 0 {
             return Effect::Nothing;
         }
-        // 0 and all ones mean that the page is not to be used.
+        // 0 and all ones mean that the page is not to be used, and guests read the counter's register instead.
         self.sequence = self.sequence % 0xffff_fffe + 1;
         // Below 10 MHz the scale would not fit; no CPU counts so slowly.
         let scale = (STEPS_PER_SECOND << 64) / u128::from(tsc.0.max(10_000_001));
         let mut bytes = vec![0; 24];
-        bytes[..4].copy_from_slice(&self.sequence.to_le_bytes());
+        let sequence = if stable { self.sequence } else { 0 };
+        bytes[..4].copy_from_slice(&sequence.to_le_bytes());
         bytes[8..16].copy_from_slice(&(scale as u64).to_le_bytes());
         Effect::Page { at: self.reference_tsc & PAGE, bytes }
     }

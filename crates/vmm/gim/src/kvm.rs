@@ -50,7 +50,8 @@ const NANOS_PER_SECOND: u64 = 1_000_000_000;
 pub(crate) fn leaves(setup: &Setup) -> Vec<Entry> {
     use feature::*;
     let calls = if setup.hypercalls { PV_UNHALT } else { 0 };
-    let features = CLOCK | NOP_IO_DELAY | CLOCK_NEW | CLOCK_STABLE | calls;
+    let stable = if setup.stable_counter { CLOCK_STABLE } else { 0 };
+    let features = CLOCK | NOP_IO_DELAY | CLOCK_NEW | stable | calls;
     vec![signature(HYPERVISOR, HYPERVISOR + 1, b"KVMKVMKVM\0\0\0"), leaf(HYPERVISOR + 1, features, 0, 0, 0)]
 }
 
@@ -111,13 +112,13 @@ impl State {
         }
     }
 
-    /// `boot` is the wall-clock time, in nanoseconds since 1970, at which virtual time was 0.
+    /// `tsc` is the counter's rate and whether it is the same on all vCPUs, `boot` the wall-clock time, in nanoseconds since 1970, at which virtual time was 0.
     pub(crate) fn write_msr(
         &mut self,
         cpu: &CpuState,
         number: u32,
         value: u64,
-        tsc: Hz,
+        tsc: (Hz, bool),
         boot: i64,
     ) -> Option<Effect> {
         match number {
@@ -140,7 +141,7 @@ impl State {
         }
     }
 
-    pub(crate) fn tsc_moved(&mut self, cpu: &CpuState, tsc: Hz) -> Effect {
+    pub(crate) fn tsc_moved(&mut self, cpu: &CpuState, tsc: (Hz, bool)) -> Effect {
         self.vcpus.get_mut(cpu.id as usize).map_or(Effect::Nothing, |v| v.record(cpu.msr.tsc_offset, tsc))
     }
 
@@ -165,7 +166,7 @@ impl State {
 
 impl Vcpu {
     /// The record for a vCPU whose counter is `offset` ahead of the VM-wide one.
-    fn record(&mut self, offset: u64, tsc: Hz) -> Effect {
+    fn record(&mut self, offset: u64, (tsc, stable): (Hz, bool)) -> Effect {
         if self.system_time & ENABLED == 0 {
             return Effect::Nothing;
         }
@@ -178,7 +179,7 @@ impl Vcpu {
         bytes.extend_from_slice(&0u64.to_le_bytes());
         bytes.extend_from_slice(&scale.multiplier.to_le_bytes());
         bytes.push(scale.shift as u8);
-        bytes.push(STABLE);
+        bytes.push(if stable { STABLE } else { 0 });
         bytes.extend_from_slice(&[0; 2]);
         Effect::Versioned { at: self.system_time & !ENABLED, bytes }
     }

@@ -68,6 +68,8 @@ pub struct Setup {
     pub x2apic: bool,
     /// Whether the engine brings hypercalls here. The host's KVM answers them itself, and cannot reach a vCPU whose APIC is ours.
     pub hypercalls: bool,
+    /// Whether all vCPUs' time-stamp counters are the same at every moment, so that guests need not guard against steps back.
+    pub stable_counter: bool,
     /// The Hyper-V provider's signature in CPUID; guests look for [`hyperv_vendor`].
     pub hyperv_vendor: [u8; 12],
 }
@@ -121,6 +123,7 @@ enum State {
 pub struct Gim {
     wiring: Wiring,
     tsc_frequency: Hz,
+    stable: bool,
     state: Mutex<State>,
 }
 
@@ -132,7 +135,8 @@ impl Gim {
             Provider::HyperV => State::HyperV(hyperv::State::new(wiring.links.len())),
             Provider::Kvm => State::Kvm(kvm::State::new(wiring.links.len())),
         };
-        Some(Arc::new(Self { wiring, tsc_frequency: setup.tsc_frequency, state: Mutex::new(state) }))
+        let (tsc_frequency, stable) = (setup.tsc_frequency, setup.stable_counter);
+        Some(Arc::new(Self { wiring, tsc_frequency, stable, state: Mutex::new(state) }))
     }
 
     /// The unit that is reset and saved.
@@ -205,11 +209,15 @@ impl em::Gim for Gim {
         let effect = match &mut *self.state.lock() {
             State::Kvm(state) => {
                 let boot = (self.wiring.utc)().saturating_sub_unsigned(self.wiring.clock.now());
-                state.write_msr(cpu, msr, value, self.tsc_frequency, boot)
+                state.write_msr(cpu, msr, value, (self.tsc_frequency, self.stable), boot)
             }
-            State::HyperV(state) => {
-                state.write_msr(cpu.id as usize, msr, value, self.tsc_frequency, self.wiring.amd)
-            }
+            State::HyperV(state) => state.write_msr(
+                cpu.id as usize,
+                msr,
+                value,
+                (self.tsc_frequency, self.stable),
+                self.wiring.amd,
+            ),
         };
         match effect {
             Some(effect) => {
@@ -236,7 +244,7 @@ impl em::Gim for Gim {
 
     fn tsc_moved(&self, cpu: &CpuState) {
         let effect = match &mut *self.state.lock() {
-            State::Kvm(state) => state.tsc_moved(cpu, self.tsc_frequency),
+            State::Kvm(state) => state.tsc_moved(cpu, (self.tsc_frequency, self.stable)),
             // One page serves all vCPUs: Hyper-V's guests leave the counter alone.
             State::HyperV(_) => Effect::Nothing,
         };

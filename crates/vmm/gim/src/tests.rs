@@ -32,6 +32,10 @@ struct Board {
 
 impl Board {
     fn new(provider: Provider) -> Self {
+        Self::with(&setup(provider))
+    }
+
+    fn with(setup: &Setup) -> Self {
         let links: Vec<_> = (0..2).map(|_| Arc::new(VcpuLink::default())).collect();
         let pgm = Pgm::new(links.clone());
         let ram = Arc::new(HostMemory::new("test", ByteSize(RAM)).unwrap());
@@ -46,7 +50,7 @@ impl Board {
             control: resets.clone(),
             amd: false,
         };
-        let gim = Gim::new(&setup(provider), wiring).unwrap();
+        let gim = Gim::new(setup, wiring).unwrap();
         Self { gim, pgm, clock, links, resets }
     }
 
@@ -83,6 +87,7 @@ fn setup(provider: Provider) -> Setup {
         apic_frequency: Hz(1_000_000_000),
         x2apic: false,
         hypercalls: true,
+        stable_counter: true,
         hyperv_vendor: hyperv_vendor(),
     }
 }
@@ -225,6 +230,21 @@ fn hyperv_reference_time_is_the_same_from_page_and_register() {
     let register = board.gim.read_msr(VcpuId(1), 0x4000_0020).unwrap();
     assert_eq!(register, 864_000_000_000);
     assert!(page.abs_diff(register) <= 1, "{page}");
+}
+
+#[test]
+fn where_counters_differ_guests_are_not_told_to_trust_them() {
+    let setup = |provider| Setup { stable_counter: false, ..setup(provider) };
+    let Paravirt::Shown(leaves) = setup(Provider::Kvm).cpuid() else { panic!("KVM shows leaves") };
+    assert_eq!(leaves[1].value.eax >> 24 & 1, 0);
+    for (provider, register) in [(Provider::Kvm, 0x4b56_4d01), (Provider::HyperV, 0x4000_0021)] {
+        let board = Board::with(&setup(provider));
+        assert!(board.gim.write_msr(&cpu(0), register, 0x5000 | 1));
+        match provider {
+            Provider::Kvm => assert_eq!(board.bytes::<1>(0x501d), [0]),
+            _ => assert_eq!(board.u32_at(0x5000), 0, "the page is not to be used"),
+        }
+    }
 }
 
 #[test]

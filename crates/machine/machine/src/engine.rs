@@ -1,0 +1,174 @@
+//! Which engine runs a machine, and why.
+
+use std::io;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow};
+use cpum::cpuid::FeatureBit;
+use em::{Engine, VmContext};
+use tm::Clock;
+use vbox_types::{Hz, VcpuId};
+
+use crate::config::{EngineChoice, MachineConfig};
+use crate::host;
+
+/// The engine of one machine.
+pub enum Backend {
+    Kvm(Box<nem_kvm::Host>),
+    Recompiler { why: String },
+    Interpreter { why: String },
+}
+
+/// What clients ask of the engine that a machine has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Kvm,
+    Recompiler,
+    Interpreter,
+}
+
+impl Kind {
+    /// The first part of the names of its counters, by VirtualBox's names of components.
+    pub fn prefix(self) -> &'static str {
+        match self {
+            Self::Kvm => "NEM",
+            Self::Recompiler => "REM",
+            Self::Interpreter => "IEM",
+        }
+    }
+}
+
+impl Backend {
+    /// Takes the engine that the settings name; left to itself, KVM where it is usable and the recompiler elsewhere.
+    pub fn choose(config: &MachineConfig) -> Result<Self> {
+        match config.engine {
+            EngineChoice::Kvm => match nem_kvm::Host::probe() {
+                Ok(host) => Ok(Self::Kvm(Box::new(host))),
+                Err(why) => Err(anyhow!(
+                    "the machine is set up to run on VT-x or AMD-V only (--vm-execution-engine), and that is not possible: {why}"
+                )),
+            },
+            EngineChoice::Default => Ok(Self::default_here()),
+            EngineChoice::Software => Ok(Self::Recompiler {
+                why: "hardware virtualization is switched off for this machine; --hwvirtex on allows it"
+                    .into(),
+            }),
+            EngineChoice::Recompiler => Ok(Self::Recompiler { why: CHOSEN.into() }),
+            EngineChoice::Interpreter => Ok(Self::Interpreter { why: CHOSEN.into() }),
+        }
+    }
+
+    /// The engine of machines that leave the choice to us.
+    pub fn default_here() -> Self {
+        match nem_kvm::Host::probe() {
+            Ok(host) => Self::Kvm(Box::new(host)),
+            Err(why) => Self::Recompiler { why: why.to_string() },
+        }
+    }
+
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Kvm(_) => Kind::Kvm,
+            Self::Recompiler { .. } => Kind::Recompiler,
+            Self::Interpreter { .. } => Kind::Interpreter,
+        }
+    }
+
+    /// The engine in one sentence: what it is and what it uses of the host, or why it is not KVM.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Kvm(host) => format!("KVM ({})", host.describe()),
+            Self::Recompiler { why } => format!("recompiler (software): {why}"),
+            Self::Interpreter { why } => format!("interpreter (software): {why}"),
+        }
+    }
+
+    /// The CPU features that guests may have. KVM's are cut to those that the software engines have too, so that a guest can go on
+    /// under any engine.
+    pub fn features(&self) -> Vec<FeatureBit> {
+        let all = iem::features::cpuid_features();
+        match self {
+            Self::Kvm(host) => host.features(&all),
+            Self::Recompiler { .. } | Self::Interpreter { .. } => all,
+        }
+    }
+
+    /// Whether hypercalls reach our own provider.
+    pub fn has_hypercalls(&self) -> bool {
+        !matches!(self, Self::Kvm(_))
+    }
+
+    /// Whether the vCPUs' time-stamp counters are the same at every moment.
+    pub fn has_stable_counter(&self) -> bool {
+        match self {
+            Self::Kvm(host) => host.has_stable_counter(),
+            Self::Recompiler { .. } | Self::Interpreter { .. } => true,
+        }
+    }
+
+    /// The rate of the guest's time-stamp counter.
+    pub fn tsc_frequency(&self, config: &MachineConfig) -> Hz {
+        match self {
+            Self::Kvm(host) => {
+                if let Some(wanted) = config.tsc.filter(|hz| *hz != host.tsc_frequency()) {
+                    tracing::warn!(target: "tm", "the time-stamp counter keeps the host's rate under KVM: {wanted} is not possible");
+                }
+                host.tsc_frequency()
+            }
+            _ => config.tsc.unwrap_or_else(host::tsc_frequency),
+        }
+    }
+
+    /// The clock that virtual time follows.
+    pub fn clock(&self) -> Arc<Clock> {
+        match self {
+            Self::Kvm(host) => host.clock(),
+            _ => Clock::new(),
+        }
+    }
+
+    /// One engine for each vCPU.
+    pub fn engines(self, context: &Arc<VmContext>) -> Result<Vec<Box<dyn Engine>>> {
+        let software = |make: &dyn Fn(VcpuId) -> io::Result<Box<dyn Engine>>| {
+            (0..context.links.len() as u32).map(|id| make(VcpuId(id))).collect::<io::Result<Vec<_>>>()
+        };
+        match self {
+            Self::Kvm(host) => host.engines(context).context("cannot prepare KVM's virtual CPUs"),
+            Self::Recompiler { .. } => software(&|id| Ok(Box::new(rem::Rem::new(context.clone(), id)?)))
+                .context("cannot prepare the recompiler"),
+            Self::Interpreter { .. } => software(&|id| Ok(Box::new(iem::Iem::new(context.clone(), id)?)))
+                .context("cannot prepare the interpreter"),
+        }
+    }
+}
+
+const CHOSEN: &str = "the machine is set up so (--vm-execution-engine)";
+
+#[cfg(test)]
+mod tests {
+    use vbox_types::ByteSize;
+
+    use super::*;
+
+    #[test]
+    fn a_machine_without_hardware_virtualization_gets_the_recompiler_and_its_reason() {
+        let mut config = MachineConfig::bare("test", ByteSize::mib(16));
+        config.engine = EngineChoice::Software;
+        let backend = Backend::choose(&config).unwrap();
+        assert_eq!(backend.kind(), Kind::Recompiler);
+        assert!(backend.describe().contains("--hwvirtex on"));
+    }
+
+    #[test]
+    fn where_kvm_is_not_usable_the_default_falls_back_and_the_explicit_choice_fails_with_the_same_reason() {
+        let Err(why) = nem_kvm::Host::probe() else {
+            eprintln!("skipped: this host has a usable KVM");
+            return;
+        };
+        let mut config = MachineConfig::bare("test", ByteSize::mib(16));
+        assert!(Backend::choose(&config).unwrap().describe().contains(&why.to_string()));
+        config.engine = EngineChoice::Kvm;
+        let Err(error) = Backend::choose(&config) else { panic!("KVM is not usable, and was taken") };
+        assert!(error.to_string().contains(&why.to_string()));
+    }
+}
