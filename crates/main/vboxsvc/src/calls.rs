@@ -663,6 +663,9 @@ fn system_properties(t: &mut CallTable<Context>) {
 fn host_computer(t: &mut CallTable<Context>) {
     t.add(IHost::GetProcessorSpeed, |_, (cpu,)| Ok(Cpus::read().speed(cpu)))
         .add(IHost::GetProcessorDescription, |_, (cpu,)| Ok(Cpus::read().description(cpu)))
+        .add(IHost::GetExecutionEngine, |_, ()| {
+            Ok(host::execution_engine().unwrap_or_else(|| "unknown: VBoxHeadless cannot be run".into()))
+        })
         .add(IHost::GetProcessorFeature, |_, (feature,)| {
             let cpus = Cpus::read();
             let usable = Path::new("/dev/kvm").exists();

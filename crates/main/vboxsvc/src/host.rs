@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::process::{Command, Stdio};
 
 /// What `/proc/cpuinfo` says of each CPU that is online.
 pub(crate) struct Cpus {
@@ -81,6 +82,14 @@ pub(crate) fn memory() -> (u32, u32) {
 pub(crate) fn system() -> (String, String) {
     let uname = rustix::system::uname();
     (uname.sysname().to_string_lossy().into_owned(), uname.release().to_string_lossy().into_owned())
+}
+
+/// What guest code runs on here by default, and why, as the VM process tells: it is the one that looks.
+pub(crate) fn execution_engine() -> Option<String> {
+    let program = main_api::ipc::find_program("VBoxHeadless")?;
+    let run = Command::new(program).arg("--describe-engine").stdin(Stdio::null()).output().ok()?;
+    let text = String::from_utf8(run.stdout).ok()?;
+    (run.status.success() && !text.trim().is_empty()).then(|| text.trim().to_owned())
 }
 
 /// A leaf of the CPUID instruction: eax, ebx, ecx, edx.

@@ -179,6 +179,7 @@ impl Run<'_> {
             memory_available: all.read(IHost::MemoryAvailable)?,
             operating_system: all.read(IHost::OperatingSystem)?,
             os_version: all.read(IHost::OSVersion)?,
+            engine: host.call(IHost::GetExecutionEngine, ())?,
         })
     }
 

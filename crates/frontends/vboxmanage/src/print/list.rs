@@ -42,6 +42,8 @@ pub struct HostInfo {
     pub memory_available: u32,
     pub operating_system: String,
     pub os_version: String,
+    /// A sentence on what guest code runs on.
+    pub engine: String,
 }
 
 pub fn host_info(host: &HostInfo) -> String {
@@ -65,8 +67,9 @@ pub fn host_info(host: &HostInfo) -> String {
         text.push_str(&format!("Processor#{i} description: {description}\n"));
     }
     text.push_str(&format!(
-        "Memory size: {} MByte\nMemory available: {} MByte\nOperating system: {}\nOperating system version: {}\n",
-        host.memory, host.memory_available, host.operating_system, host.os_version
+        "Memory size: {} MByte\nMemory available: {} MByte\nOperating system: {}\nOperating system version: {}\n\
+         Execution engine: {}\n",
+        host.memory, host.memory_available, host.operating_system, host.os_version, host.engine
     ));
     text
 }
@@ -323,6 +326,7 @@ mod tests {
             memory_available: 1024,
             operating_system: "Linux".into(),
             os_version: "6.1.0".into(),
+            engine: "KVM (AMD-V, nested paging on)".into(),
         });
         text += &cpu_ids(&[[0, 1, 2, 3, 4]]);
         text += &groups(&["/".into(), "/a".into()]);

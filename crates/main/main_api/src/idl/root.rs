@@ -170,6 +170,8 @@ interface! {
             GetProcessorSpeed(cpuId: u32) -> (speed: u32);
             GetProcessorFeature(feature: ProcessorFeature) -> (supported: bool);
             GetProcessorDescription(cpuId: u32) -> (description: String);
+            /// What guest code runs on by default, and why: a sentence for people. Not in VirtualBox's interface.
+            GetExecutionEngine() -> (description: String);
             GetProcessorCPUIDLeaf(cpuId: u32, leaf: u32, subLeaf: u32) -> (eax: u32, ebx: u32, ecx: u32, edx: u32);
         }
     }
