@@ -1,5 +1,6 @@
 //! What console clients can do with the running VM.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,10 +11,12 @@ use main_api::{ApiError, ApiResult};
 use parking_lot::{Condvar, Mutex};
 use vbox_types::{MachineState, ResultCode};
 
+use crate::config::MachineConfig;
 use crate::engine::Kind;
 use crate::machine::Machine;
 use crate::network::NicConfig;
 use crate::screenshot;
+use crate::storage::ChangeError;
 
 /// How long a client that powers the machine down waits for the images to be flushed.
 const DOWN_TIME: Duration = Duration::from_secs(60);
@@ -239,6 +242,22 @@ impl ConsoleBackend for Console {
 
     fn uptime(&self) -> Duration {
         self.started.elapsed()
+    }
+
+    fn storage_changed(&self, force: bool, settings: &str, folder: &str) -> ApiResult<()> {
+        let failed = |e: &dyn std::fmt::Display| ApiError::fail(format!("Cannot use the settings ({e})"));
+        let document = settings::Document::parse(settings.as_bytes()).map_err(|e| failed(&e))?;
+        let (settings, _) = settings::MachineSettings::load(&document).map_err(|e| failed(&e))?;
+        let config = MachineConfig::from_settings(&settings, Path::new(folder))
+            .map_err(|reasons| ApiError::new(ResultCode::NotSupported, reasons.join("; ")))?;
+        self.machine.storage().change(&config, force).map_err(|error| match error {
+            ChangeError::Locked => ApiError::new(
+                ResultCode::PdmError,
+                "Could not unmount the currently mounted media/drive: the guest has locked it (VERR_PDM_MEDIA_LOCKED)",
+            ),
+            ChangeError::NotWhileRunning => ApiError::new(ResultCode::InvalidVmState, error.to_string()),
+            ChangeError::Failed(_) => ApiError::new(ResultCode::PdmError, error.to_string()),
+        })
     }
 
     fn network_adapter_changed(&self, slot: u32, settings: &str) -> ApiResult<()> {

@@ -15,3 +15,4 @@ pub mod machine;
 pub mod network;
 pub mod screenshot;
 pub mod serial;
+pub mod storage;

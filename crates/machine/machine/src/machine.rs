@@ -16,25 +16,25 @@ use dev_pc::rtc::{self, CmosSetup};
 use dev_pc::tables::acpi::AcpiConfig;
 use dev_pc::tables::smbios::{Dmi, SmbiosConfig};
 use dev_pc::{memory_map, pic::Pic, pit::Pit, rtc::Rtc, serial::Serial, tables};
-use dev_storage::ahci::{self, Ahci, PortSetup};
-use dev_storage::floppy::{self, DriveType, Floppy, FloppyDrive};
-use dev_storage::ide::{self, CdIdentity, DiskIdentity, Drive, Ide};
+use dev_storage::ahci::{self, Ahci};
+use dev_storage::floppy::{self, DriveType, Floppy};
+use dev_storage::ide::{self, Ide};
 use dev_video::vga::{self, Vga};
 use em::{Em, VmContext};
 use gim::Gim;
 use parking_lot::Mutex;
-use pdm::connector::{DisplayPort, Frame, KeyboardPort, Medium, MousePort, SystemControl, SystemRequest};
+use pdm::connector::{DisplayPort, Frame, KeyboardPort, MousePort, SystemControl, SystemRequest};
 use pdm::pci::{DevFn, PciBus};
 use pdm::{Device, Iom};
 use pgm::{Backing, HostMemory, Layer, Pgm};
 use tm::TimerQueue;
 use vbox_types::{ByteSize, GuestPhys, Hz};
 
-use crate::block::ImageDriver;
-use crate::config::{AhciConfig, BootDevice, DriveConfig, DriveKind, IdeModel, MachineConfig};
+use crate::config::{BootDevice, DriveConfig, DriveKind, IdeModel, MachineConfig};
 use crate::engine::{Backend, Kind};
 use crate::network::{self, Nic};
 use crate::serial::CharBackend;
+use crate::storage::{Controllers, Media, Storage};
 use crate::{bios_log, firmware, host};
 
 /// The IDE controller is a function of the ISA bridge's device.
@@ -59,7 +59,7 @@ pub struct Machine {
     keyboard: Arc<dyn KeyboardPort>,
     mouse: Arc<dyn MousePort>,
     acpi: Option<Arc<Mutex<AcpiPm>>>,
-    images: Vec<Arc<ImageDriver>>,
+    storage: Storage,
     serial: Vec<Arc<CharBackend>>,
     nics: Vec<Nic>,
 }
@@ -75,19 +75,6 @@ impl SystemControl for Control {
         if let Some(em) = self.em.get().and_then(Weak::upgrade) {
             em.request(request);
         }
-    }
-}
-
-/// The images of a machine's drives, opened.
-#[derive(Default)]
-struct Media(Vec<Arc<ImageDriver>>);
-
-impl Media {
-    fn open(&mut self, drive: &DriveConfig) -> Result<Medium> {
-        let Some(medium) = &drive.medium else { return Ok(None) };
-        let image = ImageDriver::open(medium)?;
-        self.0.push(image.clone());
-        Ok(Some(image))
     }
 }
 
@@ -192,24 +179,34 @@ impl Machine {
 
         // Storage.
         let mut media = Media::default();
+        let mut controllers = Controllers::default();
         if let Some((model, drives)) = &config.ide {
-            let ide_wiring =
-                ide::Wiring { pgm: pgm.clone(), irqs: [wiring.isa(14), wiring.isa(15)], ejected: None };
-            let ide = Ide::new(ide_model(*model), ide_wiring, ide_drives(drives, &mut media)?);
+            let ide_wiring = ide::Wiring {
+                pgm: pgm.clone(),
+                irqs: [wiring.isa(14), wiring.isa(15)],
+                ejected: Some(media.ejected()),
+            };
+            let ide = Ide::new(ide_model(*model), ide_wiring, media.ide_drives(drives)?);
             Ide::register(&ide, &iom, &pci, IDE_PLACE);
+            controllers.ide = Some(ide.clone());
             devices.push(ide);
         }
         if let Some(ahci_config) = &config.ahci {
-            let ahci_wiring =
-                ahci::Wiring { pgm: pgm.clone(), irq: wiring.intx(AHCI_PLACE, 1), ejected: None };
-            let ahci = Ahci::new(ahci_wiring, ahci_ports(ahci_config, &mut media)?);
+            let ahci_wiring = ahci::Wiring {
+                pgm: pgm.clone(),
+                irq: wiring.intx(AHCI_PLACE, 1),
+                ejected: Some(media.ejected()),
+            };
+            let ahci = Ahci::new(ahci_wiring, media.ahci_ports(ahci_config)?);
             Ahci::register(&ahci, &pci, AHCI_PLACE);
+            controllers.ahci = Some(ahci.clone());
             devices.push(ahci);
         }
         if let Some(drives) = &config.floppies {
             let floppy_wiring = floppy::Wiring { irq: wiring.isa(6), dma: Dma::channels(&dma) };
-            let floppy = Floppy::new(floppy_wiring, floppy_drives(drives, &mut media)?);
+            let floppy = Floppy::new(floppy_wiring, media.floppy_drives(drives)?);
             Floppy::register(&floppy, &iom);
+            controllers.floppy = Some(floppy.clone());
             devices.push(floppy);
         }
 
@@ -287,7 +284,7 @@ impl Machine {
             keyboard,
             mouse,
             acpi,
-            images: media.0,
+            storage: media.finish(config, controllers),
             serial,
             nics,
         });
@@ -331,10 +328,12 @@ impl Machine {
         for backend in &self.serial {
             backend.close();
         }
-        for image in &self.images {
-            image.settle().context("the guest's last writes could not be stored")?;
-        }
-        Ok(())
+        self.storage.settle()
+    }
+
+    /// The drives.
+    pub fn storage(&self) -> &Storage {
+        &self.storage
     }
 
     /// The network cards.
@@ -453,58 +452,6 @@ fn floppy_types(config: &MachineConfig) -> [u8; 2] {
     [0, 1].map(|n| if has(n) { DriveType::Mb1_44 as u8 } else { 0 })
 }
 
-/// The four places of an IDE controller, filled.
-fn ide_drives(drives: &[DriveConfig], media: &mut Media) -> Result<[Option<Drive>; 4]> {
-    let mut places: [Option<Drive>; 4] = Default::default();
-    for drive in drives {
-        let place = format!("IDE port {} device {}", drive.port, drive.device);
-        if drive.port > 1 || drive.device > 1 {
-            bail!("{place} does not exist: ports and devices are 0 and 1");
-        }
-        let number = usize::from(drive.port * 2 + drive.device);
-        let cd = CdIdentity::virtualbox(number as u32);
-        places[number] = Some(ata_drive(drive, cd, &place, media)?);
-    }
-    Ok(places)
-}
-
-/// The ports of an AHCI controller, with their drives.
-fn ahci_ports(config: &AhciConfig, media: &mut Media) -> Result<Vec<PortSetup>> {
-    let mut ports: Vec<PortSetup> = (0..config.ports.max(1)).map(|_| PortSetup::default()).collect();
-    for drive in &config.drives {
-        let place = format!("SATA port {} device {}", drive.port, drive.device);
-        let Some(port) = ports.get_mut(usize::from(drive.port)).filter(|_| drive.device == 0) else {
-            bail!("{place} does not exist: the controller has {} ports with one device each", config.ports);
-        };
-        let cd = CdIdentity::virtualbox_ahci(drive.port.into());
-        port.drive = Some(ata_drive(drive, cd, &place, media)?);
-        port.hot_pluggable = drive.hot_pluggable;
-    }
-    Ok(ports)
-}
-
-/// A disk or CD drive at `place`, with its medium.
-fn ata_drive(drive: &DriveConfig, cd: CdIdentity, place: &str, media: &mut Media) -> Result<Drive> {
-    Ok(match (drive.kind, media.open(drive)?) {
-        (DriveKind::Disk, Some(medium)) => {
-            let id = drive.medium.as_ref().map(|m| m.uuid.into_bytes()).unwrap_or_default();
-            let word = |at: usize| u32::from_le_bytes([id[at], id[at + 1], id[at + 2], id[at + 3]]);
-            // The first field of a UUID is big endian in its bytes.
-            let identity = DiskIdentity {
-                non_rotational: drive.non_rotational,
-                discard: drive.discard,
-                ..DiskIdentity::virtualbox(word(0).swap_bytes(), word(12))
-            };
-            Drive::Disk { identity, medium }
-        }
-        (DriveKind::Dvd, medium) => Drive::Cd { identity: cd, medium },
-        (DriveKind::Disk, None) => {
-            bail!("the hard disk at {place} has no medium: attach one, or detach the drive")
-        }
-        (DriveKind::Floppy, _) => bail!("a floppy drive cannot be attached at {place}"),
-    })
-}
-
 fn acpi_config(config: &MachineConfig, low_ram_end: u64) -> AcpiConfig {
     AcpiConfig {
         cpus: config.cpus,
@@ -567,16 +514,4 @@ fn dmi(config: &MachineConfig) -> Dmi {
         *field = if text == "<EMPTY>" { String::new() } else { text.clone() };
     }
     dmi
-}
-
-/// The two drives of a floppy controller. Every drive is a 1.44 MB one, as VirtualBox's are unless overridden.
-fn floppy_drives(drives: &[DriveConfig], media: &mut Media) -> Result<[Option<FloppyDrive>; 2]> {
-    let mut places = [None, None];
-    for drive in drives {
-        let Some(place) = places.get_mut(usize::from(drive.device)) else {
-            bail!("there is no floppy drive {}: devices are 0 and 1", drive.device);
-        };
-        *place = Some(FloppyDrive { drive_type: DriveType::Mb1_44, medium: media.open(drive)? });
-    }
-    Ok(places)
 }

@@ -118,6 +118,10 @@ pub trait ConsoleBackend: Send + Sync + 'static {
     /// How long the VM has run.
     fn uptime(&self) -> Duration;
 
+    /// Drives or media have changed at run time: carries out what differs in `settings`, the text of a `.vbox` file whose
+    /// relative locations are those in `folder`. Unless `force`, media that the guest has locked stay, and that is an error.
+    fn storage_changed(&self, force: bool, settings: &str, folder: &str) -> ApiResult<()>;
+
     /// The settings of a network adapter have changed at run time; `settings` is the text of a `.vbox` file. What the VM cannot
     /// change while it runs is an error, and stays as it was.
     fn network_adapter_changed(&self, slot: u32, settings: &str) -> ApiResult<()>;
@@ -438,6 +442,9 @@ impl Service for ProcessService {
                     }
                 });
                 spawned.map(drop).map_err(|e| ApiError::fail(format!("Cannot start a thread: {e}")))
+            })
+            .add(IVMProcess::StorageChange, |shared, (force, settings, folder)| {
+                shared.backend()?.storage_changed(force, &settings, &folder)
             })
             .add(IVMProcess::NetworkAdapterChange, |shared, (slot, settings)| {
                 shared.backend()?.network_adapter_changed(slot, &settings)

@@ -44,6 +44,14 @@ pub(crate) fn may_block(interface: &str, method: &str) -> bool {
     matches!(
         (interface, method),
         ("IProgress", "WaitForCompletion")
+            | (
+                "IMachine",
+                "AttachDevice"
+                    | "AttachDeviceWithoutMedium"
+                    | "DetachDevice"
+                    | "MountMedium"
+                    | "UnmountMedium"
+            )
             | ("IMachine", "LockMachine" | "LaunchVMProcess" | "Unregister")
             | ("ISession", "OpenConsole")
     )

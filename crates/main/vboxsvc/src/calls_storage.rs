@@ -17,8 +17,8 @@ use crate::limits;
 use crate::media::Phase;
 use crate::mirror::Mirror;
 use crate::objects::{Part, medium_path};
-use crate::svc::{Context, State, Svc};
-use crate::view::View;
+use crate::svc::{Context, Lock, State, Svc};
+use crate::view::{View, gone};
 
 pub(crate) fn add(t: &mut CallTable<Context>) {
     controllers(t);
@@ -196,8 +196,11 @@ fn attach(
         ));
     }
     let svc = c.svc.clone();
-    edit(c, |state, v| {
+    edit_storage(c, false, |state, v, running| {
         let controller = find(v, &name)?;
+        if running {
+            check_hot_plug(controller)?;
+        }
         check_slot(controller, port, device)?;
         check_kind(controller, drive)?;
         if controller.attached.iter().any(|a| a.port == port && a.device == device) {
@@ -232,7 +235,7 @@ fn attach(
             device,
             image: medium,
             // SATA and USB ports take plugs while the machine runs.
-            hot_pluggable: controller.bus() == StorageBus::Usb,
+            hot_pluggable: running || controller.bus() == StorageBus::Usb,
             ..Default::default()
         });
         controller.attached.sort_by_key(|a| (a.port, a.device));
@@ -266,9 +269,16 @@ fn is_registered(c: &Context) -> ApiResult<bool> {
     Ok(state.machines.contains_key(&id))
 }
 
-/// Puts a medium into a drive of a machine that is off, where there is no guest whose lock would have to be forced.
-fn change_medium(c: &Context, name: &str, port: i32, device: i32, medium: Option<Uuid>) -> ApiResult<()> {
-    edit(c, |state, v| {
+/// Puts a medium into a drive, or takes it out.
+fn change_medium(
+    c: &Context,
+    name: &str,
+    port: i32,
+    device: i32,
+    medium: Option<Uuid>,
+    force: bool,
+) -> ApiResult<()> {
+    edit_storage(c, force, |state, v, _| {
         let drive = attached(v, name, port, device)?;
         if drive.drive == DriveType::HardDisk {
             return Err(ApiError::invalid_arg(format!(
@@ -286,6 +296,72 @@ fn change_medium(c: &Context, name: &str, port: i32, device: i32, medium: Option
     })
 }
 
+/// Changes the drives of a machine. If it runs, its VM carries the change out, else nothing is changed. `change` is told
+/// whether it runs.
+fn edit_storage<T>(
+    c: &Context,
+    force: bool,
+    change: impl FnOnce(&mut State, &mut View, bool) -> ApiResult<T>,
+) -> ApiResult<T> {
+    let (reference, _) = target(c)?;
+    let (before, id, vm) = {
+        let mut state = c.svc.state.lock();
+        let id = state.resolve(c.peer.id, reference)?.id;
+        match state.machine_mut(id) {
+            Ok(machine) => {
+                let vm = machine.vm().and_then(|vm| vm.peer.clone());
+                let vm = vm.filter(|_| machine.state.is_online());
+                match &machine.lock {
+                    Lock::Held(held) => (held.copy.clone(), id, vm),
+                    _ => (machine.settings.clone(), id, None),
+                }
+            }
+            // Not registered: it cannot run.
+            Err(_) => (Default::default(), id, None),
+        }
+    };
+    let Some(vm) = vm else { return edit(c, |state, v| change(state, v, false)) };
+    let result = edit_when(c, true, |state, v| change(state, v, true))?;
+    let text = {
+        let mut state = c.svc.state.lock();
+        let Lock::Held(held) = &state.machine(id)?.lock else { return Err(gone()) };
+        let copy = held.copy.clone();
+        let folder = state.machine(id)?.folder().display().to_string();
+        // The new media are the VM's before it opens them.
+        state.media.unlock_for(id);
+        let locked = state.media.lock_for(id, &copy);
+        locked.and_then(|()| Ok((c.svc.effective(&state, id, &copy)?, folder)))
+    };
+    let done = text.and_then(|(text, folder)| {
+        vm.call(main_api::paths::ROOT, IVMProcess::StorageChange, (force, text, folder))
+    });
+    if let Err(error) = done {
+        let mut state = c.svc.state.lock();
+        if let Lock::Held(held) = &mut state.machine_mut(id)?.lock {
+            // Only the drives: other changes since then stay.
+            let controllers = before.hardware.storage_controllers.clone();
+            std::sync::Arc::make_mut(&mut held.copy).hardware.storage_controllers = controllers;
+        }
+        state.media.unlock_for(id);
+        if let Err(error) = state.media.lock_for(id, &before) {
+            tracing::error!(machine = %id, %error, "media of a running VM");
+        }
+        return Err(error.on("IMachine"));
+    }
+    Ok(result)
+}
+
+/// What cannot be done while the machine runs.
+fn check_hot_plug(controller: &StorageController) -> ApiResult<()> {
+    if controller.bus() == StorageBus::Sata {
+        return Ok(());
+    }
+    Err(ApiError::new(
+        ResultCode::InvalidVmState,
+        format!("Controller '{}' does not support hot-plugging", controller.name),
+    ))
+}
+
 fn attachments(t: &mut CallTable<Context>) {
     t.add(IMachine::AttachDevice, |c, (name, port, device, kind, medium)| {
         attach(c, name, port, device, kind, medium_id(&medium)?)
@@ -294,17 +370,28 @@ fn attachments(t: &mut CallTable<Context>) {
         attach(c, name, port, device, kind, None)
     })
     .add(IMachine::DetachDevice, |c, (name, port, device)| {
-        edit(c, |_, v| {
-            attached(v, &name, port, device)?;
+        edit_storage(c, false, |_, v, running| {
+            let hot_pluggable = attached(v, &name, port, device)?.hot_pluggable;
+            if running {
+                check_hot_plug(find(v, &name)?)?;
+                if !hot_pluggable {
+                    return Err(ApiError::new(
+                        ResultCode::InvalidVmState,
+                        format!(
+                            "The device slot {device} on port {port} of controller '{name}' does not support hot-plugging"
+                        ),
+                    ));
+                }
+            }
             find_mut(v, &name)?.attached.retain(|a| a.port != port || a.device != device);
             Ok(())
         })
     })
-    .add(IMachine::MountMedium, |c, (name, port, device, medium, _force)| {
-        change_medium(c, &name, port, device, medium_id(&medium)?)
+    .add(IMachine::MountMedium, |c, (name, port, device, medium, force)| {
+        change_medium(c, &name, port, device, medium_id(&medium)?, force)
     })
-    .add(IMachine::UnmountMedium, |c, (name, port, device, _force)| {
-        change_medium(c, &name, port, device, None)
+    .add(IMachine::UnmountMedium, |c, (name, port, device, force)| {
+        change_medium(c, &name, port, device, None, force)
     })
     .add(IMachine::GetMedium, |c, (name, port, device)| {
         look(c, |v| {

@@ -604,8 +604,13 @@ impl Svc {
 
     /// The settings that a VM starts with: those on file, locations of media absolute, every medium that is attached on record.
     pub(crate) fn effective_settings(&self, state: &State, id: Uuid) -> ApiResult<String> {
+        self.effective(state, id, &state.machine(id)?.settings)
+    }
+
+    /// As [`Self::effective_settings`], of other settings than those on file.
+    pub(crate) fn effective(&self, state: &State, id: Uuid, settings: &MachineSettings) -> ApiResult<String> {
         let machine = state.machine(id)?;
-        let mut settings = (*machine.settings).clone();
+        let mut settings = settings.clone();
         let mut registry = state.media.registry(id, machine.folder(), &settings.media_registry, true);
         // Media that are on record with another machine are attached here all the same.
         for (medium, _) in state.media.attached(&settings) {

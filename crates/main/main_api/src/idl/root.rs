@@ -46,6 +46,9 @@ interface! {
         methods {
             /// Serves a console client on the descriptor, one end of a socket pair.
             AddConsoleClient(connection: OwnedFd) -> ();
+            /// Drives or media have changed at run time. `settings` is the text of a `.vbox` file with every medium that is
+            /// attached, `folder` what its relative locations are relative to. `force` takes media out that the guest has locked.
+            StorageChange(force: bool, settings: String, folder: String) -> ();
             /// A network adapter's settings have changed at run time. `settings` is the text of a `.vbox` file.
             NetworkAdapterChange(slot: u32, settings: String) -> ();
         }

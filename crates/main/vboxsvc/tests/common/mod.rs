@@ -259,6 +259,10 @@ impl ConsoleBackend for FakeVm {
         Duration::from_secs(1)
     }
 
+    fn storage_changed(&self, _force: bool, _settings: &str, _folder: &str) -> ApiResult<()> {
+        Ok(())
+    }
+
     fn network_adapter_changed(&self, _slot: u32, _settings: &str) -> ApiResult<()> {
         Ok(())
     }
