@@ -14,6 +14,7 @@ use crate::calls::medium_id;
 use crate::calls_machine::{edit, edit_when, look, target};
 use crate::calls_media;
 use crate::limits;
+use crate::machines::record_media;
 use crate::media::Phase;
 use crate::mirror::Mirror;
 use crate::objects::{Part, medium_path};
@@ -322,11 +323,13 @@ fn edit_storage<T>(
     };
     let Some(vm) = vm else { return edit(c, |state, v| change(state, v, false)) };
     let result = edit_when(c, true, |state, v| change(state, v, true))?;
+    let mut recorded = Vec::new();
     let text = {
         let mut state = c.svc.state.lock();
         let Lock::Held(held) = &state.machine(id)?.lock else { return Err(gone()) };
         let copy = held.copy.clone();
         let folder = state.machine(id)?.folder().display().to_string();
+        recorded.extend(record_media(&mut state, id, &copy));
         // The new media are the VM's before it opens them.
         state.media.unlock_for(id);
         let locked = state.media.lock_for(id, &copy);
@@ -341,6 +344,11 @@ fn edit_storage<T>(
             // Only the drives: other changes since then stay.
             let controllers = before.hardware.storage_controllers.clone();
             std::sync::Arc::make_mut(&mut held.copy).hardware.storage_controllers = controllers;
+        }
+        for medium in recorded {
+            if let Ok(medium) = state.media.medium_mut(medium) {
+                medium.registries.clear();
+            }
         }
         state.media.unlock_for(id);
         if let Err(error) = state.media.lock_for(id, &before) {

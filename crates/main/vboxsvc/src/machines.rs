@@ -761,9 +761,9 @@ pub(crate) fn users_of(state: &State, medium: Uuid) -> Vec<Uuid> {
     state.machines.values().filter(uses).map(|m| m.id).collect()
 }
 
-/// `settings` with the media that belong into the machine's file and its state.
-fn complete(state: &mut State, id: Uuid, settings: &MachineSettings) -> ApiResult<MachineSettings> {
-    // A medium goes on record with the first machine that attaches it.
+/// A medium goes on record with the first machine that attaches it. Those that were on record nowhere until now.
+pub(crate) fn record_media(state: &mut State, id: Uuid, settings: &MachineSettings) -> Vec<Uuid> {
+    let mut recorded = Vec::new();
     for (medium, _) in state.media.attached(settings) {
         for medium in state.media.chain(medium).unwrap_or_default() {
             if let Ok(medium) = state.media.medium_mut(medium)
@@ -771,9 +771,16 @@ fn complete(state: &mut State, id: Uuid, settings: &MachineSettings) -> ApiResul
             {
                 medium.registries.push(id);
                 medium.closed = false;
+                recorded.push(medium.id);
             }
         }
     }
+    recorded
+}
+
+/// `settings` with the media that belong into the machine's file and its state.
+fn complete(state: &mut State, id: Uuid, settings: &MachineSettings) -> ApiResult<MachineSettings> {
+    record_media(state, id, settings);
     let machine = state.machine(id)?;
     let mut settings = settings.clone();
     settings.media_registry = state.media.registry(id, machine.folder(), &settings.media_registry, false);
