@@ -16,9 +16,12 @@ use vbox_types::{ByteSize, GuestPhys, Hz, Port, VcpuId};
 pub enum Kind {
     Interpreter,
     Recompiler,
+    /// Where the host has it.
+    Kvm,
 }
 
 impl Kind {
+    /// Those that run everywhere.
     pub const ALL: &[Self] = &[Self::Interpreter, Self::Recompiler];
 
     /// The engine of a name as command lines give it.
@@ -26,8 +29,22 @@ impl Kind {
         match name {
             "iem" | "interpreter" => Some(Self::Interpreter),
             "rem" | "recompiler" => Some(Self::Recompiler),
+            "nem" | "kvm" => Some(Self::Kvm),
             _ => None,
         }
+    }
+
+    /// The software engines' features that this one lacks on this host: boards that compare it have to hide them.
+    ///
+    /// # Panics
+    /// If the engine cannot run here.
+    pub fn lacks(self) -> Vec<FeatureBit> {
+        if self != Self::Kvm {
+            return Vec::new();
+        }
+        let all = iem::cpuid_features();
+        let has = nem_kvm::Host::probe().expect("a usable KVM").features(&all);
+        all.into_iter().filter(|f| !has.contains(f)).collect()
     }
 
     /// An engine for vCPU `id`.
@@ -35,6 +52,15 @@ impl Kind {
         match self {
             Self::Interpreter => Ok(Box::new(iem::Iem::new(ctx.clone(), id)?)),
             Self::Recompiler => Ok(Box::new(rem::Rem::new(ctx.clone(), id)?)),
+            Self::Kvm => {
+                let host = nem_kvm::Host::probe().map_err(std::io::Error::other)?;
+                let mut engines = host.engines(ctx)?;
+                if id.index() < engines.len() {
+                    Ok(engines.swap_remove(id.index()))
+                } else {
+                    Err(std::io::Error::other("the board has no such vCPU"))
+                }
+            }
         }
     }
 }

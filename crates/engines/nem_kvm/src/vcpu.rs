@@ -165,10 +165,22 @@ impl Vcpu {
         let distance = if self.machine.stable {
             tm::ticks(anchor.time, self.ctx.tsc_frequency.0).wrapping_sub(anchor.counter)
         } else {
-            self.ctx.tsc().wrapping_sub(sys::rdtsc())
+            self.distance()
         };
         let offset = distance.wrapping_add(cpu.msr.tsc_offset);
         sys::set_tsc_offset(&self.fd, offset).map_err(|e| fatal("set the time-stamp counter", e))
+    }
+
+    /// How far the VM-wide counter is ahead of the host's now. Of several readings the one counts that took least: the thread may lose its
+    /// CPU between the two clocks.
+    fn distance(&self) -> u64 {
+        let readings = (0..8).map(|_| {
+            let before = sys::rdtsc();
+            let shared = self.ctx.tsc();
+            let took = sys::rdtsc().wrapping_sub(before);
+            (took, shared.wrapping_sub(before.wrapping_add(took / 2)))
+        });
+        readings.min().map_or(0, |(_, distance)| distance)
     }
 
     /// Has KVM finish the last exit and look at the state, without running guest code.

@@ -207,6 +207,7 @@ impl Guest {
         loop {
             let engine = &mut self.engines[self.active];
             let exit = engine.run(cpu);
+            engine.complete(cpu);
             let at = |cpu: &CpuState| format!("0x{:x}:0x{:x}", cpu.seg[seg::CS].selector, cpu.rip);
             match exit {
                 Exit::Halt => {

@@ -65,8 +65,9 @@ impl Session {
     }
 
     fn guests(&self) -> [Guest; 2] {
-        let a = Guest::new(self.mode, self.engines[0], &[]);
-        let mut b = Guest::new(self.mode, self.engines[1], &self.hidden);
+        let lacks: Vec<FeatureBit> = self.engines.iter().flat_map(|engine| engine.lacks()).collect();
+        let a = Guest::new(self.mode, self.engines[0], &lacks);
+        let mut b = Guest::new(self.mode, self.engines[1], &[self.hidden.as_slice(), &lacks].concat());
         match self.disturbance {
             Disturbance::None => {}
             Disturbance::Interrupts => b.disturb(self.disturbance, &[]),
