@@ -331,7 +331,13 @@ impl VirtioNet {
     fn control(&mut self, transport: &mut Transport) {
         loop {
             let Some((queue, memory)) = transport.queue(CONTROL) else { return };
-            let Some(chain) = queue.pop(memory) else { break };
+            let Some(chain) = queue.pop(memory) else {
+                queue.want_notifications(memory, true);
+                if queue.has_chain(memory) {
+                    continue;
+                }
+                break;
+            };
             let mut data = Vec::new();
             let done = chain.gather(memory, 0, MAX_PACKET, &mut data) && self.command(&data);
             let written = chain.scatter(memory, 0, &[u8::from(!done)]);

@@ -238,6 +238,24 @@ fn a_full_back_end_holds_the_guest_up() {
 }
 
 #[test]
+fn a_driver_that_goes_by_event_indexes_is_told_to_notify() {
+    let mut bench = Bench::new(bit::CTRL_VQ | bit::CTRL_RX | feature::EVENT_IDX);
+    let event = |bench: &Bench, queue: usize, size: u64| {
+        let bytes = bench.bytes(QUEUES + 0x8000 * queue as u64 + 0x6004 + 8 * size, 2);
+        u16::from_le_bytes([bytes[0], bytes[1]])
+    };
+    for count in 1..=3 {
+        assert_eq!(bench.command(&[0, 1, 1]), 0);
+        bench.send(&[], &frame(OTHER, 60));
+        assert_eq!((event(&bench, CONTROL, 64), event(&bench, TX, 256)), (count, count));
+    }
+    bench.give(RX, &[(BUFFERS, 100, true)]);
+    assert!(bench.port.receive(&frame(MAC, 60)));
+    assert!(!bench.port.receive(&frame(MAC, 60)));
+    assert_eq!(event(&bench, RX, 256), 1);
+}
+
+#[test]
 fn the_cable_shows_in_the_status() {
     let bench = Bench::new(bit::STATUS);
     let status = |bench: &Bench| {
