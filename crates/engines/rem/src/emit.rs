@@ -50,7 +50,7 @@ enum Cold {
     Link { site: usize, target: u16, plain_stack: bool },
     Far { site: usize, target: i64 },
     Poll { site: usize, target: i64, saved: bool },
-    Unknown { sites: Vec<usize>, saved: bool },
+    Unknown { sites: Vec<usize> },
 }
 
 pub(crate) struct Host {
@@ -324,9 +324,8 @@ impl<'a> Emitter<'a> {
     }
 
     fn checked_entry(&mut self, start: u16, live: bool) {
-        if live {
-            self.hot.save_flags_apart(off::TMP, off::FLAGS);
-        }
+        // Also where this block reads none: the jump may be to another one that shares its slot and does.
+        self.hot.save_flags_apart(off::TMP, off::FLAGS);
         self.hot.rm(true, None, &[0x3b], r::S15, M::CtxAt8(r::S14, self.jumps()));
         let unknown = self.hot.jcc(cc::NE);
         self.hot.load(r::S14, M::Ctx(off::KICK));
@@ -338,7 +337,7 @@ impl<'a> Emitter<'a> {
         }
         self.hot.lea(r::S15, M::At(r::S15, -i32::from(start)));
         self.hot.store(M::Ctx(off::PAGE), r::S15);
-        self.colds.push(Cold::Unknown { sites: vec![unknown, wanted], saved: live });
+        self.colds.push(Cold::Unknown { sites: vec![unknown, wanted] });
     }
 
     // ---- memory ----
@@ -967,13 +966,11 @@ impl<'a> Emitter<'a> {
                     self.cold.mov_imm32(r::DELTA, reason::GO_ON as u32);
                     self.cold_thunk(self.thunks.exit, false);
                 }
-                Cold::Unknown { sites, saved } => {
+                Cold::Unknown { sites } => {
                     for site in sites {
                         self.aim_hot(site);
                     }
-                    if saved {
-                        self.cold.restore_flags_apart(off::TMP, off::FLAGS);
-                    }
+                    self.cold.restore_flags_apart(off::TMP, off::FLAGS);
                     self.cold_thunk(self.thunks.unknown, false);
                 }
             }

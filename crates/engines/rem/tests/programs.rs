@@ -223,3 +223,39 @@ fn vectors_and_x87_pass_through() {
     });
     agree(&code);
 }
+
+#[test]
+fn flags_survive_a_jump_whose_slot_belongs_to_another_block() {
+    // Two blocks 64 KiB apart share a slot of the jump cache; only the second one reads flags.
+    let main = assemble(0x10_0000, |a| {
+        let (mut top, mut first, mut second) = (a.create_label(), a.create_label(), a.create_label());
+        a.mov(ecx, 100)?;
+        a.xor(ebx, ebx)?;
+        a.set_label(&mut top)?;
+        a.lea(r11, qword_ptr(first))?;
+        a.mov(r10d, 0x11_0040)?;
+        a.jmp(r10)?;
+        a.set_label(&mut first)?;
+        a.stc()?;
+        a.lea(r11, qword_ptr(second))?;
+        a.mov(r10d, 0x12_0040)?;
+        a.jmp(r10)?;
+        a.set_label(&mut second)?;
+        a.dec(ecx)?;
+        a.jne(top)?;
+        a.hlt()
+    });
+    let plain = assemble(0x11_0040, |a| {
+        a.xor(eax, eax)?;
+        a.jmp(r11)
+    });
+    let reads = assemble(0x12_0040, |a| {
+        a.adc(rbx, 0)?;
+        a.jmp(r11)
+    });
+    let mut code = vec![0x90; 0x2_0100];
+    for (at, part) in [(0, main), (0x1_0040, plain), (0x2_0040, reads)] {
+        code[at..at + part.len()].copy_from_slice(&part);
+    }
+    assert_eq!(agree(&code).gpr[3], 100);
+}
