@@ -188,6 +188,8 @@ pub struct MachineConfig {
     /// Overridden texts of the SMBIOS tables by VirtualBox's names (`DmiSystemVendor` …).
     pub dmi: Vec<(String, String)>,
     pub engine: EngineChoice,
+    /// Percent of time that guest code may run.
+    pub execution_cap: u32,
     /// What the guest finds that knows it runs on a hypervisor.
     pub paravirt: gim::Provider,
     /// The signature that the Hyper-V provider shows.
@@ -226,6 +228,7 @@ impl MachineConfig {
             tsc: None,
             dmi: Vec::new(),
             engine: EngineChoice::Default,
+            execution_cap: 100,
             paravirt: gim::Provider::None,
             hyperv_vendor: gim::hyperv_vendor(),
             boot_order: [BootDevice::Floppy, BootDevice::Dvd, BootDevice::Disk, BootDevice::None],
@@ -388,7 +391,6 @@ impl MachineConfig {
         );
         note(!hw.shared_folders.is_empty(), "shared folders are not available yet");
         note(hw.parallel_ports.iter().any(|p| p.enabled), "parallel ports are not available yet");
-        note(hw.cpu.execution_cap < 100, "the CPU execution cap has no effect yet");
         note(hw.cpu.hotplug, "CPUs cannot be plugged or unplugged while the machine runs yet");
         note(hw.cpu.profile != "host", "the CPU profile is that of the host: others are not available yet");
         note(hw.memory_balloon_mb > 0, "the memory balloon is not available yet");
@@ -420,6 +422,7 @@ impl MachineConfig {
             tsc: tsc.map(Hz),
             dmi,
             engine,
+            execution_cap: hw.cpu.execution_cap,
             paravirt: match m.effective_paravirt_provider() {
                 w::ParavirtProvider::Minimal => gim::Provider::Minimal,
                 w::ParavirtProvider::HyperV => gim::Provider::HyperV,

@@ -273,6 +273,7 @@ impl Machine {
         let (engine, described) = (backend.kind(), backend.describe());
         let engines = backend.engines(&context)?;
         let em = Em::new(context, engines, timers);
+        em.set_execution_cap(config.execution_cap).context("cannot start the thread of the execution cap")?;
         em.set_triple_fault_reset(config.triple_fault_reset && config.cpus == 1);
         let _ = control.em.set(Arc::downgrade(&em));
         let machine = Arc::new(Self {

@@ -1,8 +1,9 @@
 //! Runs the vCPUs, one thread each, and brings them together for pause, reset and power-off.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use cpum::{Activity, CpuState, ForcedActions};
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -45,7 +46,14 @@ struct Control {
     /// vCPUs whose threads have ended.
     ended: usize,
     why: Option<String>,
+    /// The vCPUs have used up their share of this period.
+    resting: bool,
+    /// The thread that shares out time runs.
+    capped: bool,
 }
+
+/// The period of which [`Em::set_execution_cap`] gives the vCPUs a share.
+const CAP_PERIOD: Duration = Duration::from_millis(50);
 
 struct Vcpu {
     state: CpuState,
@@ -62,6 +70,8 @@ pub struct Em {
     hooks: Mutex<Option<Arc<dyn MachineHooks>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     triple_fault_resets: AtomicBool,
+    /// Percent of time that guest code may run.
+    cap: AtomicU32,
 }
 
 impl Em {
@@ -83,18 +93,60 @@ impl Em {
                 busy: false,
                 ended: 0,
                 why: None,
+                resting: false,
+                capped: false,
             }),
             changed: Condvar::new(),
             timers,
             hooks: Mutex::new(None),
             threads: Mutex::default(),
             triple_fault_resets: AtomicBool::new(false),
+            cap: AtomicU32::new(100),
         })
     }
 
     /// Whether a triple fault resets the machine, as on hardware, instead of stopping it for the user to look at.
     pub fn set_triple_fault_reset(&self, reset: bool) {
         self.triple_fault_resets.store(reset, Ordering::Relaxed);
+    }
+
+    /// Lets guest code run for `percent` (1 to 100) of the time; virtual time goes on meanwhile, as on a CPU that others use too.
+    pub fn set_execution_cap(self: &Arc<Self>, percent: u32) -> std::io::Result<()> {
+        let percent = percent.clamp(1, 100);
+        self.cap.store(percent, Ordering::Relaxed);
+        let mut control = self.control.lock();
+        if percent < 100 && !control.capped {
+            let em = self.clone();
+            std::thread::Builder::new().name("em-cap".into()).spawn(move || em.share_time())?;
+            control.capped = true;
+        }
+        Ok(())
+    }
+
+    /// Has the vCPUs rest for a part of every period, until there is no cap any more or the machine is off.
+    fn share_time(&self) {
+        let mut control = self.control.lock();
+        loop {
+            let share = CAP_PERIOD * self.cap.load(Ordering::Relaxed) / 100;
+            if share >= CAP_PERIOD || control.wanted == RunState::PoweredOff {
+                break;
+            }
+            self.sleep(&mut control, share);
+            control.resting = true;
+            self.summon();
+            self.sleep(&mut control, CAP_PERIOD - share);
+            control.resting = false;
+            self.changed.notify_all();
+        }
+        control.resting = false;
+        control.capped = false;
+        self.changed.notify_all();
+    }
+
+    /// Waits for `time`, or until the machine is off.
+    fn sleep(&self, control: &mut MutexGuard<'_, Control>, time: Duration) {
+        let end = Instant::now() + time;
+        while control.wanted != RunState::PoweredOff && !self.changed.wait_until(control, end).timed_out() {}
     }
 
     /// Starts the vCPU and timer threads, with the vCPUs paused. Call once.
@@ -335,7 +387,7 @@ impl Em {
                     continue;
                 }
             }
-            if control.wanted == RunState::Running && !control.reset {
+            if control.wanted == RunState::Running && !control.reset && !control.resting {
                 break;
             }
             self.changed.wait(&mut control);
@@ -567,6 +619,26 @@ mod tests {
         assert_eq!(hooks.resets.load(Ordering::SeqCst), 1);
         em.power_off();
         em.wait_for_power_off();
+    }
+
+    #[test]
+    fn a_capped_machine_runs_pauses_and_powers_off() {
+        let (em, hooks, rounds) = vm(2, u64::MAX);
+        em.set_execution_cap(10).unwrap();
+        em.resume();
+        wait_for(|| em.control.lock().resting && em.control.lock().parked == 2);
+        let then = rounds.load(Ordering::SeqCst);
+        wait_for(|| rounds.load(Ordering::SeqCst) > then + 2);
+        em.pause();
+        em.resume();
+        em.set_execution_cap(100).unwrap();
+        wait_for(|| !em.control.lock().capped);
+        let then = rounds.load(Ordering::SeqCst);
+        wait_for(|| rounds.load(Ordering::SeqCst) > then + 2);
+        em.set_execution_cap(50).unwrap();
+        em.power_off();
+        em.wait_for_power_off();
+        assert_eq!(hooks.states.lock().last(), Some(&RunState::PoweredOff));
     }
 
     #[test]
