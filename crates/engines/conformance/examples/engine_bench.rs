@@ -16,7 +16,10 @@ fn main() -> ExitCode {
         let understood = match option.as_str() {
             "--engines" => value.split(',').map(Kind::parse).collect::<Option<Vec<_>>>().map(|e| engines = e),
             "--scale" => value.parse().ok().map(|n: u32| scale = n.clamp(1, 100)),
-            "--only" => Some(only = value.clone()),
+            "--only" => {
+                only.clone_from(&value);
+                Some(())
+            }
             _ => None,
         };
         if understood.is_none() {

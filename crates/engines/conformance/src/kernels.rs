@@ -193,7 +193,7 @@ fn tables(board: &Board) {
         for n in 0..WINDOW_PAGES / 512 {
             set(table(3), n, table(6 + n) | 7);
             for page in 0..512 {
-                set(table(6 + n), page, DATA + ((page & 127) << 12) | 7);
+                set(table(6 + n), page, (DATA + ((page & 127) << 12)) | 7);
             }
         }
         for large in 0..512 {
