@@ -240,7 +240,7 @@ impl Layout for Dmg {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::io::Write;
 
     use super::*;
@@ -264,7 +264,7 @@ mod tests {
     }
 
     /// Eight sectors: two plain, two of zeros, three packed, one that no chunk names.
-    fn sample(last_kind: u32) -> (Vec<u8>, Vec<u8>) {
+    pub(crate) fn sample(last_kind: u32) -> (Vec<u8>, Vec<u8>) {
         let mut model = vec![0; 8 * 512];
         model[..1024].fill(7);
         for (i, byte) in model[4 * 512..7 * 512].iter_mut().enumerate() {

@@ -128,7 +128,7 @@ mod tests {
         assert_eq!((floppy.cluster, floppy.fat_sectors, floppy.media), (1, 9, 0xf0));
         assert_eq!(shape(720).map(|s| s.fat_sectors), Some(2));
         let disk = shape(64 << 11).unwrap();
-        assert!(disk.fat16 && disk.cluster == 4);
+        assert!(disk.fat16 && disk.cluster == 2);
         assert!(shape(4).is_none() && shape(1 << 33).is_none());
         for sectors in [40, 2000, 4100, 70_000, 1 << 20, (2 << 21) - 1] {
             let shape = shape(sectors).unwrap();

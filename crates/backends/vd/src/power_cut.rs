@@ -323,3 +323,61 @@ fn damage_anywhere_in_the_metadata_does_no_harm() {
         }
     }
 }
+
+/// A QED image of 32 KiB: header, first table, second table, two clusters.
+fn small_qed() -> Vec<u8> {
+    let mut file = vec![0; 5 * 4096];
+    file[..4].copy_from_slice(b"QED\0");
+    for (at, value) in [
+        (4, 4096u32),
+        (8, 1),
+        (12, 1),
+        (40, 4096),
+        (48, 32768),
+        (4096, 8192),
+        (8192, 12288),
+        (8208, 16384),
+        (8216, 1),
+    ] {
+        file[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    }
+    file
+}
+
+#[test]
+fn damage_in_the_metadata_of_other_formats_does_no_harm() {
+    let vhdx = MemoryFile::default();
+    crate::vhdx::create(&vhdx, 0x8_0000, Variant::Dynamic).unwrap();
+    let vhdx = vhdx.bytes.into_inner();
+    let dmg = crate::dmg::tests::sample(0x8000_0005).0;
+    let qed = small_qed();
+    let open = |bytes: &[u8], format| {
+        Image::from_file(Box::new(MemoryFile::new(bytes)), Path::new("t"), OpenMode::ReadOnly, format, None)
+            .unwrap()
+            .read(0, &mut [0; 512])
+            .unwrap();
+    };
+    open(&qed, Format::Qed);
+    open(&dmg, Format::Dmg);
+    let mut random = Random(11);
+    // Where each file's metadata lie.
+    let places: [(&[u8], &[(usize, u64)], u32); 3] = [
+        (&vhdx, &[(0x1_0000, 80), (0x3_0000, 100), (0x20_0000, 256), (0x21_0000, 64), (0x30_0000, 64)], 150),
+        (&qed, &[(0, 64), (4096, 64), (8192, 64)], 4000),
+        (&dmg, &[(0, dmg.len() as u64)], 6000),
+    ];
+    for (sound, ranges, rounds) in places {
+        for _ in 0..rounds {
+            let mut file = sound.to_vec();
+            for _ in 0..=random.below(3) {
+                let (start, len) = ranges[random.below(ranges.len() as u64) as usize];
+                let at = start + random.below(len) as usize;
+                file[at] = [0, 1, 2, 0x7f, 0x80, 0xff, random.below(256) as u8][random.below(7) as usize];
+            }
+            if random.below(16) == 0 {
+                file.truncate(random.below(sound.len() as u64) as usize);
+            }
+            crate::exercise(&file);
+        }
+    }
+}
