@@ -2,6 +2,7 @@
 
 mod appliance;
 mod control;
+mod debug;
 mod global;
 mod guest;
 mod machine;
@@ -133,6 +134,7 @@ fn topic(request: &Request) -> &'static str {
         Request::SharedFolder(_) => "sharedfolder",
         Request::DiscardState(_) => "discardstate",
         Request::ExtPack(_) => "extpack",
+        Request::DebugVm(_) => "debugvm",
     }
 }
 
@@ -176,6 +178,7 @@ impl Run<'_> {
             Request::SharedFolder(request) => self.shared_folder(request),
             Request::DiscardState(request) => self.discard_state(request),
             Request::ExtPack(request) => self.ext_pack(request),
+            Request::DebugVm(request) => self.debug_vm(request),
         }
     }
 

@@ -278,6 +278,19 @@ static TOPICS: &[Topic] = &[
                       TRANSIENT, RDONLYGUEST, RDONLYHOST, READONLY, TRANSRESET.",
     },
     Topic {
+        name: "debugvm",
+        brief: "introspection and guest debugging",
+        synopsis: &[
+            "VM getregisters [--cpu=id] <register-name | all>...",
+            "VM info <item> [args...]",
+            "VM injectnmi",
+            "VM setregisters [--cpu=id] <register-name=value>...",
+            "VM statistics [--reset] [--descriptions] [--pattern=pattern]",
+        ],
+        description: "Shows and changes what a running machine's virtual CPUs hold and counts what they do. Patterns for statistics \
+                      have \"*\" and \"?\"; \"|\" separates several. \"info help\" lists the items.",
+    },
+    Topic {
         name: "import",
         brief: "import a virtual appliance in OVF format and create virtual machines",
         synopsis: &[

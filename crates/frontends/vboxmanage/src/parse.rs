@@ -2,6 +2,7 @@
 
 pub mod appliance;
 pub mod control;
+pub mod debug;
 pub mod global;
 pub mod guest;
 pub mod machine;
@@ -43,6 +44,7 @@ pub enum Request {
     SharedFolder(guest::SharedFolder),
     DiscardState(guest::DiscardState),
     ExtPack(guest::ExtPack),
+    DebugVm(debug::DebugVm),
 }
 
 /// A command of VirtualBox 7.0. `parse` is missing where there is nothing behind the command yet.
@@ -123,7 +125,7 @@ pub static COMMANDS: &[Command] = &[
     missing("natnetwork"),
     command("extpack", guest::extpack),
     missing("bandwidthctl"),
-    missing("debugvm"),
+    command("debugvm", debug::debugvm),
     command("convertfromraw", medium_ops::convertfromraw),
     old_name("convertdd", "convertfromraw", medium_ops::convertfromraw),
     missing("usbdevsource"),

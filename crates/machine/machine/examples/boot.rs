@@ -123,7 +123,7 @@ fn main() -> Result<()> {
     machine.close()?;
     let seconds = started.elapsed().as_secs_f64();
     eprintln!("{seconds:.1} s");
-    for (name, value) in machine.statistics() {
+    for machine::stam::Sample { name, value, .. } in machine.statistics() {
         eprintln!("{name} {value}  ({:.3} M/s)", value as f64 / seconds / 1e6);
     }
     Ok(())

@@ -9,14 +9,15 @@ use main_api::enums::{GuestMonitorStatus, VMExecutionEngine};
 use main_api::vm_process::{ConsoleBackend, ScreenResolution, VmProcess};
 use main_api::{ApiError, ApiResult};
 use parking_lot::{Condvar, Mutex};
-use vbox_types::{MachineState, ResultCode};
+use vbox_types::{MachineState, ResultCode, VcpuId};
 
 use crate::config::MachineConfig;
 use crate::engine::Kind;
 use crate::machine::Machine;
 use crate::network::NicConfig;
-use crate::screenshot;
+use crate::stam::Baseline;
 use crate::storage::ChangeError;
+use crate::{registers, screenshot, stam};
 
 /// How long a client that powers the machine down waits for the images to be flushed.
 const DOWN_TIME: Duration = Duration::from_secs(60);
@@ -28,6 +29,7 @@ pub struct Console {
     state: Mutex<MachineState>,
     changed: Condvar,
     started: Instant,
+    baseline: Baseline,
 }
 
 impl Console {
@@ -38,6 +40,7 @@ impl Console {
             state: Mutex::new(MachineState::Starting),
             changed: Condvar::new(),
             started: Instant::now(),
+            baseline: Baseline::default(),
         })
     }
 
@@ -222,22 +225,65 @@ impl ConsoleBackend for Console {
         }
     }
 
-    fn statistics(&self, pattern: &str, _with_descriptions: bool) -> ApiResult<String> {
-        let mut text = String::new();
-        for (name, value) in self.machine.statistics() {
-            if matches(pattern, &name) {
-                text.push_str(&format!("{name} {value}\n"));
-            }
-        }
-        Ok(text)
+    fn statistics(&self, pattern: &str, with_descriptions: bool) -> ApiResult<String> {
+        let samples = self.baseline.since(self.machine.statistics());
+        Ok(stam::snapshot(&samples, pattern, with_descriptions))
     }
 
-    fn reset_statistics(&self, _pattern: &str) -> ApiResult<()> {
-        Err(unavailable("Setting statistics to zero"))
+    fn reset_statistics(&self, pattern: &str) -> ApiResult<()> {
+        self.baseline.reset(self.machine.statistics(), pattern);
+        Ok(())
+    }
+
+    fn registers(&self, cpu: u32) -> ApiResult<Vec<(String, String)>> {
+        self.require(LIVE)?;
+        self.machine.em().look_at(VcpuId(cpu), registers::all).ok_or_else(|| no_cpu(cpu))
+    }
+
+    fn set_registers(&self, cpu: u32, values: &[(String, String)]) -> ApiResult<()> {
+        self.require(LIVE)?;
+        let set = |state: &mut cpum::CpuState| {
+            // All or none.
+            let mut new = state.clone();
+            for (name, value) in values {
+                registers::set(&mut new, name, value)?;
+            }
+            *state = new;
+            Ok(())
+        };
+        let result = self.machine.em().change_state(VcpuId(cpu), set).ok_or_else(|| no_cpu(cpu))?;
+        result.map_err(|text: String| ApiError::new(ResultCode::InvalidArg, text))
+    }
+
+    fn inject_nmi(&self) -> ApiResult<()> {
+        self.require(LIVE)?;
+        self.machine.inject_nmi();
+        Ok(())
     }
 
     fn info(&self, name: &str, _args: &str) -> ApiResult<String> {
-        Err(ApiError::new(ResultCode::ObjectNotFound, format!("There is no information handler '{name}'")))
+        let em = self.machine.em();
+        match name {
+            "help" => Ok("cpumguest  registers of the virtual CPUs
+"
+            .to_owned()),
+            "cpumguest" => {
+                let mut text = String::new();
+                for cpu in 0.. {
+                    let Some(all) = em.look_at(VcpuId(cpu), registers::all) else { break };
+                    text += &format!(
+                        "CPU {cpu}:
+"
+                    );
+                    text.extend(all.iter().map(|(name, value)| format!("{name:14} = {value}\n")));
+                }
+                Ok(text)
+            }
+            _ => Err(ApiError::new(
+                ResultCode::ObjectNotFound,
+                format!("There is no information handler '{name}' ('help' lists them)"),
+            )),
+        }
     }
 
     fn uptime(&self) -> Duration {
@@ -282,29 +328,6 @@ impl ConsoleBackend for Console {
     }
 }
 
-/// Whether a statistics name matches one of the patterns that `|` separates; `*` stands for anything, empty matches all.
-fn matches(pattern: &str, name: &str) -> bool {
-    fn one(pattern: &[u8], name: &[u8]) -> bool {
-        match (pattern.split_first(), name.split_first()) {
-            (None, _) => name.is_empty(),
-            (Some((b'*', rest)), None) => one(rest, name),
-            (Some((b'*', rest)), Some((_, tail))) => one(rest, name) || one(pattern, tail),
-            (Some((p, rest)), Some((n, tail))) => p == n && one(rest, tail),
-            (Some(_), None) => false,
-        }
-    }
-    pattern.is_empty() || pattern.split('|').any(|p| one(p.as_bytes(), name.as_bytes()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::matches;
-
-    #[test]
-    fn statistics_patterns_have_stars_and_alternatives() {
-        assert!(matches("", "/IEM/Instructions"));
-        assert!(matches("/IEM/*", "/IEM/Instructions"));
-        assert!(matches("/PGM/*|/IEM/Ins*", "/IEM/Instructions"));
-        assert!(!matches("/PGM/*", "/IEM/Instructions"));
-    }
+fn no_cpu(cpu: u32) -> ApiError {
+    ApiError::new(ResultCode::InvalidArg, format!("There is no virtual CPU {cpu}"))
 }

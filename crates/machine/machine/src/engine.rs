@@ -27,16 +27,7 @@ pub enum Kind {
     Interpreter,
 }
 
-impl Kind {
-    /// The first part of the names of its counters, by VirtualBox's names of components.
-    pub fn prefix(self) -> &'static str {
-        match self {
-            Self::Kvm => "NEM",
-            Self::Recompiler => "REM",
-            Self::Interpreter => "IEM",
-        }
-    }
-}
+impl Kind {}
 
 impl Backend {
     /// Takes the engine that the settings name; left to itself, KVM where it is usable and the recompiler elsewhere.

@@ -13,6 +13,8 @@ pub mod host;
 pub mod log;
 pub mod machine;
 pub mod network;
+pub mod registers;
 pub mod screenshot;
 pub mod serial;
+pub mod stam;
 pub mod storage;

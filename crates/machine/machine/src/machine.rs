@@ -34,6 +34,7 @@ use crate::config::{BootDevice, DriveConfig, DriveKind, IdeModel, MachineConfig}
 use crate::engine::{Backend, Kind};
 use crate::network::{self, Nic};
 use crate::serial::CharBackend;
+use crate::stam::Sample;
 use crate::storage::{Controllers, Media, Storage};
 use crate::{bios_log, firmware, host};
 
@@ -376,12 +377,18 @@ impl Machine {
         self.display.frame()
     }
 
-    /// The engine's counters, with VirtualBox-like paths as names.
-    pub fn statistics(&self) -> Vec<(String, u64)> {
-        self.em
-            .statistics()
+    /// Sends a non-maskable interrupt to every virtual CPU.
+    pub fn inject_nmi(&self) {
+        self.em.inject_nmi();
+    }
+
+    /// What is counted.
+    pub fn statistics(&self) -> Vec<Sample> {
+        let engines = self.em.statistics();
+        engines
             .into_iter()
-            .map(|(name, value)| (format!("/{}/{name}", self.engine.prefix()), value))
+            .enumerate()
+            .flat_map(|(cpu, counters)| counters.into_iter().map(move |c| Sample::of_engine(cpu, c)))
             .collect()
     }
 }

@@ -138,6 +138,9 @@ fn run(request: &Request) -> Result<()> {
     if let Err(error) = &closed {
         tracing::error!(target: "main", "{error:#}");
     }
+    for machine::stam::Sample { name, value, .. } in machine.statistics() {
+        tracing::info!(target: "stam", "{name} {value}");
+    }
     tracing::info!(target: "main", "power off");
     console.is_down();
     drop(console);

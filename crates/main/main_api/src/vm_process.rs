@@ -112,6 +112,15 @@ pub trait ConsoleBackend: Send + Sync + 'static {
     /// Sets the statistics whose names match `pattern` to zero.
     fn reset_statistics(&self, pattern: &str) -> ApiResult<()>;
 
+    /// The registers of a virtual CPU with their values.
+    fn registers(&self, cpu: u32) -> ApiResult<Vec<(String, String)>>;
+
+    /// Sets registers of a virtual CPU: all of them, or none and an error.
+    fn set_registers(&self, cpu: u32, values: &[(String, String)]) -> ApiResult<()>;
+
+    /// Sends a non-maskable interrupt to every virtual CPU.
+    fn inject_nmi(&self) -> ApiResult<()>;
+
     /// The text of an information handler (`VBoxManage debugvm VM info NAME ARGS`).
     fn info(&self, name: &str, args: &str) -> ApiResult<String>;
 
@@ -614,7 +623,23 @@ static CALLS: LazyLock<CallTable<Backend>> = LazyLock::new(|| {
         )
         .add(IMachineDebugger::GetStats, |b, (pattern, descriptions)| b.statistics(&pattern, descriptions))
         .add(IMachineDebugger::ResetStats, |b, (pattern,)| b.reset_statistics(&pattern))
-        .add(IMachineDebugger::Info, |b, (name, args)| b.info(&name, &args));
+        .add(IMachineDebugger::Info, |b, (name, args)| b.info(&name, &args))
+        .add(IMachineDebugger::GetRegister, |b, (cpu, name)| {
+            let all = b.registers(cpu)?;
+            let found = all.into_iter().find(|(n, _)| n.eq_ignore_ascii_case(&name));
+            found.map(|(_, value)| value).ok_or_else(|| {
+                ApiError::new(ResultCode::ObjectNotFound, format!("Register '{name}' was not found"))
+            })
+        })
+        .add(IMachineDebugger::GetRegisters, |b, (cpu,)| Ok(b.registers(cpu)?.into_iter().unzip()))
+        .add(IMachineDebugger::SetRegister, |b, (cpu, name, value)| b.set_registers(cpu, &[(name, value)]))
+        .add(IMachineDebugger::SetRegisters, |b, (cpu, names, values)| {
+            if names.len() != values.len() {
+                return Err(ApiError::invalid_arg("There must be a value for each register"));
+            }
+            b.set_registers(cpu, &names.into_iter().zip(values).collect::<Vec<_>>())
+        })
+        .add(IMachineDebugger::InjectNMI, |b, ()| b.inject_nmi());
     t
 });
 

@@ -60,6 +60,9 @@ struct Vcpu {
     engine: Box<dyn Engine>,
 }
 
+/// How long a visitor waits before it asks a vCPU to come out of the guest once more.
+const VISIT_PATIENCE: Duration = Duration::from_millis(2);
+
 /// The execution manager of one VM.
 pub struct Em {
     context: Arc<VmContext>,
@@ -248,18 +251,43 @@ impl Em {
         Some(result)
     }
 
-    /// Every engine's counters, summed over the vCPUs that are stopped or between two stretches of guest code.
-    pub fn statistics(&self) -> Vec<(&'static str, u64)> {
-        let mut sums: Vec<(&'static str, u64)> = Vec::new();
-        for vcpu in &self.vcpus {
-            for (name, value) in vcpu.lock().engine.statistics() {
-                match sums.iter_mut().find(|(n, _)| *n == name) {
-                    Some((_, sum)) => *sum += value,
-                    None => sums.push((name, value)),
-                }
-            }
+    /// Sends a non-maskable interrupt to every vCPU.
+    pub fn inject_nmi(&self) {
+        for link in &self.context.links {
+            link.raise(ForcedActions::NMI);
         }
-        sums
+    }
+
+    /// Every vCPU's engine's counters, as of now: a vCPU that runs comes out of the guest for a moment.
+    pub fn statistics(&self) -> Vec<Vec<(&'static str, u64)>> {
+        (0..self.vcpus.len()).map(|index| self.visit(index).engine.statistics()).collect()
+    }
+
+    /// Looks at a vCPU's state between two stretches of guest code, whatever it does. `None`: there is no such vCPU.
+    pub fn look_at<R>(&self, vcpu: VcpuId, look: impl FnOnce(&CpuState) -> R) -> Option<R> {
+        (vcpu.index() < self.vcpus.len()).then(|| look(&self.visit(vcpu.index()).state))
+    }
+
+    /// Changes a vCPU's state between two stretches of guest code. `None`: there is no such vCPU.
+    pub fn change_state<R>(&self, vcpu: VcpuId, change: impl FnOnce(&mut CpuState) -> R) -> Option<R> {
+        (vcpu.index() < self.vcpus.len()).then(|| {
+            let mut vcpu = self.visit(vcpu.index());
+            let result = change(&mut vcpu.state);
+            let Vcpu { state, engine } = &mut *vcpu;
+            engine.state_changed(state);
+            result
+        })
+    }
+
+    /// The vCPU, when it is out of the guest.
+    fn visit(&self, index: usize) -> MutexGuard<'_, Vcpu> {
+        loop {
+            // Its thread holds the lock while it runs the guest. It may take the lock again before we are awake.
+            if let Some(vcpu) = self.vcpus[index].try_lock_for(VISIT_PATIENCE) {
+                return vcpu;
+            }
+            self.context.links[index].raise(ForcedActions::EM);
+        }
     }
 
     /// Has every vCPU call [`Em::meet`] soon.
@@ -475,7 +503,6 @@ impl SystemControl for Em {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::AtomicU64;
-    use std::time::Duration;
 
     use cpum::{CpuidTable, VcpuLink};
     use pdm::{InterruptController, Iom};
@@ -604,6 +631,23 @@ mod tests {
         em.wait_for_power_off();
         use RunState as S;
         assert_eq!(*hooks.states.lock(), [S::Running, S::Paused, S::Running, S::PoweredOff]);
+    }
+
+    #[test]
+    fn counters_and_state_of_a_running_vcpu_can_be_read() {
+        let (em, _, rounds) = vm(2, u64::MAX);
+        em.resume();
+        wait_for(|| rounds.load(Ordering::SeqCst) > 2);
+        let statistics = em.statistics();
+        assert_eq!(statistics.len(), 2);
+        assert!(statistics[0][0].1 > 2);
+        assert!(em.look_at(VcpuId(0), |s| s.gpr[0]).unwrap() > 0);
+        em.change_state(VcpuId(0), |s| s.gpr[0] = 1 << 40).unwrap();
+        assert!(em.look_at(VcpuId(0), |s| s.gpr[0]).unwrap() >= 1 << 40);
+        assert!(em.look_at(VcpuId(2), |_| ()).is_none());
+        assert_eq!(em.state(), RunState::Running);
+        em.power_off();
+        em.wait_for_power_off();
     }
 
     #[test]

@@ -86,6 +86,13 @@ interface! {
             GetStats(pattern: String, withDescriptions: bool) -> (stats: String);
             ResetStats(pattern: String) -> ();
             Info(name: String, args: String) -> (info: String);
+            /// A register of a virtual CPU, by its name in any case.
+            GetRegister(cpuId: u32, name: String) -> (value: String);
+            GetRegisters(cpuId: u32) -> (names: Vec<String>, values: Vec<String>);
+            SetRegister(cpuId: u32, name: String, value: String) -> ();
+            /// Sets all of them or none.
+            SetRegisters(cpuId: u32, names: Vec<String>, values: Vec<String>) -> ();
+            InjectNMI() -> ();
         }
     }
 }

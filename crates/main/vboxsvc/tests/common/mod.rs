@@ -247,6 +247,18 @@ impl ConsoleBackend for FakeVm {
         Ok(String::new())
     }
 
+    fn registers(&self, _: u32) -> ApiResult<Vec<(String, String)>> {
+        Ok(Vec::new())
+    }
+
+    fn set_registers(&self, _: u32, _: &[(String, String)]) -> ApiResult<()> {
+        Ok(())
+    }
+
+    fn inject_nmi(&self) -> ApiResult<()> {
+        Ok(())
+    }
+
     fn reset_statistics(&self, _: &str) -> ApiResult<()> {
         Ok(())
     }
