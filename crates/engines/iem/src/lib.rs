@@ -36,3 +36,4 @@ pub use engine::{Iem, mark};
 pub use fault::{Fault, Vector};
 pub use features::{cpuid_features, host_cpuid};
 pub use memory::GuestMemory;
+pub use ops::system::{syscall_segments, sysret_segments};

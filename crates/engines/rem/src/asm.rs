@@ -4,6 +4,7 @@
 pub(crate) mod r {
     pub(crate) const RAX: u8 = 0;
     pub(crate) const RCX: u8 = 1;
+    pub(crate) const RDX: u8 = 2;
     pub(crate) const RBP: u8 = 5;
     /// Holds the guest's RSP.
     pub(crate) const GUEST_SP: u8 = 12;
@@ -35,6 +36,7 @@ pub(crate) enum M {
 #[repr(u8)]
 pub(crate) enum Alu {
     Add = 0,
+    Or = 1,
     And = 4,
     Xor = 6,
     Cmp = 7,
@@ -42,6 +44,7 @@ pub(crate) enum Alu {
 
 /// Condition codes.
 pub(crate) mod cc {
+    pub(crate) const E: u8 = 4;
     pub(crate) const NE: u8 = 5;
     pub(crate) const A: u8 = 7;
 }

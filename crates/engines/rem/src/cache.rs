@@ -5,6 +5,8 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use iem::Source;
 
+use crate::plan::Mode;
+
 /// Hashes integers.
 #[derive(Default)]
 pub(crate) struct IntHasher(u64);
@@ -21,6 +23,9 @@ impl Hasher for IntHasher {
     fn write_u8(&mut self, v: u8) {
         self.write_u64(v.into());
     }
+    fn write_u16(&mut self, v: u16) {
+        self.write_u64(v.into());
+    }
     fn write_u64(&mut self, v: u64) {
         let x = (self.0 ^ v).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         self.0 = x ^ x >> 29;
@@ -34,7 +39,9 @@ pub(crate) struct Block {
     /// Host address of the guest page and offset in it.
     pub(crate) page: u64,
     pub(crate) start: u16,
-    pub(crate) mode: u8,
+    pub(crate) mode: u16,
+    /// Host address of the next page, if its one instruction reaches into that.
+    pub(crate) second: Option<u64>,
     /// Offset of the entry in the code buffer.
     pub(crate) entry: u32,
     /// Offset of the entry for jumps through the jump cache; zero while there is none.
@@ -54,8 +61,7 @@ pub(crate) struct Link {
     pub(crate) stub: u32,
     pub(crate) page: u64,
     pub(crate) target: u16,
-    pub(crate) mode: u8,
-    pub(crate) plain_stack: bool,
+    pub(crate) mode: Mode,
 }
 
 /// A guest page with translations.
@@ -74,7 +80,7 @@ pub(crate) struct PageJumps {
 pub(crate) struct Cache {
     pub(crate) blocks: Vec<Block>,
     pub(crate) links: Vec<Link>,
-    pub(crate) by_place: IntMap<(u64, u8), u32>,
+    pub(crate) by_place: IntMap<(u64, u16), u32>,
     pub(crate) pages: IntMap<u64, Page>,
     /// By bank and linear page address.
     pub(crate) jumps: IntMap<(u8, u64), PageJumps>,

@@ -6,8 +6,8 @@
 use std::mem::offset_of;
 use std::sync::atomic::AtomicU32;
 
-use cpum::CpuState;
 use cpum::state::XsaveArea;
+use cpum::{CpuState, Segment};
 use iem::tlb::{ENGINE_BYTES, Entry};
 
 /// Everything but tables.
@@ -38,6 +38,25 @@ pub(crate) struct Context {
     pub(crate) stack_page: u64,
     pub(crate) delta: u64,
     pub(crate) tmp: [u64; 4],
+    /// `VcpuLink::actions_word`.
+    pub(crate) actions: *const AtomicU32,
+    /// Not zero: the CPU's mode changed in generated code.
+    pub(crate) resync: u64,
+    /// Bank of TLB and jump cache that the running code uses.
+    pub(crate) bank: u64,
+    /// Stack pages and their distances, of the banks that are not in use.
+    pub(crate) stacks: [[u64; 2]; JUMP_BANKS],
+    /// Added to the host's time-stamp counter for the guest's.
+    pub(crate) tsc_add: u64,
+    /// Not zero: SYSCALL and SYSRET can be done in generated code.
+    pub(crate) syscall_ok: u64,
+    pub(crate) sysret_ok: u64,
+    pub(crate) lstar: u64,
+    /// RFLAGS bits that SYSCALL keeps.
+    pub(crate) syscall_keeps: u64,
+    /// The code and stack segments that SYSCALL and SYSRET load.
+    pub(crate) kernel_segments: [Segment; 2],
+    pub(crate) user_segments: [Segment; 2],
 }
 
 /// Offsets of the fields.
@@ -58,6 +77,38 @@ pub(crate) mod off {
     pub(crate) const STACK_PAGE: i32 = offset_of!(Context, stack_page) as i32;
     pub(crate) const DELTA: i32 = offset_of!(Context, delta) as i32;
     pub(crate) const TMP: i32 = offset_of!(Context, tmp) as i32;
+    pub(crate) const ACTIONS: i32 = offset_of!(Context, actions) as i32;
+    pub(crate) const RESYNC: i32 = offset_of!(Context, resync) as i32;
+    pub(crate) const BANK: i32 = offset_of!(Context, bank) as i32;
+    pub(crate) const STACKS: i32 = offset_of!(Context, stacks) as i32;
+    pub(crate) const TSC_ADD: i32 = offset_of!(Context, tsc_add) as i32;
+    pub(crate) const SYSCALL_OK: i32 = offset_of!(Context, syscall_ok) as i32;
+    pub(crate) const SYSRET_OK: i32 = offset_of!(Context, sysret_ok) as i32;
+    pub(crate) const LSTAR: i32 = offset_of!(Context, lstar) as i32;
+    pub(crate) const SYSCALL_KEEPS: i32 = offset_of!(Context, syscall_keeps) as i32;
+    pub(crate) const KERNEL_SEGMENTS: i32 = offset_of!(Context, kernel_segments) as i32;
+    pub(crate) const USER_SEGMENTS: i32 = offset_of!(Context, user_segments) as i32;
+}
+
+/// Offsets in the CPU state.
+pub(crate) mod cpu {
+    use cpum::state::{Segment, seg};
+
+    use super::{CpuState, offset_of};
+    pub(crate) const RFLAGS: i32 = offset_of!(CpuState, rflags) as i32;
+    pub(crate) const SEGMENTS: i32 = offset_of!(CpuState, seg) as i32;
+    pub(crate) const SEGMENT: i32 = size_of::<Segment>() as i32;
+    pub(crate) const SELECTOR: i32 = offset_of!(Segment, selector) as i32;
+    pub(crate) const CS: i32 = SEGMENTS + seg::CS as i32 * SEGMENT;
+    pub(crate) const SS: i32 = SEGMENTS + seg::SS as i32 * SEGMENT;
+    pub(crate) const GS_BASE: i32 = SEGMENTS + seg::GS as i32 * SEGMENT + offset_of!(Segment, base) as i32;
+    const MSR: usize = offset_of!(CpuState, msr);
+    pub(crate) const KERNEL_GS_BASE: i32 = (MSR + offset_of!(cpum::state::Msrs, kernel_gs_base)) as i32;
+    pub(crate) const TSC_AUX: i32 = (MSR + offset_of!(cpum::state::Msrs, tsc_aux)) as i32;
+    pub(crate) const CR0: i32 = offset_of!(CpuState, cr0) as i32;
+    pub(crate) const CR2: i32 = offset_of!(CpuState, cr2) as i32;
+    pub(crate) const CR3: i32 = offset_of!(CpuState, cr3) as i32;
+    pub(crate) const CR4: i32 = offset_of!(CpuState, cr4) as i32;
 }
 
 /// An address that no stack access of fewer than a page's bytes has in its page.
@@ -88,5 +139,6 @@ pub(crate) const TLB_MASK: i32 = ((iem::tlb::ENTRIES - 1) * size_of::<Entry>()) 
 const _: () = {
     assert!(size_of::<Context>() <= JUMPS_AT);
     assert!(JUMPS_AT + JUMP_BANKS * JUMPS * size_of::<Jump>() == ENGINE_BYTES);
+    assert!(cpu::SEGMENT == 24);
     assert!(size_of::<Entry>() == 1 << (12 - TLB_SHIFT));
 };

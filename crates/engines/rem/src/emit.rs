@@ -4,7 +4,7 @@ use iced_x86::{Code, Encoder, Instruction, InstructionInfoFactory, Mnemonic, OpA
 use iem::tlb::{ENTRIES, Entry};
 
 use crate::asm::{Alu, Asm, M, cc, r};
-use crate::context::{JUMPS, JUMPS_AT, Jump, TLB_AT, TLB_MASK, TLB_SHIFT, off};
+use crate::context::{JUMPS, JUMPS_AT, Jump, TLB_AT, TLB_MASK, TLB_SHIFT, cpu, off};
 use crate::plan::{Item, Kind, Memory, Mode, Plan, high_number};
 use crate::slow;
 use crate::thunks::{Thunks, reason};
@@ -18,8 +18,8 @@ pub(crate) struct NewLink {
     pub(crate) stub: u32,
     /// Page offset of the target.
     pub(crate) target: u16,
-    /// The target is to be translated with plain stack accesses.
-    pub(crate) plain_stack: bool,
+    /// The mode that it is to be translated for.
+    pub(crate) mode: Mode,
 }
 
 /// A translated block, to be placed in the buffer.
@@ -47,7 +47,8 @@ enum Flags {
 enum Cold {
     Slow { sites: Vec<usize>, retry: usize, access: usize, description: u32, saved: bool, tag: i32 },
     Stack { site: usize, retry: usize, description: u32, saved: bool, low: i32, at: u16 },
-    Link { site: usize, target: u16, plain_stack: bool },
+    Link { site: usize, target: u16, mode: Mode },
+    Interpret { sites: Vec<usize>, offset: u16, saved: bool },
     Far { site: usize, target: i64 },
     Poll { site: usize, target: i64, saved: bool },
     Unknown { sites: Vec<usize> },
@@ -145,7 +146,11 @@ impl<'a> Emitter<'a> {
     }
 
     fn jumps(&self) -> i32 {
-        (JUMPS_AT + usize::from(self.mode.bank) * JUMPS * size_of::<Jump>()) as i32
+        Self::jumps_of(self.mode.bank)
+    }
+
+    fn jumps_of(bank: u8) -> i32 {
+        (JUMPS_AT + usize::from(bank) * JUMPS * size_of::<Jump>()) as i32
     }
 
     fn tlb(&self) -> i32 {
@@ -173,8 +178,10 @@ impl<'a> Emitter<'a> {
         }
         if !ended {
             if plan.crosses {
+                // Only the jump cache knows code that depends on two pages.
                 self.here(crate::plan::ARITH);
-                self.exit(plan.end, reason::INTERPRET_FP);
+                Self::linear(&mut self.hot, self.mode.long, plan.end.into());
+                self.jump_away();
             } else {
                 self.here(plan.items.last().map_or(crate::plan::ARITH, |i| i.live_out));
                 self.go(plan.end.into(), false);
@@ -263,6 +270,12 @@ impl<'a> Emitter<'a> {
         asm.rm(false, None, &[0xff], 4, M::CtxAt8(r::S14, jumps + 8)); // jmp
     }
 
+    /// Has the jump at `site` aimed at code of this mode; plain stack accesses go on being plain in loops only.
+    fn link(&mut self, site: usize, target: u16, back: bool) {
+        let mode = Mode { plain_stack: back && self.mode.plain_stack, ..self.mode };
+        self.colds.push(Cold::Link { site, target, mode });
+    }
+
     fn jump_away(&mut self) {
         let jumps = self.jumps();
         Self::jump_indirect(&mut self.hot, jumps);
@@ -289,11 +302,7 @@ impl<'a> Emitter<'a> {
                     self.poll(target, false);
                 }
                 let site = self.hot.jmp();
-                self.colds.push(Cold::Link {
-                    site,
-                    target: offset,
-                    plain_stack: poll && self.mode.plain_stack,
-                });
+                self.link(site, offset, poll);
             }
             None => {
                 Self::linear(&mut self.hot, self.mode.long, target);
@@ -651,6 +660,105 @@ impl<'a> Emitter<'a> {
                 self.jump_away();
                 return true;
             }
+            Kind::Cli => self.set_interrupts(item, false),
+            Kind::Sti => {
+                self.clobber(item.live_in);
+                let site = self.wanted();
+                self.cold_interpret(vec![site], item);
+                self.set_interrupts(item, true);
+            }
+            Kind::Cld => {
+                self.clobber(item.live_in);
+                self.hot.load(r::S14, M::Ctx(off::CPU));
+                self.byte_op(Alu::And, M::At(r::S14, cpu::RFLAGS + 1), !4);
+            }
+            Kind::Pushf => self.pushf(item),
+            Kind::Popf => self.popf(item),
+            Kind::Swapgs => {
+                self.hot.load(r::S15, M::Ctx(off::GS_BASE));
+                self.hot.load(r::S14, M::Ctx(off::CPU));
+                self.hot.store(M::Ctx(off::TMP + 16), r::RAX);
+                self.hot.load(r::RAX, M::At(r::S14, cpu::KERNEL_GS_BASE));
+                self.hot.store(M::At(r::S14, cpu::KERNEL_GS_BASE), r::S15);
+                self.hot.store(M::At(r::S14, cpu::GS_BASE), r::RAX);
+                self.hot.store(M::Ctx(off::GS_BASE), r::RAX);
+                self.hot.load(r::RAX, M::Ctx(off::TMP + 16));
+            }
+            Kind::Rdtsc | Kind::Rdtscp => {
+                self.clobber(item.live_in);
+                if item.kind == Kind::Rdtscp {
+                    self.hot.bytes(&[0x0f, 0x01, 0xf9]);
+                    self.hot.load(r::S14, M::Ctx(off::CPU));
+                    self.hot.load32(r::RCX, M::At(r::S14, cpu::TSC_AUX));
+                } else {
+                    self.hot.bytes(&[0x0f, 0x31]);
+                }
+                self.hot.shift_imm(4, true, r::RDX, 32);
+                self.hot.rr(true, &[0x0b], r::RAX, r::RDX);
+                self.hot.alu(Alu::Add, r::RAX, M::Ctx(off::TSC_ADD));
+                self.hot.mov(r::RDX, r::RAX);
+                self.hot.shift_imm(5, true, r::RDX, 32);
+                self.hot.mov32(r::RAX, r::RAX);
+            }
+            Kind::Selector => {
+                let at = cpu::SEGMENTS + insn.op1_register().number() as i32 * cpu::SEGMENT + cpu::SELECTOR;
+                self.hot.load(r::S15, M::Ctx(off::CPU));
+                let to = self.destination(insn.op0_register());
+                self.hot.rm(false, None, &[0x0f, 0xb7], to, M::At(r::S15, at));
+                self.settle(insn.op0_register(), to);
+            }
+            Kind::ReadControl => {
+                let at = match insn.op1_register() {
+                    Register::CR0 => cpu::CR0,
+                    Register::CR2 => cpu::CR2,
+                    Register::CR3 => cpu::CR3,
+                    _ => cpu::CR4,
+                };
+                self.hot.load(r::S15, M::Ctx(off::CPU));
+                let to = self.destination(insn.op0_register());
+                self.hot.load(to, M::At(r::S15, at));
+                self.settle(insn.op0_register(), to);
+            }
+            Kind::Movs(size) | Kind::Stos(size) => {
+                self.here(item.live_in);
+                self.hot.store_imm32(M::Ctx(off::FAULT_OFFSET), item.offset.into());
+                let stos = usize::from(matches!(item.kind, Kind::Stos(_)));
+                let thunk = self.thunks.strings[self.mode.bank as usize][stos][size as usize];
+                Self::thunk_jump(&mut self.hot, self.hot_at, self.base, thunk, true);
+            }
+            Kind::SetAc(on) => {
+                self.clobber(item.live_in);
+                self.hot.load(r::S14, M::Ctx(off::CPU));
+                if on {
+                    self.byte_op(Alu::Or, M::At(r::S14, cpu::RFLAGS + 2), 4);
+                } else {
+                    self.byte_op(Alu::And, M::At(r::S14, cpu::RFLAGS + 2), !4);
+                }
+                self.here(item.live_out);
+                let bank = if on { 2 } else { 0 };
+                self.leave_bank(bank);
+                self.enter_bank(bank);
+                match Self::near(next) {
+                    Some(target) => {
+                        let site = self.hot.jmp();
+                        let mode = Mode { bank, plain_stack: false, ..self.mode };
+                        self.colds.push(Cold::Link { site, target, mode });
+                    }
+                    None => {
+                        Self::linear(&mut self.hot, self.mode.long, next);
+                        Self::jump_indirect(&mut self.hot, Self::jumps_of(bank));
+                    }
+                }
+                return true;
+            }
+            Kind::Syscall => {
+                self.syscall(item, next);
+                return true;
+            }
+            Kind::Sysret => {
+                self.sysret(item);
+                return true;
+            }
             Kind::Interpret(fp) => {
                 self.here(crate::plan::ARITH);
                 self.exit(item.offset, if fp { reason::INTERPRET_FP } else { reason::INTERPRET });
@@ -660,10 +768,208 @@ impl<'a> Emitter<'a> {
         false
     }
 
+    // ---- system instructions ----
+
+    fn byte_op(&mut self, op: Alu, m: M, value: u8) {
+        self.hot.rm(false, None, &[0x80], op as u8, m);
+        self.hot.byte(value);
+    }
+
+    /// Jumps if anything is raised for this vCPU; gives the jump. Overwrites RFLAGS.
+    fn wanted(&mut self) -> usize {
+        self.hot.load(r::S14, M::Ctx(off::ACTIONS));
+        self.hot.rm(false, None, &[0x83], Alu::Cmp as u8, M::At(r::S14, 0));
+        self.hot.byte(0);
+        self.hot.jcc(cc::NE)
+    }
+
+    fn cold_interpret(&mut self, sites: Vec<usize>, item: &Item) {
+        self.colds.push(Cold::Interpret { sites, offset: item.offset, saved: self.flags == Flags::Saved });
+    }
+
+    fn set_interrupts(&mut self, item: &Item, on: bool) {
+        self.clobber(item.live_in);
+        self.hot.load(r::S14, M::Ctx(off::CPU));
+        if on {
+            self.byte_op(Alu::Or, M::At(r::S14, cpu::RFLAGS + 1), 2);
+        } else {
+            self.byte_op(Alu::And, M::At(r::S14, cpu::RFLAGS + 1), !2);
+        }
+    }
+
+    /// The host register to put a guest register's new value in.
+    fn destination(&mut self, register: Register) -> u8 {
+        if high_number(register).is_some() { r::S14 } else { home(register) }
+    }
+
+    /// Stores the value if the register has no home.
+    fn settle(&mut self, register: Register, from: u8) {
+        if let Some(n) = high_number(register) {
+            self.hot.store(M::Ctx(HIGH[n as usize]), from);
+        }
+    }
+
+    /// The RFLAGS image in r14, from the saved arithmetic flags and the rest; overwrites r15 and RFLAGS.
+    fn rflags_image(&mut self) {
+        const ARITH: i32 = 0x8d5;
+        const RF_VM: i32 = 0x3_0000;
+        self.hot.rm(false, None, &[0x0f, 0xb6], r::S14, M::Ctx(off::FLAGS + 1));
+        self.hot.alu_imm(Alu::And, false, r::S14, ARITH & 0xff);
+        self.hot.rm(false, None, &[0x0f, 0xb6], r::S15, M::Ctx(off::FLAGS));
+        self.hot.shift_imm(4, false, r::S15, 11);
+        self.hot.rr(false, &[0x0b], r::S14, r::S15);
+        self.hot.load(r::S15, M::Ctx(off::CPU));
+        self.hot.load(r::S15, M::At(r::S15, cpu::RFLAGS));
+        self.hot.alu_imm(Alu::And, true, r::S15, !(ARITH | RF_VM));
+        self.hot.rr(true, &[0x0b], r::S14, r::S15);
+    }
+
+    /// Loads the arithmetic flags from an RFLAGS image in r15; overwrites r14.
+    fn load_arith(&mut self) {
+        self.hot.mov(r::S14, r::RAX);
+        self.hot.mov32(r::RAX, r::S15);
+        self.hot.shift_imm(4, false, r::RAX, 8);
+        self.hot.shift_imm(5, false, r::S15, 11);
+        self.hot.alu_imm(Alu::And, false, r::S15, 1);
+        self.hot.bytes(&[0x44, 0x88, 0xf8, 0x04, 127, 0x9e]); // mov al, r15b; add al, 127; sahf
+        self.hot.mov(r::RAX, r::S14);
+        self.flags = Flags::Here;
+    }
+
+    fn pushf(&mut self, item: &Item) {
+        self.here(crate::plan::ARITH);
+        if self.flags == Flags::Here {
+            self.hot.save_flags(r::S14, off::FLAGS);
+        }
+        self.flags = Flags::Saved;
+        if item.covered {
+            self.rflags_image();
+            self.store_word(M::Index(r::GUEST_SP, r::DELTA, 0, -self.word()), r::S14);
+        } else {
+            self.checked_stack(item, -self.word(), true);
+            self.hot.store(M::Ctx(off::TMP + 16), r::S15);
+            self.rflags_image();
+            self.hot.load(r::S15, M::Ctx(off::TMP + 16));
+            self.store_word(M::At(r::S15, 0), r::S14);
+        }
+        self.move_sp(-self.word());
+    }
+
+    fn popf(&mut self, item: &Item) {
+        const QUIET: i32 = 0x8d5 | 0x202;
+        let m = self.stack_operand(item, 0, false);
+        self.hot.load32(r::S15, m);
+        self.hot.load(r::S14, M::Ctx(off::CPU));
+        self.hot.load32(r::S14, M::At(r::S14, cpu::RFLAGS));
+        self.hot.rr(false, &[0x33], r::S14, r::S15);
+        self.hot.bytes(&[0x41, 0xf7, 0xc6]); // test r14d, imm32
+        self.hot.i32(!QUIET);
+        let mut sites = vec![self.hot.jcc(cc::NE)];
+        self.hot.bytes(&[0x41, 0xf7, 0xc7]); // test r15d, imm32
+        self.hot.i32(0x200);
+        let off_skip = self.hot.jcc_short(cc::E);
+        sites.push(self.wanted());
+        self.hot.aim_short(off_skip);
+        self.colds.push(Cold::Interpret { sites, offset: item.offset, saved: false });
+        self.hot.rr(false, &[0x83], 1, r::S15); // or r15d, 2
+        self.hot.byte(2);
+        self.hot.load(r::S14, M::Ctx(off::CPU));
+        self.hot.store(M::At(r::S14, cpu::RFLAGS), r::S15);
+        self.load_arith();
+        self.move_sp(self.word());
+    }
+
+    /// Puts the stack page that is kept for the running bank away. r13 is free until [`Emitter::enter_bank`].
+    fn leave_bank(&mut self, to: u8) {
+        let from = i32::from(self.mode.bank);
+        self.hot.load(r::S14, M::Ctx(off::STACK_PAGE));
+        self.hot.store(M::Ctx(off::STACKS + 16 * from), r::S14);
+        self.hot.store(M::Ctx(off::STACKS + 16 * from + 8), r::DELTA);
+        self.hot.store_imm32(M::Ctx(off::BANK), to.into());
+        self.hot.store_imm32(M::Ctx(off::RESYNC), 1);
+    }
+
+    fn enter_bank(&mut self, to: u8) {
+        let to = i32::from(to);
+        self.hot.load(r::S14, M::Ctx(off::STACKS + 16 * to));
+        self.hot.load(r::DELTA, M::Ctx(off::STACKS + 16 * to + 8));
+        self.hot.store(M::Ctx(off::STACK_PAGE), r::S14);
+        self.hot.store(M::Ctx(off::DELTA), r::DELTA);
+    }
+
+    /// Loads CS and SS of the CPU state at r14 from a pair in the context, through r13.
+    fn load_segments(&mut self, from: i32) {
+        for (at, from) in [(cpu::CS, from), (cpu::SS, from + cpu::SEGMENT)] {
+            for part in (0..cpu::SEGMENT).step_by(8) {
+                self.hot.load(r::DELTA, M::Ctx(from + part));
+                self.hot.store(M::At(r::S14, at + part), r::DELTA);
+            }
+        }
+    }
+
+    fn syscall(&mut self, item: &Item, next: i64) {
+        self.here(crate::plan::ARITH);
+        if self.flags == Flags::Here {
+            self.hot.save_flags(r::S14, off::FLAGS);
+        }
+        self.flags = Flags::Saved;
+        self.hot.rm(false, None, &[0x83], Alu::Cmp as u8, M::Ctx(off::SYSCALL_OK));
+        self.hot.byte(0);
+        let site = self.hot.jcc(cc::E);
+        self.cold_interpret(vec![site], item);
+        self.rflags_image();
+        self.hot.mov(11, r::S14);
+        self.hot.load(r::RCX, M::Ctx(off::PAGE));
+        self.hot.lea(r::RCX, M::At(r::RCX, next as i32));
+        self.hot.alu(Alu::And, r::S14, M::Ctx(off::SYSCALL_KEEPS));
+        self.hot.mov(r::S15, r::S14);
+        self.leave_bank(0);
+        self.hot.load(r::S14, M::Ctx(off::CPU));
+        self.hot.store(M::At(r::S14, cpu::RFLAGS), r::S15);
+        self.load_segments(off::KERNEL_SEGMENTS);
+        self.load_arith();
+        self.enter_bank(0);
+        self.hot.load(r::S15, M::Ctx(off::LSTAR));
+        Self::jump_indirect(&mut self.hot, Self::jumps_of(0));
+    }
+
+    fn sysret(&mut self, item: &Item) {
+        /// What R11 may hold here: arithmetic flags, IF, DF, IOPL, ID.
+        const PLAIN: i32 = 0x8d5 | 0x202 | 0x400 | 0x3000 | 0x20_0000;
+        let mut sites = Vec::new();
+        self.hot.rm(false, None, &[0x83], Alu::Cmp as u8, M::Ctx(off::SYSRET_OK));
+        self.hot.byte(0);
+        sites.push(self.hot.jcc(cc::E));
+        self.hot.mov(r::S15, 11);
+        self.hot.bytes(&[0x41, 0xf7, 0xc7]); // test r15d, imm32
+        self.hot.i32(!PLAIN);
+        sites.push(self.hot.jcc(cc::NE));
+        self.hot.bytes(&[0x41, 0xf7, 0xc7]);
+        self.hot.i32(0x200);
+        let skip = self.hot.jcc_short(cc::E);
+        sites.push(self.wanted());
+        self.hot.aim_short(skip);
+        self.hot.mov(r::S14, r::RCX);
+        self.hot.shift_imm(7, true, r::S14, 47);
+        sites.push(self.hot.jcc(cc::NE));
+        self.colds.push(Cold::Interpret { sites, offset: item.offset, saved: false });
+        self.hot.alu_imm(Alu::And, false, r::S15, PLAIN);
+        self.hot.rr(false, &[0x83], 1, r::S15); // or r15d, 2
+        self.hot.byte(2);
+        self.leave_bank(1);
+        self.hot.load(r::S14, M::Ctx(off::CPU));
+        self.hot.store(M::At(r::S14, cpu::RFLAGS), r::S15);
+        self.load_segments(off::USER_SEGMENTS);
+        self.load_arith();
+        self.enter_bank(1);
+        self.hot.mov(r::S15, r::RCX);
+        Self::jump_indirect(&mut self.hot, Self::jumps_of(1));
+    }
+
     /// Aims a conditional jump at a place that flags go to as they are.
     fn branch(&mut self, site: usize, target: i64) {
         match Self::near(target) {
-            Some(offset) => self.colds.push(Cold::Link { site, target: offset, plain_stack: false }),
+            Some(offset) => self.link(site, offset, false),
             None => self.colds.push(Cold::Far { site, target }),
         }
     }
@@ -907,10 +1213,10 @@ impl<'a> Emitter<'a> {
         self.cold.code[site..site + 4].copy_from_slice(&((target as i64 - from as i64) as i32).to_le_bytes());
     }
 
-    fn link_stub(&mut self, target: u16, site: u32, plain_stack: bool) {
+    fn link_stub(&mut self, target: u16, site: u32, mode: Mode) {
         let number = self.first_link + self.links.len() as u32;
         let stub = (self.cold_at + self.cold.at()) as u32;
-        self.links.push(NewLink { site, stub, target, plain_stack });
+        self.links.push(NewLink { site, stub, target, mode });
         self.cold.mov_imm32(r::S14, target.into());
         self.cold.mov_imm32(r::DELTA, number << 3 | reason::LINK as u32);
         self.cold_thunk(self.thunks.exit, false);
@@ -945,11 +1251,23 @@ impl<'a> Emitter<'a> {
                     let stub = self.cold.at();
                     self.cold.code[site..site + 4].copy_from_slice(&0i32.to_le_bytes());
                     debug_assert_eq!(site + 4, stub);
-                    self.link_stub(at, (self.cold_at + site) as u32, true);
+                    let mode = Mode { plain_stack: true, ..self.mode };
+                    self.link_stub(at, (self.cold_at + site) as u32, mode);
                 }
-                Cold::Link { site, target, plain_stack } => {
+                Cold::Link { site, target, mode } => {
                     self.aim_hot(site);
-                    self.link_stub(target, (self.hot_at + site) as u32, plain_stack);
+                    self.link_stub(target, (self.hot_at + site) as u32, mode);
+                }
+                Cold::Interpret { sites, offset, saved } => {
+                    for site in sites {
+                        self.aim_hot(site);
+                    }
+                    if saved {
+                        self.cold.restore_flags(r::S14, off::FLAGS);
+                    }
+                    self.cold.mov_imm32(r::S14, offset.into());
+                    self.cold.mov_imm32(r::DELTA, reason::INTERPRET as u32);
+                    self.cold_thunk(self.thunks.exit, false);
                 }
                 Cold::Far { site, target } => {
                     self.aim_hot(site);

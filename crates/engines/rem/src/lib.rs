@@ -14,6 +14,7 @@ mod asm;
 mod cache;
 mod code;
 mod context;
+pub mod counter;
 mod emit;
 mod host;
 mod plan;

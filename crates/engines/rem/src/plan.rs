@@ -27,20 +27,43 @@ pub(crate) struct Mode {
     pub(crate) fs_gs: bool,
     /// Stack accesses are checked one by one.
     pub(crate) plain_stack: bool,
+    /// STAC and CLAC change what the kernel may touch.
+    pub(crate) smap: bool,
+    /// RDTSC reads the host's counter.
+    pub(crate) tsc: bool,
 }
 
 impl Mode {
-    /// A number below 256 for it.
-    pub(crate) fn number(self) -> u8 {
-        self.bank
-            | u8::from(self.long) << 2
-            | u8::from(self.x87) << 3
-            | u8::from(self.sse) << 4
-            | u8::from(self.avx) << 5
-            | u8::from(self.fs_gs) << 6
-            | u8::from(self.plain_stack) << 7
+    /// A number for it.
+    pub(crate) fn number(self) -> u16 {
+        u16::from(self.bank)
+            | u16::from(self.long) << 2
+            | u16::from(self.x87) << 3
+            | u16::from(self.sse) << 4
+            | u16::from(self.avx) << 5
+            | u16::from(self.fs_gs) << 6
+            | if self.plain_stack { PLAIN_BIT } else { 0 }
+            | u16::from(self.smap) << 8
+            | u16::from(self.tsc) << 9
+    }
+
+    /// What code of all banks has in common.
+    pub(crate) fn common(self) -> u16 {
+        Self { bank: 0, long: false, fs_gs: false, plain_stack: false, ..self }.number()
+    }
+
+    /// What is a bank's own.
+    pub(crate) fn own(self) -> (bool, bool) {
+        (self.long, self.fs_gs)
+    }
+
+    pub(crate) fn user(self) -> bool {
+        self.bank == 1
     }
 }
+
+/// The bit of [`Mode::number`] that says plain stack accesses.
+pub(crate) const PLAIN_BIT: u16 = 0x80;
 
 /// How an instruction is translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +88,26 @@ pub(crate) enum Kind {
     JmpIndirect,
     CallIndirect,
     Ret,
+    Cli,
+    Sti,
+    Cld,
+    Pushf,
+    Popf,
+    Swapgs,
+    Rdtsc,
+    /// RDTSCP.
+    Rdtscp,
+    /// MOV from a segment register.
+    Selector,
+    /// MOV from a control register.
+    ReadControl,
+    /// Repeated MOVS or STOS; element size as power of two.
+    Movs(u8),
+    Stos(u8),
+    /// STAC, CLAC.
+    SetAc(bool),
+    Syscall,
+    Sysret,
     /// Left to the interpreter; true if it works on x87, SSE or AVX state.
     Interpret(bool),
 }
@@ -133,7 +176,7 @@ pub(crate) struct Machine {
 }
 
 /// `CpuidFeature`s of general instructions beyond the base set, in the order of the bits of [`Machine::general`].
-pub(crate) const GENERAL: [CpuidFeature; 8] = [
+pub(crate) const GENERAL: [CpuidFeature; 9] = [
     CpuidFeature::BMI1,
     CpuidFeature::BMI2,
     CpuidFeature::LZCNT,
@@ -142,6 +185,7 @@ pub(crate) const GENERAL: [CpuidFeature; 8] = [
     CpuidFeature::ADX,
     CpuidFeature::CX8,
     CpuidFeature::CMPXCHG16B,
+    CpuidFeature::SSE4_2,
 ];
 
 /// Flags an instruction reads, sets whatever happens, and may change.
@@ -394,6 +438,14 @@ fn sort(insn: &Instruction, mode: Mode, machine: &Machine) -> Sorted {
     let interpret = Sorted::plain(Kind::Interpret(false));
     let has_memory = (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Memory);
     let word = if mode.long { 8 } else { 4 };
+    if let Some(kind) = sort_system(insn, mode) {
+        let stack = matches!(kind, Kind::Pushf | Kind::Popf);
+        return Sorted {
+            size: if stack { word } else { 0 },
+            writes: kind == Kind::Pushf,
+            ..Sorted::plain(kind)
+        };
+    }
     match insn.flow_control() {
         FlowControl::Next => {}
         FlowControl::UnconditionalBranch if insn.is_jmp_short_or_near() => {
@@ -560,6 +612,64 @@ fn sort(insn: &Instruction, mode: Mode, machine: &Machine) -> Sorted {
     Sorted { kind, memory: has_memory, size, writes, align, fp: false }
 }
 
+/// System instructions that are translated.
+fn sort_system(insn: &Instruction, mode: Mode) -> Option<Kind> {
+    let kernel = !mode.user();
+    let element = |code| match code {
+        Code::Movsb_m8_m8 | Code::Stosb_m8_AL => Some(0),
+        Code::Movsw_m16_m16 | Code::Stosw_m16_AX => Some(1),
+        Code::Movsd_m32_m32 | Code::Stosd_m32_EAX => Some(2),
+        Code::Movsq_m64_m64 | Code::Stosq_m64_RAX => Some(3),
+        _ => None,
+    };
+    Some(match insn.mnemonic() {
+        Mnemonic::Cli if kernel => Kind::Cli,
+        Mnemonic::Sti if kernel => Kind::Sti,
+        Mnemonic::Cld => Kind::Cld,
+        Mnemonic::Pushfq if mode.long => Kind::Pushf,
+        Mnemonic::Pushfd if !mode.long => Kind::Pushf,
+        Mnemonic::Popfq if mode.long && kernel => Kind::Popf,
+        Mnemonic::Popfd if !mode.long && kernel => Kind::Popf,
+        Mnemonic::Swapgs if mode.long && kernel => Kind::Swapgs,
+        Mnemonic::Rdtsc if mode.tsc => Kind::Rdtsc,
+        Mnemonic::Rdtscp if mode.tsc => Kind::Rdtscp,
+        Mnemonic::Stac if kernel && mode.smap => Kind::SetAc(true),
+        Mnemonic::Clac if kernel && mode.smap => Kind::SetAc(false),
+        Mnemonic::Syscall if mode.long && mode.user() => Kind::Syscall,
+        Mnemonic::Sysretq if mode.long && mode.bank == 0 => Kind::Sysret,
+        Mnemonic::Mov
+            if matches!(insn.code(), Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg)
+                && insn.op0_kind() == OpKind::Register =>
+        {
+            Kind::Selector
+        }
+        Mnemonic::Mov
+            if kernel
+                && insn.code() == Code::Mov_r64_cr
+                && matches!(
+                    insn.op1_register(),
+                    Register::CR0 | Register::CR2 | Register::CR3 | Register::CR4
+                ) =>
+        {
+            Kind::ReadControl
+        }
+        Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsd | Mnemonic::Movsq
+            if mode.long
+                && insn.has_rep_prefix()
+                && insn.op1_kind() == OpKind::MemorySegRSI
+                && !matches!(insn.memory_segment(), Register::FS | Register::GS) =>
+        {
+            Kind::Movs(element(insn.code())?)
+        }
+        Mnemonic::Stosb | Mnemonic::Stosw | Mnemonic::Stosd | Mnemonic::Stosq
+            if mode.long && insn.has_rep_prefix() && insn.op0_kind() == OpKind::MemoryESRDI =>
+        {
+            Kind::Stos(element(insn.code())?)
+        }
+        _ => return None,
+    })
+}
+
 /// Whether a general instruction writes its memory operand.
 fn writes_memory(insn: &Instruction) -> bool {
     use Mnemonic::*;
@@ -588,7 +698,12 @@ enum Change {
 
 fn stack_change(insn: &Instruction, kind: Kind, word: i32) -> Change {
     match kind {
-        Kind::Push | Kind::Call(_) | Kind::CallIndirect => return Change::By(-word),
+        Kind::Push | Kind::Pushf | Kind::Call(_) | Kind::CallIndirect => return Change::By(-word),
+        Kind::Popf => return Change::By(word),
+        Kind::Selector | Kind::ReadControl => {
+            let sp = insn.op0_register().full_register() == Register::RSP;
+            return if sp { Change::Unknown } else { Change::Same };
+        }
         Kind::Pop if insn.op_register(0).full_register() == Register::RSP => return Change::Unknown,
         Kind::Pop => return Change::By(word),
         Kind::Leave => return Change::Unknown,
@@ -644,8 +759,8 @@ fn stack_change(insn: &Instruction, kind: Kind, word: i32) -> Change {
 /// The offset from RSP and the size of the stack access an instruction makes, if it makes one that a check of the page covers.
 fn stack_access(item: &Item, word: i32) -> Option<(i32, i32)> {
     match item.kind {
-        Kind::Push | Kind::Call(_) | Kind::CallIndirect => Some((-word, word)),
-        Kind::Pop | Kind::Ret => Some((0, word)),
+        Kind::Push | Kind::Pushf | Kind::Call(_) | Kind::CallIndirect => Some((-word, word)),
+        Kind::Pop | Kind::Popf | Kind::Ret => Some((0, word)),
         Kind::Copy | Kind::Divide | Kind::JmpIndirect if explicit_stack(item, word) => {
             let disp = i32::try_from(item.insn.memory_displacement64() as i64).ok()?;
             Some((disp, item.size.into()))
@@ -667,8 +782,9 @@ fn explicit_stack(item: &Item, word: i32) -> bool {
 }
 
 impl Plan {
-    /// Plans the block that starts at `start` of a page.
-    pub(crate) fn new(page: &[u8; 4096], start: u16, mode: Mode, machine: &Machine) -> Self {
+    /// Plans the block that starts at `start` of a page. Bytes of the next page follow where one instruction that needs them is
+    /// to be planned.
+    pub(crate) fn new(page: &[u8], start: u16, mode: Mode, machine: &Machine) -> Self {
         let bits = if mode.long { 64 } else { 32 };
         let mut decoder = Decoder::new(bits, page, DecoderOptions::NONE);
         let mut items = Vec::with_capacity(16);
@@ -713,8 +829,25 @@ impl Plan {
                 break;
             }
         }
+        // The instruction behind STI runs before interrupts are looked at: it must be in the block, and run natively.
+        let shadowed = |n: usize| {
+            items.get(n + 1).is_some_and(|next: &Item| {
+                !matches!(next.kind, Kind::Interpret(_) | Kind::Movs(_) | Kind::Stos(_))
+            })
+        };
+        if let Some(n) = (0..items.len()).find(|&n| items[n].kind == Kind::Sti && !shadowed(n)) {
+            items.truncate(n + 1);
+            items[n].kind = Kind::Interpret(false);
+            at = items[n].offset + items[n].insn.len() as u16;
+            ended = true;
+            crosses = false;
+        }
         let mut plan = Self { items, end: at, crosses, ranges: vec![(start, at.max(start + 1))] };
         if crosses {
+            plan.ranges[0].1 = 4096;
+        }
+        if at > 4096 {
+            // The part in the next page is its own range.
             plan.ranges[0].1 = 4096;
         }
         plan.liveness(&mut decoder, mode, ended);
@@ -722,6 +855,17 @@ impl Plan {
             plan.stack(if mode.long { 8 } else { 4 });
         }
         plan
+    }
+
+    /// Plans one instruction that reaches into the next page; `None` if there is none to translate.
+    pub(crate) fn one(bytes: &[u8], start: u16, mode: Mode, machine: &Machine) -> Option<Self> {
+        let mut plan = Self::new(bytes, start, mode, machine);
+        let first = plan.items.first()?;
+        let native = !matches!(first.kind, Kind::Interpret(_)) && first.live_in == 0;
+        (plan.items.len() == 1 && plan.end > 4096 && native).then(|| {
+            plan.ranges.retain(|r| r.0 < 4096);
+            plan
+        })
     }
 
     fn liveness(&mut self, decoder: &mut Decoder<'_>, mode: Mode, ended: bool) {
@@ -734,7 +878,11 @@ impl Plan {
                 Kind::Jmp(t) => live = look(t),
                 Kind::Jcc(t) | Kind::Jcxz(t) | Kind::Loop(t) => live |= look(t),
                 Kind::Call(t) => live = look(t),
-                Kind::Interpret(_) | Kind::JmpIndirect | Kind::CallIndirect | Kind::Ret => live = ARITH,
+                Kind::Interpret(_) | Kind::JmpIndirect | Kind::CallIndirect | Kind::Ret | Kind::Syscall => {
+                    live = ARITH;
+                }
+                Kind::Sysret => live = 0,
+                Kind::SetAc(_) => live = look(i64::from(item.offset) + item.insn.len() as i64),
                 _ => {}
             }
             item.live_out = live;
@@ -828,6 +976,9 @@ fn live_at(
         }
         let Some(insn) = decode(decoder, at) else { break };
         let next = at + insn.len() as u16;
+        if next > 4096 {
+            break;
+        }
         let (reads, kills, _) = flag_effects(&insn);
         live |= reads & !killed;
         let target = near_target(&insn, mode);

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use cpum::state::{XsaveArea, cr0, cr4, seg};
+use cpum::state::{XsaveArea, cr0, cr4, efer, rflags, seg};
 use cpum::{Activity, CpuState, VcpuLink};
 use em::{Engine, Event, Exit, VmContext};
 use iced_x86::{CpuidFeature, Encoder, InstructionInfoFactory};
@@ -25,6 +25,8 @@ use crate::thunks::{self, Thunks, reason};
 
 /// Code memory of one vCPU, in bytes.
 const CODE_BYTES: usize = 64 << 20;
+/// Longest instruction, in bytes.
+const MAX_INSN: usize = 15;
 /// No block's code is longer.
 const MAX_BLOCK_CODE: usize = 64 << 10;
 
@@ -80,9 +82,16 @@ pub struct Rem {
     unit_live: bool,
     /// All floating-point exceptions are masked.
     masked: bool,
+    /// What the host's time-stamp counter lacks to the virtual machine's, if they run at the same rate.
+    tsc: Option<u64>,
+    ctx: Arc<VmContext>,
     code_writes_seen: u64,
     losses_seen: u64,
-    stack_pages: [(u64, u64); JUMP_BANKS],
+    /// What code in the jump cache was translated for: in common, and by bank.
+    common: u16,
+    own: [(bool, bool); JUMP_BANKS],
+    /// STAR, LSTAR and SFMASK as the context knows them.
+    syscall_msrs: [u64; 3],
     pub(crate) last_slow: (u64, u32),
     encoder: Encoder,
     info: InstructionInfoFactory,
@@ -104,7 +113,7 @@ impl Rem {
             .fold(0, |mask, (bit, _)| mask | 1 << bit);
         let unit = UnitFeatures::announced(&ctx.cpuid).intersection(UnitFeatures::host());
         let link = ctx.links[id.index()].clone();
-        let iem = Iem::new(ctx, id)?;
+        let iem = Iem::new(ctx.clone(), id)?;
         let mut code = CodeBuffer::new(CODE_BYTES)?;
         let (bytes, thunks) = thunks::build(code.base(), features.avx, slow::access as *const () as u64)
             .map_err(std::io::Error::other)?;
@@ -126,9 +135,13 @@ impl Rem {
             plain_stack: false,
             unit_live: false,
             masked: false,
+            tsc: None,
+            ctx,
             code_writes_seen: CodeWrites::get().count(),
             losses_seen: 0,
-            stack_pages: [(NO_STACK, 0); JUMP_BANKS],
+            common: 0,
+            own: [(false, false); JUMP_BANKS],
+            syscall_msrs: [u64::MAX; 3],
             last_slow: (0, 0),
             encoder: Encoder::new(64),
             info: InstructionInfoFactory::new(),
@@ -208,7 +221,11 @@ impl Rem {
         let losses = self.iem.core().tlb.losses();
         if losses != self.losses_seen {
             self.losses_seen = losses;
-            self.stack_pages = [(NO_STACK, 0); JUMP_BANKS];
+            let context = self.context();
+            // SAFETY: the context lives as long as the engine, and generated code does not run now.
+            unsafe {
+                (*context).stacks = [[NO_STACK, 0]; JUMP_BANKS];
+            }
         }
         if CodeWrites::get().count() != self.code_writes_seen {
             self.follow_code_writes();
@@ -245,7 +262,8 @@ impl Rem {
             let at = self.jump_slot(bank.into(), slot.into());
             // SAFETY: a valid slot; generated code does not run now.
             unsafe {
-                if (*at).tag & !0xfff == page {
+                // Code that crosses into the page has an address in the one before.
+                if page.wrapping_sub((*at).tag & !0xfff) <= 0x1000 {
                     at.write(none);
                 }
             }
@@ -278,7 +296,10 @@ impl Rem {
         self.stats.pages_dropped += 1;
         for index in page.blocks {
             let block = &mut self.cache.blocks[index as usize];
-            self.cache.by_place.remove(&(block.page + u64::from(block.start), block.mode));
+            let place = (block.page + u64::from(block.start), block.mode);
+            if self.cache.by_place.get(&place) == Some(&index) {
+                self.cache.by_place.remove(&place);
+            }
             let (checked, incoming) = (block.checked, std::mem::take(&mut block.incoming));
             if checked != 0 {
                 self.code.put(checked as usize, &[0xe9]);
@@ -345,18 +366,77 @@ impl Rem {
             }
         }
         let no_em_ts = cpu.cr0 & (cr0::EM | cr0::TS) == 0 && self.masked;
-        Way::Native(Mode {
+        let mode = Mode {
             long,
             bank,
             x87: no_em_ts,
             sse: no_em_ts && cpu.cr4 & cr4::OSFXSR != 0,
             avx: no_em_ts && cpu.cr4 & cr4::OSXSAVE != 0 && cpu.xcr0 & 6 == 6 && self.features.avx,
-            fs_gs: flat(seg::FS) && flat(seg::GS),
+            fs_gs: long || flat(seg::FS) && flat(seg::GS),
             plain_stack: false,
-        })
+            smap: cpu.cr4 & cr4::SMAP != 0,
+            tsc: self.tsc.is_some() && (bank != 1 || cpu.cr4 & cr4::TSD == 0),
+        };
+        self.follow_mode(cpu, mode);
+        Way::Native(mode)
+    }
+
+    /// Sees to it that the jump cache holds code of this mode only, and that generated code knows what it may do.
+    fn follow_mode(&mut self, cpu: &CpuState, mode: Mode) {
+        let (common, own, bank) = (mode.common(), mode.own(), usize::from(mode.bank));
+        let stale: [bool; JUMP_BANKS] = if common != self.common {
+            self.common = common;
+            [true; JUMP_BANKS]
+        } else if own != self.own[bank] {
+            std::array::from_fn(|b| b == bank || bank != 1 && b != 1)
+        } else {
+            [false; JUMP_BANKS]
+        };
+        if stale.contains(&true) {
+            let mut jumps = std::mem::take(&mut self.cache.jumps);
+            jumps.retain(|&(b, page), entry| {
+                if stale[usize::from(b)] {
+                    self.clear_jumps(b, page, entry);
+                }
+                !stale[usize::from(b)]
+            });
+            self.cache.jumps = jumps;
+            for b in 0..JUMP_BANKS {
+                if stale[b] && (b == 1) == (bank == 1) {
+                    self.own[b] = own;
+                }
+            }
+        }
+        let msrs = [cpu.msr.star, cpu.msr.lstar, cpu.msr.sfmask];
+        let (kernel, user) = (self.own[0], self.own[1]);
+        let context = self.context();
+        // SAFETY: the context lives as long as the engine, and generated code does not run now.
+        unsafe {
+            if msrs != self.syscall_msrs {
+                (*context).lstar = cpu.msr.lstar;
+                (*context).syscall_keeps = !cpu.msr.sfmask & !rflags::RF | rflags::FIXED;
+                let (cs, ss) = iem::syscall_segments(cpu.msr.star);
+                (*context).kernel_segments = [cs, ss];
+                let (cs, ss) = iem::sysret_segments(cpu.msr.star);
+                (*context).user_segments = [cs, ss];
+            }
+            let enabled = cpu.msr.efer & efer::SCE != 0;
+            let masks = rflags::TF | rflags::AC | rflags::IF;
+            (*context).syscall_ok =
+                u64::from(enabled && kernel == (true, true) && cpu.msr.sfmask & masks == masks);
+            (*context).sysret_ok = u64::from(enabled && user == (true, true));
+        }
+        self.syscall_msrs = msrs;
     }
 
     // ---- floating-point state ----
+
+    /// What to add to the host's time-stamp counter, if the machine's clock follows it at the rate of the guest's.
+    fn host_tsc(&self) -> Option<u64> {
+        let anchor = self.ctx.clock.anchor()?;
+        let same = self.ctx.clock.counter_hz() == Some(self.ctx.tsc_frequency.0);
+        same.then(|| tm::ticks(anchor.time, self.ctx.tsc_frequency.0).wrapping_sub(anchor.counter))
+    }
 
     fn unit_to_memory(&mut self, cpu: &mut CpuState) {
         if !self.unit_live {
@@ -421,7 +501,8 @@ impl Rem {
             && let Some(&link) = self.cache.links.get(number as usize)
             && link.page == block.page
             && link.target == block.start
-            && link.mode == (block.mode & !PLAIN_BIT)
+            && link.mode.number() == block.mode
+            && block.second.is_none()
         {
             self.stats.linked += 1;
             self.code.aim(link.site as usize, block.entry as usize);
@@ -440,7 +521,6 @@ impl Rem {
         }
         self.stats.entered += 1;
         let bank = usize::from(mode.bank);
-        let (stack_page, delta) = self.stack_pages[bank];
         let rem: *mut Self = self;
         let context = self.context();
         // SAFETY: the context lives as long as the engine. Generated code reaches the engine (in `slow`) and the CPU state through
@@ -452,15 +532,22 @@ impl Rem {
             (*context).page = cpu.rip & !0xfff;
             (*context).fs_base = cpu.seg[seg::FS].base;
             (*context).gs_base = cpu.seg[seg::GS].base;
-            (*context).stack_page = stack_page;
-            (*context).delta = delta;
+            [(*context).stack_page, (*context).delta] = (*context).stacks[bank];
+            (*context).bank = bank as u64;
+            (*context).resync = 0;
+            (*context).tsc_add = (*rem).tsc.map_or(0, |add| add.wrapping_add(cpu.msr.tsc_offset));
             let thunk: extern "sysv64" fn() -> u64 =
                 std::mem::transmute((*rem).thunks.enter as usize as *const ());
             thunk()
         };
         // SAFETY: as above.
         unsafe {
-            self.stack_pages[bank] = ((*context).stack_page, (*context).delta);
+            (*context).stacks[((*context).bank as usize).min(JUMP_BANKS - 1)] =
+                [(*context).stack_page, (*context).delta];
+            if (*context).resync != 0 {
+                self.iem.core().update_mode(cpu);
+                self.way = self.find_way(cpu);
+            }
         }
         if !mode.long {
             cpu.rip &= 0xffff_ffff;
@@ -471,7 +558,7 @@ impl Rem {
             reason::LINK => {
                 let number = (why >> 3) as u32;
                 self.pending_link = Some(number);
-                self.plain_stack = self.cache.links.get(number as usize).is_some_and(|l| l.plain_stack);
+                self.plain_stack = self.cache.links.get(number as usize).is_some_and(|l| l.mode.plain_stack);
                 Ok(())
             }
             reason::UNKNOWN => {
@@ -497,6 +584,7 @@ impl Rem {
         let bank = self.iem.core().code_bank();
         if let Some(at) = self.iem.core().tlb.fetch(bank, pc)
             && let Some(&index) = self.cache.by_place.get(&(at, mode.number()))
+            && self.cache.blocks[index as usize].second.is_none()
         {
             return Some(index);
         }
@@ -506,23 +594,47 @@ impl Rem {
         let (_, frame) = self.iem.core().place_code(cpu, pc).ok()?;
         let frame = frame?;
         if let Some(&index) = self.cache.by_place.get(&(frame.key() + (pc & 0xfff), mode.number())) {
-            return Some(index);
+            let second = self.cache.blocks[index as usize].second;
+            if second.is_none() || second == self.next_page(cpu, pc, mode).map(Frame::key) {
+                return Some(index);
+            }
         }
-        self.translate(frame, pc, mode)
+        self.translate(cpu, frame, pc, mode)
     }
 
-    fn translate(&mut self, frame: Frame, pc: u64, mode: Mode) -> Option<u32> {
+    /// The frame of the page behind the one of `pc`.
+    fn next_page(&mut self, cpu: &CpuState, pc: u64, mode: Mode) -> Option<Frame> {
+        let next = (pc | 0xfff).wrapping_add(1);
+        if !iem::core::canonical(next) || !mode.long && next > u32::MAX.into() {
+            return None;
+        }
+        self.iem.core().place_code(cpu, next).ok()?.1
+    }
+
+    fn translate(&mut self, cpu: &CpuState, frame: Frame, pc: u64, mode: Mode) -> Option<u32> {
         let start = (pc & 0xfff) as u16;
         if !self.code.fits(MAX_BLOCK_CODE, MAX_BLOCK_CODE) {
             self.drop_all();
         }
         let key = frame.key();
-        if self.cache.pages.get(&key).is_some_and(|p| !p.source.valid()) {
-            self.drop_page(key);
+        self.drop_if_stale(key);
+        let mut bytes = [0; 4096 + MAX_INSN];
+        self.iem.core().frames.read_bytes(frame, 0, &mut bytes[..4096]);
+        let mut plan = Plan::new(&bytes[..4096], start, mode, &self.machine);
+        let mut second = None;
+        if plan.items.is_empty() {
+            let next = self.next_page(cpu, pc, mode)?;
+            self.drop_if_stale(next.key());
+            self.iem.core().frames.read_bytes(next, 0, &mut bytes[4096..]);
+            plan = Plan::one(&bytes, start, mode, &self.machine)?;
+            let tail = iem::mark(self.iem.core(), next, 0, u64::from(plan.end) - 4096)?;
+            let mut again = [0; MAX_INSN];
+            self.iem.core().frames.read_bytes(next, 0, &mut again);
+            if again != bytes[4096..] {
+                return None;
+            }
+            second = Some((next.key(), tail));
         }
-        let mut page = [0; 4096];
-        self.iem.core().frames.read_bytes(frame, 0, &mut page);
-        let plan = Plan::new(&page, start, mode, &self.machine);
         let mut source = None;
         for &(from, to) in &plan.ranges {
             let marked = iem::mark(self.iem.core(), frame, from.into(), (to - from).into())?;
@@ -530,7 +642,7 @@ impl Rem {
         }
         let mut again = [0; 4096];
         self.iem.core().frames.read_bytes(frame, 0, &mut again);
-        if plan.ranges.iter().any(|&(a, b)| page[a as usize..b as usize] != again[a as usize..b as usize]) {
+        if plan.ranges.iter().any(|&(a, b)| bytes[a as usize..b as usize] != again[a as usize..b as usize]) {
             return None;
         }
         let (hot, cold) = self.code.next();
@@ -551,8 +663,7 @@ impl Rem {
                 stub: link.stub,
                 page: key,
                 target: link.target,
-                mode: number & !PLAIN_BIT,
-                plain_stack: link.plain_stack,
+                mode: link.mode,
             });
         }
         let interpret = match plan.items.first() {
@@ -566,6 +677,7 @@ impl Rem {
             page: key,
             start,
             mode: number,
+            second: second.as_ref().map(|s| s.0),
             entry: (hot + output.entry) as u32,
             checked: if checked { hot as u32 } else { 0 },
             live: plan.items.first().is_none_or(|i| i.live_in != 0),
@@ -573,14 +685,24 @@ impl Rem {
             incoming: Vec::new(),
         });
         self.cache.by_place.insert((key + u64::from(start), number), index);
-        match self.cache.pages.get_mut(&key) {
-            Some(page) => page.blocks.push(index),
-            None => {
-                let page = Page { source: source?, blocks: vec![index] };
-                self.cache.pages.insert(key, page);
+        for (key, source) in
+            [(key, source)].into_iter().chain(second.map(|(key, source)| (key, Some(source))))
+        {
+            match self.cache.pages.get_mut(&key) {
+                Some(page) => page.blocks.push(index),
+                None => {
+                    let page = Page { source: source?, blocks: vec![index] };
+                    self.cache.pages.insert(key, page);
+                }
             }
         }
         Some(index)
+    }
+
+    fn drop_if_stale(&mut self, key: u64) {
+        if self.cache.pages.get(&key).is_some_and(|p| !p.source.valid()) {
+            self.drop_page(key);
+        }
     }
 
     /// Enters a block into the jump cache.
@@ -607,18 +729,23 @@ impl Rem {
         self.set_jump(mode.bank.into(), slot.into(), Jump { tag: pc, code });
         let code_bank = self.iem.core().code_bank();
         let global = self.iem.core().tlb.is_global(code_bank, pc);
-        let entry = self
-            .cache
-            .jumps
-            .entry((mode.bank, pc & !0xfff))
-            .or_insert_with(|| PageJumps { global, slots: Vec::new() });
-        entry.global &= global;
-        entry.slots.push(slot);
+        let second = self.cache.blocks[index as usize].second.map(|_| (pc | 0xfff).wrapping_add(1));
+        for page in [pc & !0xfff].into_iter().chain(second) {
+            let entry = self
+                .cache
+                .jumps
+                .entry((mode.bank, page))
+                .or_insert_with(|| PageJumps { global, slots: Vec::new() });
+            entry.global &= global && second.is_none();
+            entry.slots.push(slot);
+            // Two pages that take turns in a slot must not make the list grow.
+            if entry.slots.len() >= 2 * 4096 {
+                entry.slots.sort_unstable();
+                entry.slots.dedup();
+            }
+        }
     }
 }
-
-/// The bit of a mode's number that says plain stack accesses.
-const PLAIN_BIT: u8 = 0x80;
 
 fn announced(cpuid: &cpum::CpuidTable, feature: CpuidFeature) -> bool {
     use cpum::cpuid::bit;
@@ -630,6 +757,7 @@ fn announced(cpuid: &cpum::CpuidTable, feature: CpuidFeature) -> bool {
         CpuidFeature::MOVBE => cpuid.has(bit::MOVBE) && std::is_x86_feature_detected!("movbe"),
         CpuidFeature::ADX => cpuid.has(bit::ADX) && std::is_x86_feature_detected!("adx"),
         CpuidFeature::CX8 => cpuid.has(bit::CX8),
+        CpuidFeature::SSE4_2 => cpuid.has(bit::SSE42) && std::is_x86_feature_detected!("sse4.2"),
         CpuidFeature::CMPXCHG16B => cpuid.has(bit::CX16) && std::is_x86_feature_detected!("cmpxchg16b"),
         _ => false,
     }
@@ -651,7 +779,11 @@ impl Engine for Rem {
         self.iem.core().resync = true;
         let area = self.context();
         // SAFETY: the link lives as long as the engine.
-        unsafe { (*area).kick = self.link.kick_word() };
+        unsafe {
+            (*area).kick = self.link.kick_word();
+            (*area).actions = self.link.actions_word();
+        }
+        self.tsc = self.host_tsc();
         self.features.set_gs(area as u64);
         host::announce(self.code.base(), self.code.len() as u64, self.thunks.host_fault);
         let exit = self.run_inner(cpu);

@@ -43,6 +43,7 @@ pub(crate) extern "sysv64" fn access(rem: *mut Rem, address: u64, description: u
     // SAFETY: generated code passes the pointer that the run loop put into the context; the loop does not touch the engine
     // until generated code has returned.
     let rem = unsafe { &mut *rem };
+    rem.follow_native_mode();
     if description & STACK != 0 {
         rem.stack_page(address, description)
     } else {
@@ -51,6 +52,17 @@ pub(crate) extern "sysv64" fn access(rem: *mut Rem, address: u64, description: u
 }
 
 impl Rem {
+    /// Tells the interpreter's memory access path of changes of the mode that generated code made.
+    fn follow_native_mode(&mut self) {
+        let context: *mut Context = self.context();
+        // SAFETY: the context lives as long as the engine; the CPU state is the run loop's, which waits for generated code.
+        unsafe {
+            if (*context).resync != 0 {
+                self.iem.core().update_mode(&*(*context).cpu);
+            }
+        }
+    }
+
     fn slow_access(&mut self, address: u64, description: u32) -> u64 {
         self.stats.slow_accesses += 1;
         let size = u64::from(description >> SIZE_SHIFT & SIZE_MASK);

@@ -9,7 +9,9 @@ use std::mem::offset_of;
 use cpum::CpuState;
 use iced_x86::code_asm::*;
 
-use crate::context::off;
+use iem::tlb::{ENTRIES, Entry};
+
+use crate::context::{TLB_AT, TLB_MASK, TLB_SHIFT, off};
 
 /// Addresses of the thunks in the code buffer.
 #[derive(Clone, Copy, Debug, Default)]
@@ -26,6 +28,9 @@ pub(crate) struct Thunks {
     pub(crate) slow_saved: u64,
     /// Where a host exception at an instruction is continued: leaves to have the instruction interpreted.
     pub(crate) host_fault: u64,
+    /// Called for repeated MOVS (0) and STOS (1) by bank and element size. The instruction's page offset is in
+    /// `Context::fault_offset`; where the interpreter must go on, they leave for that.
+    pub(crate) strings: [[[u64; 4]; 2]; 3],
 }
 
 /// Why generated code was left, in the low three bits of what `enter` returns.
@@ -160,6 +165,116 @@ fn leave(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.ret()
 }
 
+/// Repeated MOVS or STOS: the host's own instruction on each stretch that lies in one page at both ends.
+fn string(
+    a: &mut CodeAssembler,
+    bank: usize,
+    stos: bool,
+    shift: u32,
+    exit: CodeLabel,
+) -> Result<(), IcedError> {
+    let tlb = TLB_AT + (bank * ENTRIES * size_of::<Entry>()) as i32;
+    let entry = |field: usize| qword_ptr(r14 + (tlb + field as i32)).gs();
+    let read = offset_of!(Entry, read);
+    let write = offset_of!(Entry, write);
+    let host = offset_of!(Entry, host);
+    let mut again = a.create_label();
+    let mut done = a.create_label();
+    let mut fail = a.create_label();
+    a.mov(r14, rax)?;
+    a.lahf()?;
+    a.seto(al)?;
+    a.mov(word_ptr(off::FLAGS as u64).gs(), ax)?;
+    a.mov(rax, r14)?;
+    a.mov(r15, ctx(off::CPU))?;
+    a.test(byte_ptr(r15 + (RFLAGS + 1)), 4)?;
+    a.jne(fail)?;
+    a.set_label(&mut again)?;
+    a.test(rcx, rcx)?;
+    a.je(done)?;
+    a.mov(r14d, edi)?;
+    a.shr(r14d, u32::from(TLB_SHIFT))?;
+    a.and(r14d, TLB_MASK)?;
+    a.mov(r15, rdi)?;
+    a.xor(r15, entry(write))?;
+    a.cmp(r15, 0xfff)?;
+    a.ja(fail)?;
+    a.mov(r13d, 0x1000)?;
+    a.sub(r13d, r15d)?;
+    a.add(r15, entry(host))?;
+    a.mov(ctx(off::TMP), r15)?;
+    if !stos {
+        a.mov(r14d, esi)?;
+        a.shr(r14d, u32::from(TLB_SHIFT))?;
+        a.and(r14d, TLB_MASK)?;
+        a.mov(r15, rsi)?;
+        a.xor(r15, entry(read))?;
+        a.cmp(r15, 0xfff)?;
+        a.ja(fail)?;
+        a.mov(ctx(off::TMP + 8), r15)?;
+        a.add(r15, entry(host))?;
+        a.mov(r14d, 0x1000)?;
+        a.sub(r14d, dword_ptr((off::TMP + 8) as u64).gs())?;
+        a.cmp(r14d, r13d)?;
+        a.cmovb(r13d, r14d)?;
+    }
+    // Elements in this stretch; none if one reaches into the next page.
+    if shift > 0 {
+        a.shr(r13d, shift)?;
+        a.je(fail)?;
+    }
+    a.cmp(rcx, r13)?;
+    a.cmovb(r13, rcx)?;
+    a.mov(ctx(off::TMP + 16), rcx)?;
+    a.mov(ctx(off::TMP + 24), rdi)?;
+    a.mov(r14, rsi)?;
+    a.mov(rcx, r13)?;
+    a.mov(rdi, ctx(off::TMP))?;
+    if stos {
+        match shift {
+            0 => a.rep().stosb()?,
+            1 => a.rep().stosw()?,
+            2 => a.rep().stosd()?,
+            _ => a.rep().stosq()?,
+        }
+    } else {
+        a.mov(rsi, r15)?;
+        match shift {
+            0 => a.rep().movsb()?,
+            1 => a.rep().movsw()?,
+            2 => a.rep().movsd()?,
+            _ => a.rep().movsq()?,
+        }
+        a.lea(rsi, qword_ptr(r14 + r13 * (1 << shift)))?;
+    }
+    a.mov(rdi, ctx(off::TMP + 24))?;
+    a.lea(rdi, qword_ptr(rdi + r13 * (1 << shift)))?;
+    a.mov(rcx, ctx(off::TMP + 16))?;
+    a.sub(rcx, r13)?;
+    a.je(done)?;
+    a.mov(r14, ctx(off::KICK))?;
+    a.cmp(dword_ptr(r14), 0)?;
+    a.je(again)?;
+    a.set_label(&mut fail)?;
+    restore_flags(a)?;
+    a.lea(rsp, qword_ptr(rsp + 8))?;
+    a.mov(r14d, dword_ptr(off::FAULT_OFFSET as u64).gs())?;
+    a.mov(r13d, reason::INTERPRET as u32)?;
+    a.jmp(exit)?;
+    a.set_label(&mut done)?;
+    restore_flags(a)?;
+    a.mov(r13, ctx(off::DELTA))?;
+    a.ret()
+}
+
+fn restore_flags(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.mov(r14, rax)?;
+    a.movzx(eax, word_ptr(off::FLAGS as u64).gs())?;
+    a.add(al, 127)?;
+    a.sahf()?;
+    a.mov(rax, r14)
+}
+
 /// Makes the thunks for a buffer at `base`; `slow` is the function behind slow accesses.
 pub(crate) fn build(base: u64, avx: bool, slow: u64) -> Result<(Vec<u8>, Thunks), IcedError> {
     let mut a = CodeAssembler::new(64)?;
@@ -262,6 +377,17 @@ pub(crate) fn build(base: u64, avx: bool, slow: u64) -> Result<(Vec<u8>, Thunks)
     a.add(eax, reason::INTERPRET as u32)?;
     leave(&mut a)?;
 
+    let mut strings: [[[CodeLabel; 4]; 2]; 3] = Default::default();
+    for (bank, kinds) in strings.iter_mut().enumerate() {
+        for (stos, sizes) in kinds.iter_mut().enumerate() {
+            for (shift, label) in sizes.iter_mut().enumerate() {
+                *label = a.create_label();
+                a.set_label(label)?;
+                string(&mut a, bank, stos != 0, shift as u32, exit)?;
+            }
+        }
+    }
+
     let done = a.assemble_options(base, iced_x86::BlockEncoderOptions::RETURN_NEW_INSTRUCTION_OFFSETS)?;
     let thunks = Thunks {
         enter: done.label_ip(&enter)?,
@@ -270,6 +396,17 @@ pub(crate) fn build(base: u64, avx: bool, slow: u64) -> Result<(Vec<u8>, Thunks)
         slow_dead: done.label_ip(&slow_dead)?,
         slow_saved: done.label_ip(&slow_saved)?,
         host_fault: done.label_ip(&host_fault)?,
+        strings: {
+            let mut all = [[[0; 4]; 2]; 3];
+            for (bank, kinds) in strings.iter().enumerate() {
+                for (stos, sizes) in kinds.iter().enumerate() {
+                    for (shift, label) in sizes.iter().enumerate() {
+                        all[bank][stos][shift] = done.label_ip(label)?;
+                    }
+                }
+            }
+            all
+        },
     };
     Ok((done.inner.code_buffer, thunks))
 }

@@ -259,3 +259,30 @@ fn flags_survive_a_jump_whose_slot_belongs_to_another_block() {
     }
     assert_eq!(agree(&code).gpr[3], 100);
 }
+
+#[test]
+fn instructions_across_pages_run_in_loops() {
+    for shift in 1..40 {
+        let code = assemble(0x10_0000, |a| {
+            let mut top = a.create_label();
+            let mut start = a.create_label();
+            a.jmp(start)?;
+            for _ in 0..(0x1000 - 5 - 20 - shift) {
+                a.nop()?;
+            }
+            a.set_label(&mut start)?;
+            a.mov(ecx, 100)?;
+            a.xor(eax, eax)?;
+            a.mov(rbx, 0x20_0000u64)?;
+            a.set_label(&mut top)?;
+            a.add(qword_ptr(rbx + 0x100), 0x1234567)?;
+            a.add(rax, qword_ptr(rbx + 0x100))?;
+            a.cmp(rax, 0x7654321)?;
+            a.adc(rdx, 0x1234567)?;
+            a.dec(ecx)?;
+            a.jne(top)?;
+            a.hlt()
+        });
+        agree(&code);
+    }
+}

@@ -106,7 +106,11 @@ impl Backend {
                 }
                 host.tsc_frequency()
             }
-            _ => config.tsc.unwrap_or_else(host::tsc_frequency),
+            // At the host's own rate reading the counter costs least.
+            Self::Recompiler { .. } => {
+                config.tsc.or_else(|| rem::counter::rate().map(Hz)).unwrap_or_else(host::tsc_frequency)
+            }
+            Self::Interpreter { .. } => config.tsc.unwrap_or_else(host::tsc_frequency),
         }
     }
 
@@ -114,7 +118,11 @@ impl Backend {
     pub fn clock(&self) -> Arc<Clock> {
         match self {
             Self::Kvm(host) => host.clock(),
-            _ => Clock::new(),
+            Self::Recompiler { .. } => match rem::counter::rate() {
+                Some(hz) => Clock::from_counter(hz, Box::new(rem::counter::read)),
+                None => Clock::new(),
+            },
+            Self::Interpreter { .. } => Clock::new(),
         }
     }
 

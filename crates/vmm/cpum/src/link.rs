@@ -103,6 +103,11 @@ impl VcpuLink {
         ForcedActions(self.actions.load(Ordering::Acquire))
     }
 
+    /// All that is raised, for generated code that looks whether anything is before it lets interrupts in.
+    pub fn actions_word(&self) -> &AtomicU32 {
+        &self.actions
+    }
+
     /// A word that is not zero if actions were raised since [`VcpuLink::clear_kick`], for generated code that polls it. Unlike the
     /// actions, which stay until they are served, it tells only what is new.
     pub fn kick_word(&self) -> &AtomicU32 {

@@ -110,6 +110,14 @@ impl Clock {
         }
     }
 
+    /// Ticks per second of the counter that a clock made by [`Clock::from_counter`] follows.
+    pub fn counter_hz(&self) -> Option<u64> {
+        match self.state.read().source {
+            Source::Counter { hz, .. } => Some(hz),
+            _ => None,
+        }
+    }
+
     /// Lets time run on from where it stands.
     pub fn start(&self) {
         let mut state = self.state.write();

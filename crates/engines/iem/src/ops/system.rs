@@ -807,8 +807,27 @@ fn flat(attr_kind: u8, dpl: u8, long: bool, big: bool) -> Segment {
 }
 
 fn enter_flat(cpu: &mut CpuState, cs: u16, ss: u16, dpl: u8, long: bool) {
-    cpu.seg[seg::CS] = Segment { selector: cs, ..flat(11, dpl, long, !long) };
-    cpu.seg[seg::SS] = Segment { selector: ss, ..flat(3, dpl, false, true) };
+    (cpu.seg[seg::CS], cpu.seg[seg::SS]) = flat_pair(cs, ss, dpl, long);
+}
+
+/// The code and stack segments that SYSCALL and SYSRET load.
+fn flat_pair(cs: u16, ss: u16, dpl: u8, long: bool) -> (Segment, Segment) {
+    (
+        Segment { selector: cs, ..flat(11, dpl, long, !long) },
+        Segment { selector: ss, ..flat(3, dpl, false, true) },
+    )
+}
+
+/// The code and stack segments of 64-bit SYSCALL with a value of STAR.
+pub fn syscall_segments(star: u64) -> (Segment, Segment) {
+    let cs = (star >> 32) as u16 & !3;
+    flat_pair(cs, cs.wrapping_add(8), 0, true)
+}
+
+/// The same of SYSRET to 64-bit code.
+pub fn sysret_segments(star: u64) -> (Segment, Segment) {
+    let base = (star >> 48) as u16;
+    flat_pair(base.wrapping_add(16) | 3, base.wrapping_add(8) | 3, 3, true)
 }
 
 pub(crate) fn syscall(core: &mut Core, cpu: &mut CpuState, op: &Op) -> Result<(), Fault> {
@@ -829,7 +848,7 @@ pub(crate) fn syscall(core: &mut Core, cpu: &mut CpuState, op: &Op) -> Result<()
         cpu.rip = star & 0xffff_ffff;
         cpu.rflags &= !(rflags::VM | rflags::IF | rflags::RF);
     }
-    enter_flat(cpu, cs, cs + 8, 0, long_mode);
+    enter_flat(cpu, cs, cs.wrapping_add(8), 0, long_mode);
     Ok(())
 }
 
