@@ -118,7 +118,7 @@ pub(crate) const NO_STACK: u64 = 0x8000_0000_0000_0000;
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Jump {
-    /// Linear address.
+    /// Linear address, negated.
     pub(crate) tag: u64,
     /// Host address of the block's checked entry, which compares the tag.
     pub(crate) code: u64,

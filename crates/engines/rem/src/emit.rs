@@ -51,7 +51,7 @@ enum Cold {
     Interpret { sites: Vec<usize>, offset: u16, saved: bool },
     Far { site: usize, target: i64 },
     Poll { site: usize, target: i64, saved: bool },
-    Unknown { sites: Vec<usize> },
+    Unknown { unknown: usize, wanted: usize, saved: bool },
 }
 
 pub(crate) struct Host {
@@ -332,11 +332,18 @@ impl<'a> Emitter<'a> {
         self.go(target, false);
     }
 
+    /// The entry for jumps through the jump cache. Until the address has been found right, flags are not touched: the jump may
+    /// have been meant for code elsewhere to which they matter.
     fn checked_entry(&mut self, start: u16, live: bool) {
-        // Also where this block reads none: the jump may be to another one that shares its slot and does.
-        self.hot.save_flags_apart(off::TMP, off::FLAGS);
-        self.hot.rm(true, None, &[0x3b], r::S15, M::CtxAt8(r::S14, self.jumps()));
-        let unknown = self.hot.jcc(cc::NE);
+        self.hot.load(r::S14, M::CtxAt8(r::S14, self.jumps()));
+        self.hot.lea(r::S14, M::Index(r::S14, r::S15, 0, 0));
+        self.hot.rr(true, &[0x87], r::S14, r::RCX); // xchg
+        self.hot.bytes(&[0xe3, 5]); // jrcxz over the jump
+        let unknown = self.hot.jmp();
+        self.hot.mov(r::RCX, r::S14);
+        if live {
+            self.hot.save_flags_apart(off::TMP, off::FLAGS);
+        }
         self.hot.load(r::S14, M::Ctx(off::KICK));
         self.hot.rm(false, None, &[0x83], Alu::Cmp as u8, M::At(r::S14, 0));
         self.hot.byte(0);
@@ -346,7 +353,7 @@ impl<'a> Emitter<'a> {
         }
         self.hot.lea(r::S15, M::At(r::S15, -i32::from(start)));
         self.hot.store(M::Ctx(off::PAGE), r::S15);
-        self.colds.push(Cold::Unknown { sites: vec![unknown, wanted] });
+        self.colds.push(Cold::Unknown { unknown, wanted, saved: live });
     }
 
     // ---- memory ----
@@ -1284,11 +1291,14 @@ impl<'a> Emitter<'a> {
                     self.cold.mov_imm32(r::DELTA, reason::GO_ON as u32);
                     self.cold_thunk(self.thunks.exit, false);
                 }
-                Cold::Unknown { sites } => {
-                    for site in sites {
-                        self.aim_hot(site);
+                Cold::Unknown { unknown, wanted, saved } => {
+                    self.aim_hot(unknown);
+                    self.cold.mov(r::RCX, r::S14);
+                    self.cold_thunk(self.thunks.unknown, false);
+                    self.aim_hot(wanted);
+                    if saved {
+                        self.cold.restore_flags_apart(off::TMP, off::FLAGS);
                     }
-                    self.cold.restore_flags_apart(off::TMP, off::FLAGS);
                     self.cold_thunk(self.thunks.unknown, false);
                 }
             }

@@ -857,11 +857,11 @@ impl Plan {
         plan
     }
 
-    /// Plans one instruction that reaches into the next page; `None` if there is none to translate.
+    /// Plans one instruction that reaches into the next page; `None` if it is left to the interpreter.
     pub(crate) fn one(bytes: &[u8], start: u16, mode: Mode, machine: &Machine) -> Option<Self> {
         let mut plan = Self::new(bytes, start, mode, machine);
         let first = plan.items.first()?;
-        let native = !matches!(first.kind, Kind::Interpret(_)) && first.live_in == 0;
+        let native = !matches!(first.kind, Kind::Interpret(_));
         (plan.items.len() == 1 && plan.end > 4096 && native).then(|| {
             plan.ranges.retain(|r| r.0 < 4096);
             plan

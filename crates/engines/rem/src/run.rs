@@ -263,7 +263,7 @@ impl Rem {
             // SAFETY: a valid slot; generated code does not run now.
             unsafe {
                 // Code that crosses into the page has an address in the one before.
-                if page.wrapping_sub((*at).tag & !0xfff) <= 0x1000 {
+                if page.wrapping_sub((*at).tag.wrapping_neg() & !0xfff) <= 0x1000 {
                     at.write(none);
                 }
             }
@@ -401,9 +401,9 @@ impl Rem {
                 !stale[usize::from(b)]
             });
             self.cache.jumps = jumps;
-            for b in 0..JUMP_BANKS {
+            for (b, kept) in self.own.iter_mut().enumerate() {
                 if stale[b] && (b == 1) == (bank == 1) {
-                    self.own[b] = own;
+                    *kept = own;
                 }
             }
         }
@@ -510,6 +510,10 @@ impl Rem {
         }
         if unknown && !mode.plain_stack {
             self.remember(pc, mode, index);
+        }
+        let losses = self.iem.core().tlb.losses();
+        if losses != self.losses_seen {
+            self.follow();
         }
         self.enter(cpu, mode, entry)
     }
@@ -726,17 +730,18 @@ impl Rem {
         }
         let slot = (pc & 0xffff) as u16;
         let code = self.code.base() + u64::from(checked);
-        self.set_jump(mode.bank.into(), slot.into(), Jump { tag: pc, code });
+        self.set_jump(mode.bank.into(), slot.into(), Jump { tag: pc.wrapping_neg(), code });
         let code_bank = self.iem.core().code_bank();
-        let global = self.iem.core().tlb.is_global(code_bank, pc);
         let second = self.cache.blocks[index as usize].second.map(|_| (pc | 0xfff).wrapping_add(1));
+        let tlb = &self.iem.core().tlb;
+        let global = tlb.is_global(code_bank, pc) && second.is_none_or(|next| tlb.is_global(code_bank, next));
         for page in [pc & !0xfff].into_iter().chain(second) {
             let entry = self
                 .cache
                 .jumps
                 .entry((mode.bank, page))
                 .or_insert_with(|| PageJumps { global, slots: Vec::new() });
-            entry.global &= global && second.is_none();
+            entry.global &= global;
             entry.slots.push(slot);
             // Two pages that take turns in a slot must not make the list grow.
             if entry.slots.len() >= 2 * 4096 {
