@@ -287,6 +287,7 @@ fn copyable(insn: &Instruction, machine: &Machine) -> bool {
             | Cmpxchg16b
             | Bswap
             | Movbe
+            | Crc32
             | Cbw
             | Cwde
             | Cdqe
