@@ -45,13 +45,47 @@ enum Flags {
 
 /// Code that stands apart, and the jumps in the block that lead there.
 enum Cold {
-    Slow { sites: Vec<usize>, retry: usize, access: usize, description: u32, saved: bool, tag: i32 },
-    Stack { site: usize, retry: usize, description: u32, saved: bool, low: i32, at: u16 },
-    Link { site: usize, target: u16, mode: Mode },
-    Interpret { sites: Vec<usize>, offset: u16, saved: bool },
-    Far { site: usize, target: i64 },
-    Poll { site: usize, target: i64, saved: bool },
-    Unknown { unknown: usize, wanted: usize, saved: bool },
+    Slow {
+        sites: Vec<usize>,
+        retry: usize,
+        access: usize,
+        description: u32,
+        saved: bool,
+        tag: i32,
+    },
+    Stack {
+        site: usize,
+        retry: usize,
+        description: u32,
+        saved: bool,
+        low: i32,
+        at: u16,
+    },
+    Link {
+        site: usize,
+        target: u16,
+        mode: Mode,
+    },
+    Interpret {
+        sites: Vec<usize>,
+        offset: u16,
+        saved: bool,
+    },
+    Far {
+        site: usize,
+        target: i64,
+    },
+    /// `exchanged`: guest RCX is in r14.
+    Poll {
+        site: usize,
+        target: i64,
+        exchanged: bool,
+    },
+    Unknown {
+        unknown: usize,
+        wanted: usize,
+        saved: bool,
+    },
 }
 
 pub(crate) struct Host {
@@ -299,7 +333,7 @@ impl<'a> Emitter<'a> {
         match Self::near(target) {
             Some(offset) => {
                 if poll {
-                    self.poll(target, false);
+                    self.poll(target);
                 }
                 let site = self.hot.jmp();
                 self.link(site, offset, poll);
@@ -312,12 +346,12 @@ impl<'a> Emitter<'a> {
     }
 
     /// Leaves if somebody wants something of this vCPU. Overwrites RFLAGS.
-    fn poll(&mut self, target: i64, saved: bool) {
+    fn poll(&mut self, target: i64) {
         self.hot.load(r::S14, M::Ctx(off::KICK));
         self.hot.rm(false, None, &[0x83], Alu::Cmp as u8, M::At(r::S14, 0));
         self.hot.byte(0);
         let site = self.hot.jcc(cc::NE);
-        self.colds.push(Cold::Poll { site, target, saved });
+        self.colds.push(Cold::Poll { site, target, exchanged: false });
     }
 
     /// Goes back to a known place, looking for requests, with `live` flags in RFLAGS.
@@ -326,9 +360,13 @@ impl<'a> Emitter<'a> {
             self.go(target, true);
             return;
         }
-        self.hot.save_flags(r::S14, off::FLAGS);
-        self.poll(target, true);
-        self.hot.restore_flags(r::S14, off::FLAGS);
+        self.hot.load(r::S14, M::Ctx(off::KICK));
+        self.hot.load32(r::S14, M::At(r::S14, 0));
+        self.hot.rr(true, &[0x87], r::S14, r::RCX); // xchg
+        self.hot.bytes(&[0xe3, 5]); // jrcxz over the jump
+        let site = self.hot.jmp();
+        self.colds.push(Cold::Poll { site, target, exchanged: true });
+        self.hot.mov(r::RCX, r::S14);
         self.go(target, false);
     }
 
@@ -1282,10 +1320,10 @@ impl<'a> Emitter<'a> {
                     Self::linear(&mut self.cold, long, target);
                     Self::jump_indirect(&mut self.cold, jumps);
                 }
-                Cold::Poll { site, target, saved } => {
+                Cold::Poll { site, target, exchanged } => {
                     self.aim_hot(site);
-                    if saved {
-                        self.cold.restore_flags(r::S14, off::FLAGS);
+                    if exchanged {
+                        self.cold.mov(r::RCX, r::S14);
                     }
                     self.cold.mov_imm32(r::S14, target as u32);
                     self.cold.mov_imm32(r::DELTA, reason::GO_ON as u32);
