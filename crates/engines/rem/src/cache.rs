@@ -62,6 +62,9 @@ pub(crate) struct Link {
     pub(crate) page: u64,
     pub(crate) target: u16,
     pub(crate) mode: Mode,
+    pub(crate) check: Option<(u32, u32)>,
+    /// How often stack accesses behind the check lay in two pages.
+    pub(crate) straddles: u8,
 }
 
 /// A guest page with translations.

@@ -57,6 +57,8 @@ pub(crate) struct Context {
     /// The code and stack segments that SYSCALL and SYSRET load.
     pub(crate) kernel_segments: [Segment; 2],
     pub(crate) user_segments: [Segment; 2],
+    /// The link by which the code goes on if the check of the stack page at work fails.
+    pub(crate) check: u64,
 }
 
 /// Offsets of the fields.
@@ -77,6 +79,7 @@ pub(crate) mod off {
     pub(crate) const STACK_PAGE: i32 = offset_of!(Context, stack_page) as i32;
     pub(crate) const DELTA: i32 = offset_of!(Context, delta) as i32;
     pub(crate) const TMP: i32 = offset_of!(Context, tmp) as i32;
+    pub(crate) const CHECK: i32 = offset_of!(Context, check) as i32;
     pub(crate) const ACTIONS: i32 = offset_of!(Context, actions) as i32;
     pub(crate) const RESYNC: i32 = offset_of!(Context, resync) as i32;
     pub(crate) const BANK: i32 = offset_of!(Context, bank) as i32;

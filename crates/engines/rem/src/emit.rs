@@ -20,6 +20,9 @@ pub(crate) struct NewLink {
     pub(crate) target: u16,
     /// The mode that it is to be translated for.
     pub(crate) mode: Mode,
+    /// Of a failed check of the stack page: the displacement of the check's jump, and where that can go to leave the check's
+    /// slow part out.
+    pub(crate) check: Option<(u32, u32)>,
 }
 
 /// A translated block, to be placed in the buffer.
@@ -1261,7 +1264,7 @@ impl<'a> Emitter<'a> {
     fn link_stub(&mut self, target: u16, site: u32, mode: Mode) {
         let number = self.first_link + self.links.len() as u32;
         let stub = (self.cold_at + self.cold.at()) as u32;
-        self.links.push(NewLink { site, stub, target, mode });
+        self.links.push(NewLink { site, stub, target, mode, check: None });
         self.cold.mov_imm32(r::S14, target.into());
         self.cold.mov_imm32(r::DELTA, number << 3 | reason::LINK as u32);
         self.cold_thunk(self.thunks.exit, false);
@@ -1283,21 +1286,26 @@ impl<'a> Emitter<'a> {
                 }
                 Cold::Stack { site, retry, description, saved, low, at } => {
                     self.aim_hot(site);
+                    let check = (self.hot_at + site) as u32;
                     self.cold.lea(r::S15, M::At(r::GUEST_SP, low));
                     self.cold.mov_imm32(r::S14, description);
+                    let number = self.first_link + self.links.len() as u32;
+                    self.cold.store_imm32(M::Ctx(off::CHECK), number as i32);
                     let thunk = if saved { self.thunks.slow_saved } else { self.thunks.slow_dead };
                     self.cold_thunk(thunk, true);
                     self.cold_to_hot(retry);
                     // The page cannot be kept: the same code with plain stack accesses.
+                    let plain = (self.cold_at + self.cold.at()) as u32;
                     if saved {
                         self.cold.restore_flags(r::S14, off::FLAGS);
                     }
                     let site = self.cold.jmp();
-                    let stub = self.cold.at();
-                    self.cold.code[site..site + 4].copy_from_slice(&0i32.to_le_bytes());
-                    debug_assert_eq!(site + 4, stub);
+                    debug_assert_eq!(site + 4, self.cold.at());
                     let mode = Mode { plain_stack: true, ..self.mode };
                     self.link_stub(at, (self.cold_at + site) as u32, mode);
+                    if let Some(link) = self.links.last_mut() {
+                        link.check = Some((check, plain));
+                    }
                 }
                 Cold::Link { site, target, mode } => {
                     self.aim_hot(site);

@@ -518,6 +518,19 @@ impl Rem {
         self.enter(cpu, mode, entry)
     }
 
+    /// The stack accesses behind a check lie in two pages. Where that happens time and again the check goes straight to the code with
+    /// plain stack accesses, which is right wherever the stack is.
+    pub(crate) fn straddled(&mut self, number: u32) {
+        const OFTEN: u8 = 16;
+        let Some(link) = self.cache.links.get_mut(number as usize) else { return };
+        link.straddles = link.straddles.saturating_add(1);
+        if link.straddles == OFTEN
+            && let Some((site, plain)) = link.check
+        {
+            self.code.aim(site as usize, plain as usize);
+        }
+    }
+
     /// Runs generated code from `entry` on.
     fn enter(&mut self, cpu: &mut CpuState, mode: Mode, entry: u64) -> Result<(), Exit> {
         if self.masked && !self.unit_live {
@@ -668,6 +681,8 @@ impl Rem {
                 page: key,
                 target: link.target,
                 mode: link.mode,
+                check: link.check,
+                straddles: 0,
             });
         }
         let interpret = match plan.items.first() {

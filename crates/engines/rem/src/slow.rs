@@ -107,7 +107,13 @@ impl Rem {
     fn stack_page(&mut self, address: u64, description: u32) -> u64 {
         self.stats.stack_pages += 1;
         let span = u64::from(description >> SIZE_SHIFT & SIZE_MASK);
-        if (address & 0xfff) + span > 0x1000 || self.iem.core().long && !canonical(address) {
+        if (address & 0xfff) + span > 0x1000 {
+            // SAFETY: the context lives as long as the engine.
+            let number = unsafe { (*self.context()).check };
+            self.straddled(number as u32);
+            return NO_STACK_PAGE;
+        }
+        if self.iem.core().long && !canonical(address) {
             return NO_STACK_PAGE;
         }
         let context: *mut Context = self.context();
