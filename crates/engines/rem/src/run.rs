@@ -449,8 +449,8 @@ impl Rem {
         let area = unsafe { &mut (*self.context()).xsave };
         host::save_unit(area);
         host::reset_unit();
-        // Header: x87 and SSE always, AVX where its registers were kept.
-        area.0[512] = if avx { 7 } else { 3 };
+        // Header: x87 and SSE always, AVX where its registers were kept; without them it is as it was loaded.
+        area.0[512] = if avx { 7 } else { area.0[512] & 4 | 3 };
         cpu.xsave.clone_from(area);
         // The masks may change behind this.
         self.iem.core().resync = true;
