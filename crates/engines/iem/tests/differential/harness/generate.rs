@@ -11,8 +11,8 @@ use iced_x86::{
 };
 use iem::unit::{Features, classify};
 
-use super::random::Random;
 use super::{CODE, CODE_LEN, DATA, DATA_LEN, State, TABLE, TABLE_LEN, USER_CODE, USER_STACK};
+use conformance::random::Random;
 
 /// Room left at the ends of the data for operands that reach further than their address.
 const MARGIN: u64 = 1024;
@@ -161,22 +161,22 @@ impl Generator {
         }
         let mut mxcsr = 0x1f80u32;
         if random.percent(20) {
-            mxcsr |= (random.next() as u32) & 0xe040;
+            mxcsr |= (random.word() as u32) & 0xe040;
         }
         if random.percent(4) {
-            mxcsr &= !(random.next() as u32 & 0x1f80);
+            mxcsr &= !(random.word() as u32 & 0x1f80);
         }
         if random.percent(20) {
             // Sticky flags; only masked ones, since unmasked ones are not an architectural starting point to care about.
-            mxcsr |= random.next() as u32 & 0x3f & (mxcsr >> 7);
+            mxcsr |= random.word() as u32 & 0x3f & (mxcsr >> 7);
         }
         xsave.0[24..28].copy_from_slice(&mxcsr.to_le_bytes());
         let mut control = 0x37fu16;
         if random.percent(20) {
-            control = control & !0xf00 | random.pick(&[0, 0x200, 0x300]) | (random.next() as u16 & 0xc00);
+            control = control & !0xf00 | random.pick(&[0, 0x200, 0x300]) | (random.word() as u16 & 0xc00);
         }
         if random.percent(4) {
-            control &= !(random.next() as u16 & 0x3f);
+            control &= !(random.word() as u16 & 0x3f);
         }
         xsave.0[..2].copy_from_slice(&control.to_le_bytes());
         // Some registers on the x87 stack.
@@ -189,16 +189,16 @@ impl Generator {
             let (mantissa, exponent) = match random.below(8) {
                 0 => (0, 0),
                 1 => (1 << 63, 0x7fff),
-                2 => (random.next() | 3 << 62, 0x7fff),
-                3 => (random.next() >> 1, 0),
-                4 => (random.next(), random.next() as u16),
-                _ => (random.next() | 1 << 63, 16383 - 70 + random.below(140) as u16),
+                2 => (random.word() | 3 << 62, 0x7fff),
+                3 => (random.word() >> 1, 0),
+                4 => (random.word(), random.word() as u16),
+                _ => (random.word() | 1 << 63, 16383 - 70 + random.below(140) as u16),
             };
-            let sign = random.next() as u16 & 0x8000;
+            let sign = random.word() as u16 & 0x8000;
             xsave.0[at..at + 8].copy_from_slice(&mantissa.to_le_bytes());
             xsave.0[at + 8..at + 10].copy_from_slice(&(exponent | sign).to_le_bytes());
         }
-        let flags = random.next() & rflags::ARITH;
+        let flags = random.word() & rflags::ARITH;
         State { gpr, rip: CODE, rflags: flags | rflags::FIXED | rflags::IF, xsave }
     }
 
@@ -351,7 +351,7 @@ impl Generator {
                     2 => {
                         // POPF takes what is pushed here: arithmetic flags, DF, and IF and IOPL, which it must not change.
                         // AC would hit the signal handler; NT and ID would stay set on the host.
-                        let value = self.random.next() as i32 & 0x3ed5;
+                        let value = self.random.word() as i32 & 0x3ed5;
                         setup.push(Instruction::with1(Pushq_imm32, value).ok()?);
                         Instruction::with(Popfq)
                     }
@@ -436,7 +436,7 @@ impl Generator {
             _ => {
                 setup.push(push(USER_STACK.into()).ok()?);
                 setup.push(push(stack - 1024).ok()?);
-                setup.push(push(self.random.next() & 0xcd5 | rflags::FIXED | rflags::IF).ok()?);
+                setup.push(push(self.random.word() & 0xcd5 | rflags::FIXED | rflags::IF).ok()?);
                 setup.push(push(USER_CODE.into()).ok()?);
                 setup.push(Instruction::with1(Push_r64, register).ok()?);
                 Instruction::with(Iretq)
@@ -589,7 +589,7 @@ impl Generator {
                 K::sti_opcode => Register::ST0 + random.below(8) as u32,
                 K::imm8 => {
                     let second = (0..i).any(|j| insn.op_kind(j) == OpKind::Immediate8);
-                    let value = random.next() as u8;
+                    let value = random.word() as u8;
                     if second {
                         insn.set_op_kind(i, OpKind::Immediate8_2nd);
                         insn.set_immediate8_2nd(value);
@@ -606,17 +606,17 @@ impl Generator {
                 }
                 K::imm8sex16 => {
                     insn.set_op_kind(i, OpKind::Immediate8to16);
-                    insn.set_immediate8to16(i16::from(random.next() as i8));
+                    insn.set_immediate8to16(i16::from(random.word() as i8));
                     continue;
                 }
                 K::imm8sex32 => {
                     insn.set_op_kind(i, OpKind::Immediate8to32);
-                    insn.set_immediate8to32(i32::from(random.next() as i8));
+                    insn.set_immediate8to32(i32::from(random.word() as i8));
                     continue;
                 }
                 K::imm8sex64 => {
                     insn.set_op_kind(i, OpKind::Immediate8to64);
-                    insn.set_immediate8to64(i64::from(random.next() as i8));
+                    insn.set_immediate8to64(i64::from(random.word() as i8));
                     continue;
                 }
                 K::imm16 => {
@@ -698,7 +698,7 @@ impl Generator {
                 1 => TABLE + TABLE_LEN as u64 - random.below(64) as u64,
                 2 => CODE + random.below(CODE_LEN) as u64,
                 3 => random.below(4096) as u64,
-                _ => (1 << 47) + (random.next() >> 18),
+                _ => (1 << 47) + (random.word() >> 18),
             };
             form = form.max(2);
         }
@@ -719,8 +719,8 @@ impl Generator {
                 let mut rest = target;
                 let displacement = match random.below(3) {
                     0 => 0,
-                    1 => i64::from(random.next() as i8),
-                    _ => i64::from(random.next() as i32 >> random.below(20)),
+                    1 => i64::from(random.word() as i8),
+                    _ => i64::from(random.word() as i32 >> random.below(20)),
                 };
                 rest = rest.wrapping_sub(displacement as u64);
                 let mut index = None;
@@ -729,7 +729,7 @@ impl Generator {
                     if n != 4 && n != base {
                         let scale = random.pick(&[1u64, 2, 4, 8]);
                         let value =
-                            if random.percent(50) { random.below(1 << 12) as u64 } else { random.next() };
+                            if random.percent(50) { random.below(1 << 12) as u64 } else { random.word() };
                         rest = rest.wrapping_sub(value.wrapping_mul(scale));
                         index = Some((n, scale, value));
                     }

@@ -8,7 +8,6 @@ pub mod compare;
 pub mod generate;
 pub mod guest;
 pub mod native;
-pub mod random;
 pub mod session;
 
 use cpum::state::XsaveArea;
