@@ -41,6 +41,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use cpum::{ForcedActions, VcpuLink};
 use parking_lot::Mutex;
 use pdm::irq::IrqPin;
+use pdm::msix::MsiSink;
 use pdm::{Device, ExtInt, InterruptController, IrqLine, IrqSink};
 use pgm::{Backing, Layer, MapHandle, MmioHandler, PAGE_SIZE, Pgm};
 use tm::{Clock, Nanos, Timer, TimerHandler, TimerQueue};
@@ -164,21 +165,6 @@ impl Apic {
                 local.link.raise(ForcedActions::NMI);
             }
         }
-    }
-
-    /// A message-signalled interrupt: a device's write of `data` to `address` in 0xfee00000–0xfeefffff (SDM volume 3, 10.11).
-    pub fn send_msi(&self, address: u64, data: u32) {
-        let message = Message {
-            mode: DeliveryMode::from_bits((data >> 8) as u8),
-            vector: data as u8,
-            level: data & 1 << 15 != 0,
-            destination: Destination::Address {
-                id: (address >> 12) as u32 & 0xff,
-                logical: address & 1 << 2 != 0,
-                wide: false,
-            },
-        };
-        self.deliver(None, message);
     }
 
     fn local_page(self: &Arc<Self>, base: u64) -> Backing {
@@ -388,6 +374,27 @@ impl InterruptController for Apic {
             state.init();
             ((), Effects::default())
         });
+    }
+}
+
+impl MsiSink for Apic {
+    /// SDM volume 3, 10.11.
+    fn send(&self, address: u64, data: u32) {
+        // Other addresses are memory, which no device interrupts by.
+        if address >> 20 != LOCAL_BASE.0 >> 20 {
+            return;
+        }
+        let message = Message {
+            mode: DeliveryMode::from_bits((data >> 8) as u8),
+            vector: data as u8,
+            level: data & 1 << 15 != 0,
+            destination: Destination::Address {
+                id: (address >> 12) as u32 & 0xff,
+                logical: address & 1 << 2 != 0,
+                wide: false,
+            },
+        };
+        self.deliver(None, message);
     }
 }
 

@@ -98,12 +98,12 @@ fn the_registers_after_reset_are_those_of_the_manual() {
 fn an_interrupt_waits_for_a_higher_one_in_service_and_for_the_task_priority() {
     let vm = vm(1);
     vm.enable();
-    vm.apic.send_msi(0xfee0_0000, 0x51);
+    vm.apic.send(0xfee0_0000, 0x51);
     assert_eq!(vm.apic.acknowledge(BSP), Some(0x51));
     assert!(!vm.wants(BSP));
-    vm.apic.send_msi(0xfee0_0000, 0x5f);
+    vm.apic.send(0xfee0_0000, 0x5f);
     assert!(!vm.wants(BSP), "the same priority class waits");
-    vm.apic.send_msi(0xfee0_0000, 0x61);
+    vm.apic.send(0xfee0_0000, 0x61);
     assert_eq!(vm.apic.acknowledge(BSP), Some(0x61));
     assert_eq!(vm.read(BSP, reg::PPR), 0x60);
     vm.write(BSP, reg::EOI, 0);
@@ -287,13 +287,13 @@ fn lowest_priority_picks_the_idlest_and_equals_take_turns() {
         vm.write(cpu, reg::LDR, 1 << (24 + cpu.0));
     }
     vm.apic.write_cr8(BSP, 3);
-    vm.apic.send_msi(0xfee0_3004, 0x150);
+    vm.apic.send(0xfee0_3004, 0x150);
     assert_eq!(vm.apic.acknowledge(AP), Some(0x50));
     vm.write(AP, reg::EOI, 0);
     vm.apic.write_cr8(BSP, 0);
     let mut count = [0; 2];
     for _ in 0..8 {
-        vm.apic.send_msi(0xfee0_3004, 0x150);
+        vm.apic.send(0xfee0_3004, 0x150);
         for cpu in [BSP, AP] {
             if vm.apic.acknowledge(cpu).is_some() {
                 count[cpu.index()] += 1;

@@ -2,7 +2,7 @@
 //! Version 1.2, sections 2 and 4.1.
 //!
 //! A device implements [`VirtioDevice`] and is plugged in as [`VirtioPci`], which is *transitional*: drivers of virtio 0.9.5 find
-//! their registers in I/O ports, those of 1.0 and later in memory. Interrupts are INTx; the guest finds no MSI-X capability.
+//! their registers in I/O ports, those of 1.0 and later in memory. Interrupts come by INTx or MSI-X.
 //!
 //! Registry crates for this (`virtio-queue`) want their own type of guest memory, which would put a second one beside `pgm`.
 //!

@@ -1,11 +1,13 @@
 //! Virtio over PCI, transitional: BAR 0 holds the ports of virtio 0.9.5 (section 4.1.4.10), BAR 4 the four register blocks of 1.0
-//! and later, which vendor-specific capabilities point to (section 4.1.4).
+//! and later, which vendor-specific capabilities point to (section 4.1.4), BAR 1 the MSI-X table: a vector for each queue and one
+//! for changes of the configuration.
 
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use pdm::iom::mmio_handler;
 use pdm::irq::IrqLine;
+use pdm::msix::MsiX;
 use pdm::pci::{Bar, ConfigSpace, DevFn, Identity, PciBus, PciDevice};
 use pdm::{Device, MmioDevice, PortIo, Width};
 use pgm::{Backing, Pgm};
@@ -18,8 +20,12 @@ use crate::{feature, status};
 const VENDOR: u16 = 0x1af4;
 /// PCI device ids of transitional devices lie from here on by a list of their own.
 const PORTS: u16 = 64;
-/// Where the legacy ports of a device's own configuration begin, without MSI-X.
+/// Where the legacy ports of a device's own configuration begin without MSI-X; with it, its two registers come before.
 const LEGACY_CONFIG: u16 = 20;
+const LEGACY_CONFIG_MSIX: u16 = 24;
+/// The capability and the BAR of MSI-X.
+const MSIX_CAPABILITY: u8 = 0x98;
+const MSIX_BAR: usize = 1;
 
 /// Blocks of BAR 4.
 mod block {
@@ -95,11 +101,15 @@ struct State {
     driver_feature_select: u32,
     queue_select: u16,
     queues: Vec<Queue>,
+    /// MSI-X vectors: of changes of the configuration, and of each queue.
+    config_vector: u16,
+    vectors: Vec<u16>,
 }
 
 /// The transport as a device sees it: its queues, the guest's memory, and interrupts.
 pub struct Transport {
     wiring: Wiring,
+    pub(crate) msix: Arc<MsiX>,
     offered: u64,
     state: State,
 }
@@ -115,8 +125,10 @@ impl Transport {
             driver_feature_select: 0,
             queue_select: 0,
             queues: queues.iter().map(|size| Queue::new(*size)).collect(),
+            config_vector: NO_VECTOR,
+            vectors: vec![NO_VECTOR; queues.len()],
         };
-        Self { wiring, offered, state }
+        Self { wiring, msix: MsiX::new(queues.len() as u16 + 1), offered, state }
     }
 
     /// Whether the driver has taken the feature.
@@ -146,7 +158,8 @@ impl Transport {
         let interrupt = queue.publish(&self.wiring.pgm);
         let broken = queue.is_broken();
         if interrupt {
-            self.raise(ISR_QUEUE);
+            let vector = self.state.vectors.get(index).copied().unwrap_or(NO_VECTOR);
+            self.raise(ISR_QUEUE, vector);
         }
         if broken && self.state.status & status::NEEDS_RESET == 0 {
             tracing::warn!(target: "virtio", queue = index, "the guest's queue makes no sense: the device needs a reset");
@@ -159,18 +172,52 @@ impl Transport {
     pub fn config_changed(&mut self) {
         self.state.generation = self.state.generation.wrapping_add(1);
         if self.state.status & status::DRIVER_OK != 0 {
-            self.raise(ISR_CONFIG);
+            self.raise(ISR_CONFIG, self.state.config_vector);
         }
     }
 
-    fn raise(&mut self, cause: u8) {
+    fn raise(&mut self, cause: u8, vector: u16) {
         self.state.isr |= cause;
-        self.wiring.irq.set(true);
+        if self.msix.is_enabled() {
+            self.msix.notify(vector);
+        } else {
+            self.wiring.irq.set(true);
+        }
     }
 
     fn read_isr(&mut self) -> u8 {
         self.wiring.irq.set(false);
         std::mem::take(&mut self.state.isr)
+    }
+
+    /// Brings INTx in line with the causes and with whether MSI-X stands in for it.
+    fn sync_intx(&self) {
+        self.wiring.irq.set(self.state.isr != 0 && !self.msix.is_enabled());
+    }
+
+    /// The vector that the driver asks for, if it exists.
+    fn vector(&self, wanted: u16) -> u16 {
+        if wanted < self.msix.vectors() { wanted } else { NO_VECTOR }
+    }
+
+    fn set_config_vector(&mut self, wanted: u16) {
+        self.state.config_vector = self.vector(wanted);
+    }
+
+    fn set_queue_vector(&mut self, wanted: u16) {
+        let vector = self.vector(wanted);
+        if let Some(slot) = self.state.vectors.get_mut(usize::from(self.state.queue_select)) {
+            *slot = vector;
+        }
+    }
+
+    fn queue_vector(&self) -> u16 {
+        self.state.vectors.get(usize::from(self.state.queue_select)).copied().unwrap_or(NO_VECTOR)
+    }
+
+    /// Where the legacy ports of the device's configuration begin now.
+    fn legacy_config(&self) -> u16 {
+        if self.msix.is_enabled() { LEGACY_CONFIG_MSIX } else { LEGACY_CONFIG }
     }
 
     fn reset(&mut self) {
@@ -179,6 +226,8 @@ impl Transport {
         queues.for_each(Queue::reset);
         (state.status, state.isr, state.driver_features) = (0, 0, 0);
         (state.feature_select, state.driver_feature_select, state.queue_select) = (0, 0, 0);
+        state.config_vector = NO_VECTOR;
+        state.vectors.fill(NO_VECTOR);
         self.wiring.irq.set(false);
     }
 
@@ -256,7 +305,9 @@ impl<D: VirtioDevice + 'static> VirtioPci<D> {
             wide: true,
             backing: Backing::mmio(mmio_handler(this, 0)),
         };
-        bus.add(at, name, space, vec![(0, ports), (4, registers)], this.clone());
+        let msix = this.lock().transport.msix.clone();
+        space.add_msix(MSIX_CAPABILITY, MSIX_BAR, &msix);
+        bus.add(at, name, space, vec![(0, ports), (MSIX_BAR, msix.bar()), (4, registers)], this.clone());
     }
 
     fn set_status(&mut self, value: u8) {
@@ -296,6 +347,7 @@ impl<D: VirtioDevice + 'static> VirtioPci<D> {
     // The ports of 0.9.5.
 
     fn legacy_read(&mut self, offset: u16, width: Width) -> u32 {
+        let config = self.transport.legacy_config();
         let state = &self.transport.state;
         let selected = state.queues.get(usize::from(state.queue_select));
         match (offset, width) {
@@ -307,17 +359,20 @@ impl<D: VirtioDevice + 'static> VirtioPci<D> {
             (0x10, Width::Word) => 0,
             (0x12, Width::Byte) => state.status.into(),
             (0x13, Width::Byte) => self.transport.read_isr().into(),
-            (LEGACY_CONFIG.., _) => {
+            (_, _) if offset >= config => {
                 let mut bytes = [0; 4];
                 let len = width.bytes() as usize;
-                self.read_config((offset - LEGACY_CONFIG).into(), &mut bytes[..len]);
+                self.read_config((offset - config).into(), &mut bytes[..len]);
                 u32::from_le_bytes(bytes)
             }
+            (0x14, Width::Word) => state.config_vector.into(),
+            (0x16, Width::Word) => self.transport.queue_vector().into(),
             _ => width.ones(),
         }
     }
 
     fn legacy_write(&mut self, offset: u16, width: Width, value: u32) {
+        let config = self.transport.legacy_config();
         match (offset, width) {
             // Legacy drivers know the lower half only.
             (0x04, Width::Dword) => self.transport.accept_features(value.into()),
@@ -329,11 +384,13 @@ impl<D: VirtioDevice + 'static> VirtioPci<D> {
             (0x0e, Width::Word) => self.transport.state.queue_select = value as u16,
             (0x10, Width::Word) => self.notify(value as u16),
             (0x12, Width::Byte) => self.set_status(value as u8),
-            (LEGACY_CONFIG.., _) => {
+            (_, _) if offset >= config => {
                 let bytes = value.to_le_bytes();
                 let len = width.bytes() as usize;
-                self.device.config_written((offset - LEGACY_CONFIG).into(), &bytes[..len]);
+                self.device.config_written((offset - config).into(), &bytes[..len]);
             }
+            (0x14, Width::Word) => self.transport.set_config_vector(value as u16),
+            (0x16, Width::Word) => self.transport.set_queue_vector(value as u16),
             _ => {}
         }
     }
@@ -361,12 +418,12 @@ impl<D: VirtioDevice + 'static> VirtioPci<D> {
         put(&half(offered, state.feature_select).to_le_bytes());
         put(&state.driver_feature_select.to_le_bytes());
         put(&half(state.driver_features, state.driver_feature_select).to_le_bytes());
-        put(&NO_VECTOR.to_le_bytes());
+        put(&state.config_vector.to_le_bytes());
         put(&(state.queues.len() as u16).to_le_bytes());
         put(&[state.status, state.generation]);
         put(&state.queue_select.to_le_bytes());
         put(&queue.size.to_le_bytes());
-        put(&NO_VECTOR.to_le_bytes());
+        put(&self.transport.queue_vector().to_le_bytes());
         put(&u16::from(queue.ready).to_le_bytes());
         put(&state.queue_select.to_le_bytes());
         put(&queue.descriptors.to_le_bytes());
@@ -394,9 +451,11 @@ impl<D: VirtioDevice + 'static> VirtioPci<D> {
                 };
                 self.transport.accept_features(new);
             }
+            (16, 2) => self.transport.set_config_vector(value as u16),
             (20, 1) => self.set_status(value as u8),
             (22, 2) => state.queue_select = value as u16,
             (24, 2) => self.change_queue(|q| q.set_size(value as u16)),
+            (26, 2) => self.transport.set_queue_vector(value as u16),
             (28, 2) => {
                 if value == 1
                     && let Some(queue) = self.transport.selected()
@@ -477,7 +536,10 @@ impl<D: VirtioDevice + 'static> MmioDevice for VirtioPci<D> {
 }
 
 impl<D: VirtioDevice + 'static> PciDevice for VirtioPci<D> {
-    fn config_written(&mut self, _offset: u8, _width: Width, _space: &mut ConfigSpace) {}
+    fn config_written(&mut self, _offset: u8, _width: Width, _space: &mut ConfigSpace) {
+        // MSI-X may have been switched on or off.
+        self.transport.sync_intx();
+    }
 }
 
 impl<D: VirtioDevice + 'static> Device for VirtioPci<D> {
@@ -488,7 +550,7 @@ impl<D: VirtioDevice + 'static> Device for VirtioPci<D> {
     }
 }
 
-/// Version 1: status registers, features, queues, then the device's own state.
+/// Version 1: status registers, features, queues, MSI-X vectors, then the device's own state.
 const VERSION: u32 = 1;
 
 impl<D: VirtioDevice + 'static> Saveable for VirtioPci<D> {
@@ -510,6 +572,8 @@ impl<D: VirtioDevice + 'static> Saveable for VirtioPci<D> {
             driver_feature_select,
             queue_select,
             queues,
+            config_vector,
+            vectors,
         } = &self.transport.state;
         [*status, *isr, *generation].into_iter().for_each(|v| out.put_u8(v));
         out.put_u64(*driver_features);
@@ -517,6 +581,8 @@ impl<D: VirtioDevice + 'static> Saveable for VirtioPci<D> {
         out.put_u32(*driver_feature_select);
         out.put_u16(*queue_select);
         queues.iter().for_each(|q| q.save(out));
+        out.put_u16(*config_vector);
+        vectors.iter().for_each(|v| out.put_u16(*v));
         self.device.save(out);
     }
 
@@ -531,6 +597,8 @@ impl<D: VirtioDevice + 'static> Saveable for VirtioPci<D> {
             driver_feature_select: input.take_u32()?,
             queue_select: input.take_u16()?,
             queues: Vec::new(),
+            config_vector: NO_VECTOR,
+            vectors: Vec::new(),
         };
         if state.driver_features & !self.transport.offered != 0 {
             return Err(input.invalid("the driver uses features that the device does not offer"));
@@ -538,10 +606,14 @@ impl<D: VirtioDevice + 'static> Saveable for VirtioPci<D> {
         for queue in &self.transport.state.queues {
             state.queues.push(queue.load(&mut input)?);
         }
+        state.config_vector = self.transport.vector(input.take_u16()?);
+        for _ in &state.queues {
+            state.vectors.push(self.transport.vector(input.take_u16()?));
+        }
         self.device.load(&mut input)?;
         input.finish()?;
         self.transport.state = state;
-        self.transport.wiring.irq.set(self.transport.state.isr != 0);
+        self.transport.sync_intx();
         Ok(())
     }
 }

@@ -3,10 +3,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use pdm::irq::{IrqLine, IrqPin, IrqSink};
-use pdm::{Device, MmioDevice, PortIo, Width};
-use pgm::{Backing, HostMemory, Layer, Pgm};
+use pdm::msix::MsiSink;
+use pdm::pci::{DevFn, PciBus};
+use pdm::{Device, Iom, MmioDevice, PortIo, Width};
+use pgm::{Backing, HostMemory, Layer, MmioHandler, Pgm};
 use ssm::{Error, Reader, Saveable, Writer};
-use vbox_types::{ByteSize, GuestPhys, Port};
+use vbox_types::{ByteSize, GuestPhys, Port, VcpuId};
 
 use super::*;
 
@@ -278,4 +280,78 @@ fn saved_states_are_equal_after_the_way_there_and_back() {
     }
     Device::reset(&mut *other.lock());
     assert_ne!(save(&other.lock()), before);
+}
+
+#[derive(Default)]
+struct Sent(Mutex<Vec<u32>>);
+
+impl MsiSink for Sent {
+    fn send(&self, _address: u64, data: u32) {
+        self.0.lock().push(data);
+    }
+}
+
+/// Plugs the device in and switches MSI-X on, with vector N sending N.
+fn with_msix(device: &Arc<Mutex<VirtioPci<Echo>>>, pgm: &Arc<Pgm>) -> Arc<Sent> {
+    let (bus, sent) = (PciBus::new(Iom::new(), pgm.clone()), Arc::new(Sent::default()));
+    bus.connect_msi(sent.clone());
+    let at = DevFn::new(3, 0);
+    VirtioPci::register(device, &bus, at);
+    let msix = device.lock().transport.msix.clone();
+    for vector in 0..2u32 {
+        for (i, value) in [0xfee0_0000, 0, vector, 0].into_iter().enumerate() {
+            msix.mmio_write(VcpuId(0), u64::from(16 * vector) + 4 * i as u64, &u32::to_le_bytes(value));
+        }
+    }
+    assert_eq!(bus.config_read(at, 0x98, Width::Byte), 0x11);
+    bus.config_write(at, 0x9a, Width::Word, 0x8000);
+    sent
+}
+
+#[test]
+fn a_driver_with_msix_gets_messages_and_no_line() {
+    let (device, pgm, line) = echo();
+    let sent = with_msix(&device, &pgm);
+    let mut d = device.lock();
+    d.mmio_write(0, 20, &[3]);
+    d.mmio_write(0, 8, &1u32.to_le_bytes());
+    d.mmio_write(0, 12, &1u32.to_le_bytes());
+    d.mmio_write(0, 20, &[11]);
+    let vector = |d: &mut VirtioPci<Echo>, at: u64, wanted: u16| {
+        d.mmio_write(0, at, &wanted.to_le_bytes());
+        let mut bytes = [0; 2];
+        d.mmio_read(0, at, &mut bytes);
+        u16::from_le_bytes(bytes)
+    };
+    assert_eq!(vector(&mut d, 16, 2), 0xffff, "there are two vectors");
+    assert_eq!((vector(&mut d, 16, 0), vector(&mut d, 26, 1)), (0, 1));
+    for (at, value) in [(32, TABLE), (40, AVAILABLE), (48, USED)] {
+        d.mmio_write(0, at, &value.to_le_bytes());
+    }
+    d.mmio_write(0, 28, &[1, 0]);
+    d.mmio_write(0, 20, &[15]);
+    descriptor(&pgm, TABLE, 0, 0x8000, 1, 0, 0);
+    offer(&pgm, 0, 0);
+    d.mmio_write(0, 0x3000, &[0, 0]);
+    d.transport.config_changed();
+    assert_eq!(*sent.0.lock(), [1, 0]);
+    assert!(!line.0.load(Ordering::SeqCst));
+    Device::reset(&mut *d);
+    d.mmio_write(0, 20, &[0]);
+    assert_eq!(vector(&mut d, 26, 9), 0xffff);
+}
+
+#[test]
+fn legacy_drivers_with_msix_find_two_more_registers_before_the_configuration() {
+    let (device, pgm, _) = echo();
+    let mut d = device.lock();
+    assert_eq!(d.port_read(Port(0xd014), Width::Dword), 0x0403_0201);
+    drop(d);
+    let _sent = with_msix(&device, &pgm);
+    d = device.lock();
+    d.port_write(Port(0xd014), Width::Word, 0);
+    d.port_write(Port(0xd016), Width::Word, 5);
+    assert_eq!(d.port_read(Port(0xd014), Width::Word), 0);
+    assert_eq!(d.port_read(Port(0xd016), Width::Word), 0xffff);
+    assert_eq!(d.port_read(Port(0xd018), Width::Dword), 0x0403_0201);
 }

@@ -125,6 +125,7 @@ impl Machine {
         apic.connect_pic(Pic::output(&pic));
         let wiring = Wiring::new(Pic::inputs(&pic), apic.io_apic());
         let pci = PciBus::new(iom.clone(), pgm.clone());
+        pci.connect_msi(apic.clone());
         let bridge = I440Fx::new(&pci, &pgm, ram.clone(), bios);
         I440Fx::register(&bridge, &iom, &pci);
         let piix3 = Piix3::new(wiring.clone(), control.clone());

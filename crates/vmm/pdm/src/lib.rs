@@ -14,6 +14,7 @@ pub mod connector;
 pub mod dma;
 pub mod iom;
 pub mod irq;
+pub mod msix;
 pub mod pci;
 
 pub use iom::{Iom, IsaWidth, MmioDevice, PortIo, Width};

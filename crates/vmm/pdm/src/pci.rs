@@ -5,13 +5,14 @@
 //! [`PciBus::config_write`]. Source: PCI Local Bus Specification 3.0, chapter 6.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
 use pgm::{Backing, Layer, MapHandle, Pgm};
 use vbox_types::{GuestPhys, Port};
 
 use crate::iom::{Iom, PortHandle, PortHandler, Width};
+use crate::msix::{self, MsiSink, MsiX};
 
 /// Offsets in configuration space.
 pub mod reg {
@@ -104,11 +105,13 @@ pub trait PciHandler: Send + Sync {
 pub struct ConfigSpace {
     bytes: [u8; 256],
     writable: [u8; 256],
+    /// The MSI-X vectors, and where their capability lies.
+    msix: Option<(u8, Arc<MsiX>)>,
 }
 
 impl ConfigSpace {
     pub fn new(id: &Identity) -> Self {
-        let mut s = Self { bytes: [0; 256], writable: [0; 256] };
+        let mut s = Self { bytes: [0; 256], writable: [0; 256], msix: None };
         s.set_u16(0x00, id.vendor);
         s.set_u16(0x02, id.device);
         s.bytes[0x08] = id.revision;
@@ -174,6 +177,24 @@ impl ConfigSpace {
         self.set_byte(reg::STATUS, self.byte(reg::STATUS) | 0x10);
     }
 
+    /// Appends the MSI-X capability at `offset`; the table and the pending bits are in BAR `bar`, which is [`MsiX::bar`].
+    pub fn add_msix(&mut self, offset: u8, bar: usize, msix: &Arc<MsiX>) {
+        let control = msix.vectors() - 1;
+        let mut body = control.to_le_bytes().to_vec();
+        body.extend_from_slice(&(bar as u32).to_le_bytes());
+        body.extend_from_slice(&(msix.pending_at() as u32 | bar as u32).to_le_bytes());
+        self.add_capability(offset, 0x11, &body);
+        self.allow(offset + 2, &msix::CONTROL_WRITABLE.to_le_bytes());
+        self.msix = Some((offset, msix.clone()));
+    }
+
+    /// Tells the MSI-X vectors what message control says.
+    fn sync_msix(&self) {
+        if let Some((at, msix)) = &self.msix {
+            msix.set_control(self.u16(at + 2));
+        }
+    }
+
     fn guest_write(&mut self, offset: u8, width: Width, value: u32) {
         for (i, b) in value.to_le_bytes().into_iter().take(width.bytes().into()).enumerate() {
             let Some(at) = usize::from(offset).checked_add(i).filter(|&at| at < 256) else { return };
@@ -209,12 +230,18 @@ struct Function {
 pub struct PciBus {
     iom: Arc<Iom>,
     pgm: Arc<Pgm>,
+    msi: OnceLock<Arc<dyn MsiSink>>,
     functions: Mutex<BTreeMap<DevFn, Arc<Mutex<Function>>>>,
 }
 
 impl PciBus {
     pub fn new(iom: Arc<Iom>, pgm: Arc<Pgm>) -> Arc<Self> {
-        Arc::new(Self { iom, pgm, functions: Mutex::default() })
+        Arc::new(Self { iom, pgm, msi: OnceLock::new(), functions: Mutex::default() })
+    }
+
+    /// Says who takes message-signalled interrupts, once, before functions are plugged in.
+    pub fn connect_msi(&self, sink: Arc<dyn MsiSink>) {
+        let _ = self.msi.set(sink);
     }
 
     /// Plugs a function in. `bars` are by BAR number (6 is the expansion ROM, which must be [`Bar::Memory`]). Afterwards the space given back by
@@ -230,6 +257,9 @@ impl PciBus {
         bars: Vec<(usize, Bar)>,
         handler: Arc<dyn PciHandler>,
     ) {
+        if let (Some((_, msix)), Some(sink)) = (&space.msix, self.msi.get()) {
+            msix.connect(sink.clone());
+        }
         let mut slots = BTreeMap::new();
         for (number, bar) in bars {
             let offset = if number == 6 { reg::ROM } else { reg::BAR0 + 4 * number as u8 };
@@ -287,6 +317,7 @@ impl PciBus {
         let offset = offset & !(width.bytes() as u8 - 1);
         tracing::trace!(target: "pci", device = function.name, "write 0x{offset:02x} {width:?} 0x{value:x}");
         function.space.guest_write(offset, width, value);
+        function.space.sync_msix();
         if let Some(handler) = function.handler.upgrade() {
             handler.config_written(offset, width, &mut function.space);
         }
@@ -313,17 +344,24 @@ impl PciBus {
         for function in functions {
             let mut function = function.lock();
             function.space = function.power_on.clone();
+            if let Some((_, msix)) = &function.space.msix {
+                msix.reset();
+            }
             self.update(&mut function);
         }
     }
 
-    /// Writes the configuration spaces of all functions into a saved state.
+    /// Writes the configuration spaces of all functions, and their MSI-X tables, into a saved state.
     pub fn save(&self, out: &mut ssm::Writer) {
         let functions = self.functions.lock();
         out.put_u32(functions.len() as u32);
         for (at, function) in functions.iter() {
+            let ConfigSpace { bytes, writable: _, msix } = &function.lock().space;
             out.put_u8(at.0);
-            out.put_bytes(&function.lock().space.bytes);
+            out.put_bytes(bytes);
+            if let Some((_, msix)) = msix {
+                msix.save(out);
+            }
         }
     }
 
@@ -345,12 +383,20 @@ impl PciBus {
                 return Err(input.invalid("a PCI function's identity differs from the saved state"));
             }
             space.bytes = bytes;
-            spaces.push(space);
+            let vectors = match &space.msix {
+                Some((_, msix)) => Some(msix.load(&mut input)?),
+                None => None,
+            };
+            spaces.push((space, vectors));
         }
         input.finish()?;
-        for ((_, function), space) in functions.iter().zip(spaces) {
+        for ((_, function), (space, vectors)) in functions.iter().zip(spaces) {
             let mut function = function.lock();
             function.space = space;
+            if let (Some((_, msix)), Some(vectors)) = (&function.space.msix, vectors) {
+                msix.restore(vectors);
+                function.space.sync_msix();
+            }
             self.update(&mut function);
         }
         Ok(())
