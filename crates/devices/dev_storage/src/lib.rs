@@ -7,5 +7,6 @@
 pub mod ahci;
 pub mod floppy;
 pub mod ide;
+pub mod nvme;
 #[cfg(test)]
 mod testing;
