@@ -140,9 +140,15 @@ impl Builder<'_> {
         }
         if !self.amd {
             let (tsc, crystal) = (config.tsc_frequency.0, config.apic_frequency.0);
-            let divisor = gcd(tsc, crystal).max(1);
+            // Linux multiplies the crystal's rate in kHz by the numerator, in 32 bits.
+            let most = u64::from(u32::MAX) / (crystal / 1000).max(1);
+            let (numerator, denominator) = ratio(tsc, crystal, most);
+            let told = u128::from(numerator) * u128::from(crystal);
+            let exact = u128::from(denominator) * u128::from(tsc);
+            // Guests that do not find the ratio measure the rate, which is better than a wrong one.
             if let (Ok(numerator), Ok(denominator), Ok(crystal)) =
-                (u32::try_from(tsc / divisor), u32::try_from(crystal / divisor), u32::try_from(crystal))
+                (u32::try_from(numerator), u32::try_from(denominator), u32::try_from(crystal))
+                && told.abs_diff(exact) * 1_000_000 <= exact
             {
                 self.put(0x15, None, Leaf { eax: denominator, ebx: numerator, ecx: crystal, edx: 0 });
             }
@@ -241,6 +247,22 @@ fn id_bits(cores: u32) -> u32 {
     cores.max(1).next_power_of_two().trailing_zeros()
 }
 
-fn gcd(a: u64, b: u64) -> u64 {
-    if b == 0 { a } else { gcd(b, a % b) }
+/// The ratio `a / b` in lowest terms if its numerator is at most `most`, else the last of its continued fraction's approximations for which
+/// that holds. Zero over one if there is none.
+fn ratio(a: u64, b: u64, most: u64) -> (u64, u64) {
+    let (mut a, mut b) = (a, b);
+    let (mut before, mut last) = ((0u64, 1u64), (1u64, 0u64));
+    while b != 0 {
+        let part = a / b;
+        let next = |x: u64, y: u64| part.checked_mul(y).and_then(|p| p.checked_add(x));
+        let (Some(numerator), Some(denominator)) = (next(before.0, last.0), next(before.1, last.1)) else {
+            break;
+        };
+        if numerator > most {
+            break;
+        }
+        (before, last) = (last, (numerator, denominator));
+        (a, b) = (b, a % b);
+    }
+    if last.1 == 0 { (0, 1) } else { last }
 }

@@ -136,6 +136,23 @@ fn tsc_ratio_of_intel_is_exact() {
 }
 
 #[test]
+fn tsc_ratio_of_intel_fits_linuxs_arithmetic_whatever_the_rate() {
+    // A rate as it is measured has no factor in common with the crystal's.
+    for tsc in [2_599_998_186, 2_599_998_043, 1_999_999_999, 3_700_000_001, 999_999_937, 2_000_300_000] {
+        let config = Config { tsc_frequency: Hz(tsc), apic_frequency: Hz(1_000_000_000), ..config(1) };
+        let leaf = CpuidTable::build(&config, &host(INTEL)).raw(0x15, 0);
+        if leaf == Leaf::default() {
+            // Left out, since no ratio comes near enough.
+            assert_eq!(tsc, 2_000_300_000);
+            continue;
+        }
+        let kilohertz = (leaf.ecx / 1000).checked_mul(leaf.ebx).expect("32 bits") / leaf.eax;
+        let error = (f64::from(kilohertz) * 1000.0 / tsc as f64 - 1.0).abs();
+        assert!(error < 2e-6, "{tsc}: {leaf:?} {error}");
+    }
+}
+
+#[test]
 fn settings_take_features_away() {
     let config = Config { apic: Apic::None, pae: false, long_mode: false, ..config(1) };
     let table = CpuidTable::build(&config, &host(AMD));
