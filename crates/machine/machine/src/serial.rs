@@ -23,16 +23,27 @@ use crate::config::UartMode;
 
 /// Bytes that may wait for a slow receiver.
 const QUEUE_LIMIT: usize = 64 * 1024;
-/// How long power-off waits for a receiver to take what the guest sent last.
-const DRAIN_TIME: Duration = Duration::from_secs(2);
+/// Bytes written at once: what a slow receiver takes shows in steps of this.
+const WRITE_SIZE: usize = 4096;
+/// How long power-off waits for a receiver that takes nothing of what the guest sent last.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
+/// How long power-off waits for a receiver that is slow.
+const DRAIN_TIME: Duration = Duration::from_secs(10);
+/// How long power-off waits for a peer to hang up in turn. While it may still send, hanging up for good could cost it the output's end:
+/// TCP resets a connection that is closed with input unread.
+const LINGER: Duration = Duration::from_millis(500);
 
 #[derive(Default)]
 struct Queue {
     data: VecDeque<u8>,
     /// The port was refused bytes and wants to hear when there is room.
     refused: bool,
-    /// The writer has taken bytes that are not written yet.
+    /// The writer has taken bytes that are not written yet, or has the port hand over what it was refused.
     writing: bool,
+    /// Counts what was written, so that a slow receiver can be told from one that takes nothing.
+    written: u64,
+    /// The peer may still send.
+    reading: bool,
     closed: bool,
 }
 
@@ -145,19 +156,35 @@ impl CharBackend {
         self.shared.tell_modem(connected);
     }
 
-    /// Writes out what is queued (for a limited time), hangs up, and removes the socket.
+    /// Writes out what the guest has sent, also what waits in the port's own FIFO, hangs up, and removes the socket. A receiver that is
+    /// slow or takes nothing is waited for for a limited time.
     pub fn close(&self) {
         let mut queue = self.shared.queue.lock();
-        let limit = Instant::now() + DRAIN_TIME;
+        let end = Instant::now() + DRAIN_TIME;
         while !queue.data.is_empty() || queue.writing {
-            if self.shared.changed.wait_until(&mut queue, limit).timed_out() {
+            let written = queue.written;
+            let limit = end.min(Instant::now() + DRAIN_PATIENCE);
+            let mut late = false;
+            while !late && queue.written == written && (!queue.data.is_empty() || queue.writing) {
+                late = self.shared.changed.wait_until(&mut queue, limit).timed_out();
+            }
+            if late {
+                let lost = queue.data.len();
+                tracing::warn!(target: "serial", lost, "the receiver of the serial port's output took too long: its end is lost");
                 break;
             }
         }
         queue.closed = true;
         drop(queue);
         self.shared.changed.notify_all();
-        if let Some(peer) = self.shared.peer.lock().take() {
+        let peer = self.shared.peer.lock().take();
+        if let Some(peer) = peer
+            && rustix::net::shutdown(&peer, rustix::net::Shutdown::Write).is_ok()
+        {
+            let limit = Instant::now() + LINGER;
+            let mut queue = self.shared.queue.lock();
+            while queue.reading && !self.shared.changed.wait_until(&mut queue, limit).timed_out() {}
+            drop(queue);
             let _ = rustix::net::shutdown(&peer, rustix::net::Shutdown::Both);
         }
         if let Some(path) = &self.socket_path {
@@ -228,6 +255,13 @@ impl Shared {
 
     /// Hands what arrives to the port until the peer hangs up.
     fn read_from(&self, fd: &OwnedFd) {
+        self.queue.lock().reading = true;
+        self.read_to_end(fd);
+        self.queue.lock().reading = false;
+        self.changed.notify_all();
+    }
+
+    fn read_to_end(&self, fd: &OwnedFd) {
         let mut buffer = [0; 4096];
         loop {
             let count = match rustix::io::read(fd, &mut buffer) {
@@ -239,7 +273,8 @@ impl Shared {
             let mut rest = &buffer[..count];
             while !rest.is_empty() {
                 if self.is_closed() {
-                    return;
+                    // Nobody is there to take it, but it must not stay unread.
+                    break;
                 }
                 let Some(port) = self.port() else {
                     std::thread::sleep(Duration::from_millis(10));
@@ -273,21 +308,27 @@ impl Shared {
             drop(queue);
             let peer = self.peer.lock().clone();
             if let Some(peer) = peer {
-                write_all(&peer, &chunk);
+                for piece in chunk.chunks(WRITE_SIZE) {
+                    if !write_all(&peer, piece) {
+                        break;
+                    }
+                    self.queue.lock().written += 1;
+                    self.changed.notify_all();
+                }
             }
-            let mut queue = self.queue.lock();
-            queue.writing = false;
-            let wake = std::mem::take(&mut queue.refused);
-            drop(queue);
-            self.changed.notify_all();
+            // The port may hold the output's end: it counts as being written until it was taken over.
+            let wake = std::mem::take(&mut self.queue.lock().refused);
             if wake && let Some(port) = self.port() {
                 port.ready();
             }
+            self.queue.lock().writing = false;
+            self.changed.notify_all();
         }
     }
 }
 
-fn write_all(fd: &impl AsFd, mut data: &[u8]) {
+/// False if nothing more can be written.
+fn write_all(fd: &impl AsFd, mut data: &[u8]) -> bool {
     while !data.is_empty() {
         match rustix::io::write(fd, data) {
             Ok(count) => data = &data[count..],
@@ -295,10 +336,11 @@ fn write_all(fd: &impl AsFd, mut data: &[u8]) {
             // The reader notices that the peer is gone; a full disk loses output, as a cut line does.
             Err(error) => {
                 tracing::warn!(target: "serial", %error, lost = data.len(), "serial output was lost");
-                return;
+                return false;
             }
         }
     }
+    true
 }
 
 impl CharDriver for CharBackend {
@@ -369,6 +411,115 @@ mod tests {
         let first = CharBackend::open(&UartMode::PipeServer(path.clone())).unwrap().unwrap();
         assert!(CharBackend::open(&UartMode::PipeServer(path.clone())).is_err());
         drop(first);
+    }
+
+    /// A port whose guest has more to send than the back end takes at once, and is gone.
+    struct Sender {
+        rest: Mutex<Vec<u8>>,
+        backend: std::sync::Weak<CharBackend>,
+    }
+    impl Sender {
+        /// Sends what the back end takes, as a UART at power-off: from inside `ready` only.
+        fn start(backend: &Arc<CharBackend>, data: &[u8]) {
+            let port = Arc::new(Self { rest: Mutex::new(data.to_vec()), backend: Arc::downgrade(backend) });
+            backend.attach(port.clone());
+            port.ready();
+        }
+    }
+    impl CharPort for Sender {
+        fn receive(&self, _: &[u8]) -> usize {
+            0
+        }
+        fn wait_writable(&self, _: Box<dyn FnOnce() + Send>) {}
+        fn ready(&self) {
+            let mut rest = self.rest.lock();
+            if let Some(backend) = self.backend.upgrade() {
+                let taken = backend.write(&rest);
+                rest.drain(..taken);
+            }
+        }
+        fn set_modem_status(&self, _: bool, _: bool, _: bool, _: bool) {}
+    }
+
+    fn output(len: usize) -> Vec<u8> {
+        (0..len).map(|n| (n / 251) as u8 ^ n as u8).collect()
+    }
+
+    /// A reader that takes its time at first and sends what nobody reads.
+    fn read_late(mut stream: impl Read + Write + Send + 'static) -> std::thread::JoinHandle<Vec<u8>> {
+        std::thread::spawn(move || {
+            stream.write_all(b"typed ahead").unwrap();
+            std::thread::sleep(Duration::from_millis(300));
+            let mut all = Vec::new();
+            let mut buffer = [0; 4096];
+            while let Ok(count @ 1..) = stream.read(&mut buffer) {
+                all.extend(&buffer[..count]);
+            }
+            all
+        })
+    }
+
+    #[test]
+    fn every_byte_arrives_though_the_queue_was_full_when_the_machine_went_off() {
+        let sent = output(3 * QUEUE_LIMIT + 16);
+        let wait = |backend: &CharBackend| {
+            while backend.shared.peer.lock().is_none() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        // File.
+        let path = temporary("much");
+        let backend = CharBackend::open(&UartMode::File(path.clone())).unwrap().unwrap();
+        Sender::start(&backend, &sent);
+        backend.close();
+        assert!(std::fs::read(&path).unwrap() == sent, "file");
+        std::fs::remove_file(&path).unwrap();
+        // Socket, as server and as client.
+        let path = temporary("much-server");
+        let backend = CharBackend::open(&UartMode::PipeServer(path.clone())).unwrap().unwrap();
+        let reader = read_late(UnixStream::connect(&path).unwrap());
+        wait(&backend);
+        Sender::start(&backend, &sent);
+        backend.close();
+        assert!(reader.join().unwrap() == sent, "server");
+        let path = temporary("much-client");
+        let listener = UnixListener::bind(&path).unwrap();
+        let backend = CharBackend::open(&UartMode::PipeClient(path.clone())).unwrap().unwrap();
+        let reader = read_late(listener.accept().unwrap().0);
+        Sender::start(&backend, &sent);
+        backend.close();
+        assert!(reader.join().unwrap() == sent, "client");
+        std::fs::remove_file(&path).unwrap();
+        // TCP.
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let backend = CharBackend::open(&UartMode::TcpClient(address)).unwrap().unwrap();
+        let reader = read_late(listener.accept().unwrap().0);
+        Sender::start(&backend, &sent);
+        backend.close();
+        assert!(reader.join().unwrap() == sent, "TCP client");
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let backend = CharBackend::open(&UartMode::TcpServer(port)).unwrap().unwrap();
+        let reader = read_late(TcpStream::connect(("127.0.0.1", port)).unwrap());
+        wait(&backend);
+        Sender::start(&backend, &sent);
+        backend.close();
+        assert!(reader.join().unwrap() == sent, "TCP server");
+    }
+
+    #[test]
+    fn a_receiver_that_takes_nothing_does_not_hold_power_off_for_long() {
+        let path = temporary("deaf");
+        let backend = CharBackend::open(&UartMode::PipeServer(path.clone())).unwrap().unwrap();
+        let peer = UnixStream::connect(&path).unwrap();
+        while backend.shared.peer.lock().is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Sender::start(&backend, &output(1 << 20));
+        let began = Instant::now();
+        backend.close();
+        assert!(began.elapsed() < DRAIN_TIME, "{:?}", began.elapsed());
+        drop(peer);
     }
 
     #[test]
