@@ -86,6 +86,8 @@ pub struct Core {
     pub(crate) lazy_valid: bool,
     /// Leave the running block after this instruction.
     pub stop: bool,
+    /// Decoded code is not kept, and writes to it are not noticed.
+    pub(crate) fleeting: bool,
     /// Mode-dependent fields must be derived anew.
     pub resync: bool,
     /// Instructions must be run one by one with debug checks.
@@ -193,6 +195,7 @@ impl Core {
             lazy: Lazy::default(),
             lazy_valid: false,
             stop: false,
+            fleeting: false,
             resync: true,
             special: false,
             exit: None,

@@ -129,6 +129,14 @@ impl Iem {
         event::raise(core, cpu, fault)
     }
 
+    /// Runs one instruction as [`Iem::step`] does, from a page that is written so often that its writes are not to be noticed.
+    pub fn step_fleeting(&mut self, cpu: &mut CpuState) -> Result<(), Exit> {
+        self.core.fleeting = true;
+        let result = self.step(cpu);
+        self.core.fleeting = false;
+        result
+    }
+
     /// Runs one instruction with all that single-stepping, breakpoints and interrupt shadows ask for.
     #[cold]
     #[inline(never)]
@@ -293,7 +301,7 @@ fn find(core: &mut Core, blocks: &mut Blocks, cpu: &CpuState, pc: u64, single: b
     }
     // Instructions that are stepped over time and again keep their blocks as others do; only at the end of a segment must one
     // stand alone.
-    build(core, blocks, cpu, pc, single && room < 0x1000, room)
+    build(core, blocks, cpu, pc, single && (room < 0x1000 || core.fleeting), room)
 }
 
 fn build(
@@ -330,6 +338,9 @@ fn build(
             return build_crossing(core, blocks, cpu, pc, frame, offset, room);
         }
         let mut block = decoded.block;
+        if core.fleeting && single {
+            return within(block, room);
+        }
         let len = block.len as usize;
         let Some(source) = mark(core, frame, offset, len as u64) else { return Ok(Found::Retry) };
         // What was decoded must be what stands there now that writes are noticed.

@@ -5,7 +5,7 @@
 //! ```text
 //! entry = bank[(linear >> 12) & 1023]
 //! linear ^ entry.read  <=  4096 - size     hit: page, permission and no page crossing in one compare
-//! host address = (linear ^ entry.read) + entry.host
+//! host address = linear + entry.delta
 //! ```
 //!
 //! A tag that must not match holds the page number of a neighbouring index, which is never looked up here. Pages that need more
@@ -49,12 +49,12 @@ pub struct Entry {
     pub read: u64,
     pub write: u64,
     pub exec: u64,
-    /// Host address of the page's first byte.
-    pub host: u64,
+    /// What to add to a linear address in the page for the host address, modulo 2^64.
+    pub delta: u64,
 }
 
 /// Bytes in front of the entries that belong to an engine which generates code: it reaches both from one base register.
-pub const ENGINE_BYTES: usize = 4096 + (3 << 20);
+pub const ENGINE_BYTES: usize = 4096 + (6 << 20);
 
 /// What generated code works on.
 #[repr(C, align(4096))]
@@ -436,8 +436,14 @@ impl Default for Tlb {
 }
 
 impl Entry {
+    /// The host address of a linear address in the page.
+    #[inline(always)]
+    const fn host(&self, linear: u64) -> u64 {
+        linear.wrapping_add(self.delta)
+    }
+
     const fn none(index: usize) -> Self {
-        Self { read: no_tag(index), write: no_tag(index), exec: no_tag(index), host: 0 }
+        Self { read: no_tag(index), write: no_tag(index), exec: no_tag(index), delta: 0 }
     }
 }
 
@@ -463,7 +469,7 @@ impl Tlb {
         }
         // SAFETY: a read tag stands only in entries filled from a frame, and the whole access lies in its page. The entry is
         // dropped before the frame's memory is.
-        Some(unsafe { load(e.host + offset) })
+        Some(unsafe { load(e.host(linear)) })
     }
 
     /// Writes, if a translation allows.
@@ -475,7 +481,7 @@ impl Tlb {
             return false;
         }
         // SAFETY: as in `read`; a write tag stands only for frames that may be written.
-        unsafe { store(e.host + offset, value) };
+        unsafe { store(e.host(linear), value) };
         true
     }
 
@@ -494,7 +500,7 @@ impl Tlb {
         if offset > PAGE + 1 - T::BYTES as u64 {
             return false;
         }
-        let address = e.host + offset;
+        let address = e.host(linear);
         // SAFETY: as in `write`; what can be written can be read.
         unsafe { store(address, change(load(address))) };
         true
@@ -515,7 +521,7 @@ impl Tlb {
             return None;
         }
         // SAFETY: as in `write`.
-        Some(unsafe { T::cas(e.host + offset, old, new) })
+        Some(unsafe { T::cas(e.host(linear), old, new) })
     }
 
     /// Whether code at `linear` may be fetched by a translation made before; gives the frame's key plus the offset.
@@ -523,7 +529,7 @@ impl Tlb {
     pub fn fetch(&self, bank: Bank, linear: u64) -> Option<u64> {
         let e = &self.area.entries()[slot(bank, linear)];
         let offset = linear ^ e.exec;
-        (offset <= PAGE).then(|| e.host + offset)
+        (offset <= PAGE).then(|| e.host(linear))
     }
 
     /// Whether a translation for reads, or for writes, is there.
@@ -535,7 +541,7 @@ impl Tlb {
     /// The host address of a page that may be written.
     pub fn host_page(&self, bank: Bank, page: u64) -> Option<u64> {
         let e = &self.area.entries()[slot(bank, page)];
-        (e.write == page).then_some(e.host)
+        (e.write == page).then(|| e.host(page))
     }
 
     /// Whether the translation of code at `linear` is global.
@@ -556,15 +562,15 @@ impl Tlb {
         }
         let index = slot(bank, linear);
         let page = linear & !PAGE;
-        let host = frame.host;
+        let delta = frame.host.wrapping_sub(page);
         let meta = &mut self.meta[index];
         let entry = &mut self.area.entries_mut()[index];
-        if !meta.live || meta.page != page || entry.host != host {
+        if !meta.live || meta.page != page || entry.delta != delta {
             if !meta.live {
                 self.live.push(index as u16);
             }
             *meta = Meta { live: true, global, page };
-            *entry = Entry { host, ..Entry::none(index) };
+            *entry = Entry { delta, ..Entry::none(index) };
         }
         meta.global &= global;
         match kind {
@@ -615,10 +621,12 @@ impl Tlb {
     /// Takes the write permission from all translations to a frame.
     pub fn drop_writes(&mut self, frame: Frame) {
         self.losses += 1;
-        for &index in &self.live {
+        let Self { area, meta, live, .. } = self;
+        let entries = area.entries_mut();
+        for &index in &*live {
             let index = index as usize;
-            let entry = &mut self.area.entries_mut()[index];
-            if entry.host == frame.host {
+            let entry = &mut entries[index];
+            if entry.host(meta[index].page) == frame.host {
                 entry.write = no_tag(index);
             }
         }

@@ -47,6 +47,7 @@ pub(crate) mod cc {
     pub(crate) const E: u8 = 4;
     pub(crate) const NE: u8 = 5;
     pub(crate) const A: u8 = 7;
+    pub(crate) const S: u8 = 8;
 }
 
 /// Code under construction.
@@ -255,6 +256,25 @@ impl Asm {
         self.byte(0xe8);
         self.i32(0);
         self.at() - 4
+    }
+
+    /// Shifts a register left without touching flags.
+    pub(crate) fn shift_left_by_lea(&mut self, register: u8, count: u8) {
+        self.lea32(register, M::Scaled(register, count, 0));
+    }
+
+    /// Moves CF alone to the context, to where [`Asm::save_flags`] has it, through `tmp`. What is stored is as wide as what is
+    /// read back, so that the processor can forward it.
+    pub(crate) fn save_carry(&mut self, tmp: u8, slot: i32) {
+        self.rr(false, &[0x1b], tmp, tmp); // sbb
+        self.alu_imm(Alu::And, false, tmp, 0x101);
+        self.store32(M::Ctx(slot), tmp);
+    }
+
+    /// Takes CF back, and leaves the other flags alone.
+    pub(crate) fn restore_carry(&mut self, slot: i32) {
+        self.rm(false, None, &[0x0f, 0xba], 4, M::Ctx(slot)); // bt dword
+        self.byte(8);
     }
 
     /// Moves the arithmetic flags to the context, through `tmp`.

@@ -1,10 +1,12 @@
 //! What was translated: blocks by the place of their bytes in host memory, their pages, and the links between them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::atomic::AtomicU32;
 
 use iem::Source;
 
+use crate::emit::NewPlace;
 use crate::plan::Mode;
 
 /// Hashes integers.
@@ -34,6 +36,15 @@ impl Hasher for IntHasher {
 
 pub(crate) type IntMap<K, V> = HashMap<K, V, BuildHasherDefault<IntHasher>>;
 
+/// Entries of a block for jumps through the jump cache: offsets in the code buffer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Entries {
+    /// With the flags in RFLAGS.
+    pub(crate) live: u32,
+    /// With the flags in the context.
+    pub(crate) saved: u32,
+}
+
 /// A translated block.
 pub(crate) struct Block {
     /// Host address of the guest page and offset in it.
@@ -44,8 +55,8 @@ pub(crate) struct Block {
     pub(crate) second: Option<u64>,
     /// Offset of the entry in the code buffer.
     pub(crate) entry: u32,
-    /// Offset of the entry for jumps through the jump cache; zero while there is none.
-    pub(crate) checked: u32,
+    /// The entries for jumps through the jump cache, if there are any.
+    pub(crate) checked: Option<Entries>,
     /// Flags matter at its start.
     pub(crate) live: bool,
     /// Its first instruction is interpreted: there is nothing to enter. True inside if that works on floating-point state.
@@ -63,14 +74,39 @@ pub(crate) struct Link {
     pub(crate) target: u16,
     pub(crate) mode: Mode,
     pub(crate) check: Option<(u32, u32)>,
-    /// How often stack accesses behind the check lay in two pages.
-    pub(crate) straddles: u8,
+    /// How often the accesses behind the check could not be made by it.
+    pub(crate) failures: u8,
 }
 
 /// A guest page with translations.
 pub(crate) struct Page {
     pub(crate) source: Source,
     pub(crate) blocks: Vec<u32>,
+    /// Its writes are not noticed, and its blocks verify their bytes: how often they will do so before that is given up.
+    pub(crate) fleeting: Option<Box<AtomicU32>>,
+}
+
+impl Page {
+    /// Code that blocks were made from was overwritten, and they do not see that themselves.
+    pub(crate) fn stale(&self) -> bool {
+        self.fleeting.is_none() && !self.source.valid()
+    }
+}
+
+/// What is known of a page whose code was overwritten by single stores.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Rewritten {
+    /// How often its code stayed the same for long afterwards.
+    pub(crate) settled: u8,
+    /// It does so now.
+    pub(crate) stable: bool,
+}
+
+impl Rewritten {
+    /// Entries of verifying blocks without a change after which the page counts as stable.
+    pub(crate) fn patience(self) -> u32 {
+        1024 << self.settled.min(6)
+    }
 }
 
 /// Which slots of the jump cache hold addresses of one page.
@@ -83,8 +119,13 @@ pub(crate) struct PageJumps {
 pub(crate) struct Cache {
     pub(crate) blocks: Vec<Block>,
     pub(crate) links: Vec<Link>,
+    /// Checks of kept pages, with their blocks.
+    pub(crate) places: Vec<(NewPlace, u32)>,
+    /// Instructions whose memory operands move from page to page too often for that, by host address.
+    pub(crate) moving: HashSet<u64, BuildHasherDefault<IntHasher>>,
     pub(crate) by_place: IntMap<(u64, u16), u32>,
     pub(crate) pages: IntMap<u64, Page>,
+    pub(crate) rewritten: IntMap<u64, Rewritten>,
     /// By bank and linear page address.
     pub(crate) jumps: IntMap<(u8, u64), PageJumps>,
 }

@@ -57,9 +57,16 @@ pub(crate) struct Context {
     /// The code and stack segments that SYSCALL and SYSRET load.
     pub(crate) kernel_segments: [Segment; 2],
     pub(crate) user_segments: [Segment; 2],
-    /// The link by which the code goes on if the check of the stack page at work fails.
+    /// The link by which the code goes on if the check of a page at work fails.
     pub(crate) check: u64,
+    /// Pages that the accesses of the block at work were found to lie in: linear address and distance to host memory.
+    pub(crate) places: [[u64; 2]; PLACES],
+    /// How often another page had to be kept in `places`.
+    pub(crate) moves: u64,
 }
+
+/// Pages that one block may keep.
+pub(crate) const PLACES: usize = 16;
 
 /// Offsets of the fields.
 pub(crate) mod off {
@@ -80,6 +87,8 @@ pub(crate) mod off {
     pub(crate) const DELTA: i32 = offset_of!(Context, delta) as i32;
     pub(crate) const TMP: i32 = offset_of!(Context, tmp) as i32;
     pub(crate) const CHECK: i32 = offset_of!(Context, check) as i32;
+    pub(crate) const MOVES: i32 = offset_of!(Context, moves) as i32;
+    pub(crate) const PLACES: i32 = offset_of!(Context, places) as i32;
     pub(crate) const ACTIONS: i32 = offset_of!(Context, actions) as i32;
     pub(crate) const RESYNC: i32 = offset_of!(Context, resync) as i32;
     pub(crate) const BANK: i32 = offset_of!(Context, bank) as i32;
@@ -123,8 +132,11 @@ pub(crate) const NO_STACK: u64 = 0x8000_0000_0000_0000;
 pub(crate) struct Jump {
     /// Linear address, negated.
     pub(crate) tag: u64,
-    /// Host address of the block's checked entry, which compares the tag.
+    /// Host address of the block's checked entry, which compares the tag, for jumps with the flags in RFLAGS.
     pub(crate) code: u64,
+    /// The same for jumps with the flags in the context.
+    pub(crate) saved: u64,
+    pub(crate) unused: u64,
 }
 
 /// Slots in a bank of the jump cache; the index is the low 16 bits of the address.

@@ -1,14 +1,16 @@
 //! Turns a plan into host code.
 
+mod memory;
 mod system;
+pub(crate) mod verify;
 
 use iced_x86::{Code, Encoder, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
 use iem::tlb::{ENTRIES, Entry};
 
 use crate::asm::{Alu, Asm, M, cc, r};
-use crate::context::{JUMPS, JUMPS_AT, Jump, TLB_AT, TLB_MASK, TLB_SHIFT, cpu, off};
+use crate::cache::Entries;
+use crate::context::{JUMPS, JUMPS_AT, Jump, TLB_AT, cpu, off};
 use crate::plan::{Item, Kind, Memory, Mode, Plan, high_number};
-use crate::slow;
 use crate::thunks::{Thunks, reason};
 
 /// A direct way out of a block that can be aimed at other code.
@@ -27,13 +29,26 @@ pub(crate) struct NewLink {
     pub(crate) check: Option<(u32, u32)>,
 }
 
+/// A check of a kept page, which can be replaced.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NewPlace {
+    /// Offset in the buffer of the check.
+    pub(crate) site: u32,
+    /// Offset of what does without a kept page.
+    pub(crate) direct: u32,
+    /// Page offset of the instruction.
+    pub(crate) at: u16,
+}
+
 /// A translated block, to be placed in the buffer.
 pub(crate) struct Output {
     pub(crate) hot: Vec<u8>,
     pub(crate) cold: Vec<u8>,
     /// Offset within `hot` of the entry for those who know the page.
     pub(crate) entry: usize,
+    pub(crate) checked: Option<Entries>,
     pub(crate) links: Vec<NewLink>,
+    pub(crate) places: Vec<NewPlace>,
     /// Instructions translated.
     pub(crate) count: usize,
 }
@@ -66,6 +81,15 @@ enum Cold {
         low: i32,
         at: u16,
     },
+    Group {
+        site: usize,
+        retry: usize,
+        description: u32,
+        saved: bool,
+        at: u16,
+        tag: i32,
+    },
+    Place(memory::Place),
     Link {
         site: usize,
         target: u16,
@@ -76,15 +100,21 @@ enum Cold {
         offset: u16,
         saved: bool,
     },
+    Stale {
+        sites: Vec<usize>,
+        start: u16,
+        why: u32,
+    },
     Far {
         site: usize,
         target: i64,
     },
-    /// `exchanged`: guest RCX is in r14.
+    /// `exchanged`: guest RCX is in r14; `carry`: CF is in the context.
     Poll {
         site: usize,
         target: i64,
         exchanged: bool,
+        carry: bool,
     },
     Unknown {
         unknown: usize,
@@ -93,8 +123,11 @@ enum Cold {
     },
 }
 
+/// What code may make use of.
 pub(crate) struct Host {
     pub(crate) bmi2: bool,
+    /// There is one vCPU: nobody else does atomic operations on guest memory.
+    pub(crate) alone: bool,
 }
 
 pub(crate) struct Emitter<'a> {
@@ -103,6 +136,8 @@ pub(crate) struct Emitter<'a> {
     hot_at: usize,
     cold_at: usize,
     base: u64,
+    /// Host address of the guest's page.
+    page: u64,
     thunks: &'a Thunks,
     host: &'a Host,
     mode: Mode,
@@ -110,14 +145,24 @@ pub(crate) struct Emitter<'a> {
     colds: Vec<Cold>,
     links: Vec<NewLink>,
     first_link: u32,
+    places: Vec<NewPlace>,
+    first_place: u32,
+    /// Where the block's loop starts, and its offset in the page.
+    round: Option<(usize, u16)>,
+    /// The slot in the context whose distance r14 holds.
+    kept: Option<u8>,
+    /// r14 was overwritten since the instruction's start.
+    s14: bool,
     encoder: &'a mut Encoder,
     info: &'a mut InstructionInfoFactory,
 }
 
 const HIGH: [i32; 4] = [off::HIGH, off::HIGH + 8, off::HIGH + 16, off::HIGH + 24];
+/// Where only this flag matters it is moved alone.
+const CARRY: u32 = iced_x86::RflagsBits::CF;
 const READ_TAG: i32 = std::mem::offset_of!(Entry, read) as i32;
 const WRITE_TAG: i32 = std::mem::offset_of!(Entry, write) as i32;
-const HOST: i32 = std::mem::offset_of!(Entry, host) as i32;
+const TLB_DELTA: i32 = std::mem::offset_of!(Entry, delta) as i32;
 
 /// The register of a size with a number.
 fn sized(number: u8, size: usize) -> Register {
@@ -149,12 +194,15 @@ const BYTE: [Register; 16] = [
     Register::R15L,
 ];
 
-/// Where blocks are placed and what numbers their links get.
+/// Where blocks are placed and what numbers their links and replaceable checks get.
 pub(crate) struct Place {
     pub(crate) base: u64,
+    /// Host address of the guest's page.
+    pub(crate) page: u64,
     pub(crate) hot: usize,
     pub(crate) cold: usize,
     pub(crate) first_link: u32,
+    pub(crate) first_place: u32,
 }
 
 impl<'a> Emitter<'a> {
@@ -172,6 +220,7 @@ impl<'a> Emitter<'a> {
             hot_at: place.hot,
             cold_at: place.cold,
             base: place.base,
+            page: place.page,
             thunks,
             host,
             mode,
@@ -179,6 +228,11 @@ impl<'a> Emitter<'a> {
             colds: Vec::new(),
             links: Vec::new(),
             first_link: place.first_link,
+            places: Vec::new(),
+            first_place: place.first_place,
+            round: None,
+            kept: None,
+            s14: false,
             encoder,
             info,
         }
@@ -198,19 +252,30 @@ impl<'a> Emitter<'a> {
 
     /// Translates; `checked` puts an entry for jumps through the jump cache in front.
     pub(crate) fn block(mut self, plan: &Plan, start: u16, checked: bool) -> Output {
-        let live = plan.items.first().map_or(crate::plan::ARITH, |i| i.live_in);
-        if checked {
-            self.checked_entry(start, live != 0);
-        }
+        let live = plan.flags_matter();
+        let checked = checked.then(|| self.checked_entry(start, live));
         let entry = self.hot.at();
+        if let Some(verify) = &plan.verify {
+            self.verify(verify, start);
+        }
+        if plan.looped {
+            self.forget_places(&plan.items);
+            self.round = Some((self.hot.at(), start));
+        }
         let mut ended = false;
         let mut count = 0;
         for item in &plan.items {
             count += 1;
+            self.s14 = false;
             if let Some(check) = item.check {
                 self.stack_check(item, check);
+                // Its slow part overwrites r14.
+                self.kept = None;
             }
             ended = self.item(item);
+            if self.s14 || !matches!(item.kind, Kind::Copy | Kind::Nop | Kind::Jcc(_)) {
+                self.kept = None;
+            }
             if ended {
                 break;
             }
@@ -218,26 +283,41 @@ impl<'a> Emitter<'a> {
         if !ended {
             if plan.crosses {
                 // Only the jump cache knows code that depends on two pages.
-                self.here(crate::plan::ARITH);
                 Self::linear(&mut self.hot, self.mode.long, plan.end.into());
-                self.jump_away();
+                self.jump_away(crate::plan::ARITH);
             } else {
                 self.here(plan.items.last().map_or(crate::plan::ARITH, |i| i.live_out));
                 self.go(plan.end.into(), false);
             }
         }
         self.finish();
-        Output { hot: self.hot.code, cold: self.cold.code, entry, links: self.links, count }
+        Output {
+            hot: self.hot.code,
+            cold: self.cold.code,
+            entry,
+            checked,
+            links: self.links,
+            places: self.places,
+            count,
+        }
     }
 
     /// An entry alone, for a block at `entry` in the buffer.
     pub(crate) fn entry_for(mut self, start: u16, live: bool, entry: usize) -> Output {
-        self.checked_entry(start, live);
+        let checked = Some(self.checked_entry(start, live));
         let site = self.hot.jmp();
         let here = self.hot_at + site + 4;
         self.hot.code[site..].copy_from_slice(&((entry as i64 - here as i64) as i32).to_le_bytes());
         self.finish();
-        Output { hot: self.hot.code, cold: self.cold.code, entry: 0, links: self.links, count: 0 }
+        Output {
+            hot: self.hot.code,
+            cold: self.cold.code,
+            entry: 0,
+            checked,
+            links: self.links,
+            places: self.places,
+            count: 0,
+        }
     }
 
     // ---- flags ----
@@ -249,7 +329,12 @@ impl<'a> Emitter<'a> {
             return;
         }
         if self.flags == Flags::Here {
-            self.hot.save_flags(r::S14, off::FLAGS);
+            if live == CARRY {
+                self.hot.save_carry(r::S14, off::FLAGS);
+            } else {
+                self.hot.save_flags(r::S14, off::FLAGS);
+            }
+            self.s14 = true;
         }
         self.flags = Flags::Saved;
     }
@@ -260,15 +345,25 @@ impl<'a> Emitter<'a> {
             if live == 0 {
                 self.flags = Flags::Here;
             } else {
-                self.hot.restore_flags(r::S14, off::FLAGS);
+                if live == CARRY {
+                    self.hot.restore_carry(off::FLAGS);
+                } else {
+                    self.hot.restore_flags(r::S14, off::FLAGS);
+                    self.s14 = true;
+                }
                 self.flags = Flags::Both;
             }
         }
     }
 
+    /// The instruction works on flags.
+    fn needs_flags(&self, item: &Item) -> bool {
+        item.modifies != 0 || item.insn.rflags_read() & crate::plan::ARITH != 0
+    }
+
     /// Before a copied instruction.
     fn before(&mut self, item: &Item) {
-        if item.modifies != 0 || item.insn.rflags_read() & crate::plan::ARITH != 0 {
+        if self.needs_flags(item) {
             self.here(item.live_in);
         }
     }
@@ -302,22 +397,27 @@ impl<'a> Emitter<'a> {
         self.hot_thunk(self.thunks.exit);
     }
 
-    /// Goes to the code at r15.
-    fn jump_indirect(asm: &mut Asm, jumps: i32) {
+    /// Goes to the code at r15; `saved` if the flags that matter are in the context.
+    fn jump_indirect(asm: &mut Asm, jumps: i32, saved: bool) {
+        const { assert!(size_of::<Jump>() == 32) };
+        let field =
+            if saved { std::mem::offset_of!(Jump, saved) } else { std::mem::offset_of!(Jump, code) } as i32;
         asm.rr(false, &[0x0f, 0xb7], r::S14, r::S15); // movzx r14d, r15w
-        asm.lea32(r::S14, M::Index(r::S14, r::S14, 0, 0));
-        asm.rm(false, None, &[0xff], 4, M::CtxAt8(r::S14, jumps + 8)); // jmp
+        asm.shift_left_by_lea(r::S14, 2);
+        asm.rm(false, None, &[0xff], 4, M::CtxAt8(r::S14, jumps + field)); // jmp
     }
 
     /// Has the jump at `site` aimed at code of this mode; plain stack accesses go on being plain in loops only.
     fn link(&mut self, site: usize, target: u16, back: bool) {
-        let mode = Mode { plain_stack: back && self.mode.plain_stack, ..self.mode };
+        let mode = Mode { plain: back && self.mode.plain, ..self.mode };
         self.colds.push(Cold::Link { site, target, mode });
     }
 
-    fn jump_away(&mut self) {
+    /// Goes to the code at r15 with `live` flags, wherever they are.
+    fn jump_away(&mut self, live: u32) {
         let jumps = self.jumps();
-        Self::jump_indirect(&mut self.hot, jumps);
+        let saved = live == 0 || self.flags != Flags::Here;
+        Self::jump_indirect(&mut self.hot, jumps, saved);
     }
 
     fn linear(asm: &mut Asm, long: bool, target: i64) {
@@ -340,23 +440,42 @@ impl<'a> Emitter<'a> {
                 if poll {
                     self.poll(target);
                 }
-                let site = self.hot.jmp();
-                self.link(site, offset, poll);
+                self.jump_near(offset, poll);
             }
             None => {
                 Self::linear(&mut self.hot, self.mode.long, target);
-                self.jump_away();
+                self.jump_away(crate::plan::ARITH);
             }
+        }
+    }
+
+    /// Goes on at a known place with `live` flags.
+    fn go_from(&mut self, target: i64, live: u32) {
+        if Self::near(target).is_some() {
+            self.here(live);
+            self.go(target, false);
+        } else {
+            Self::linear(&mut self.hot, self.mode.long, target);
+            self.jump_away(live);
+        }
+    }
+
+    /// A jump within the page: to the start of the block's own loop, or to a block by a link.
+    fn jump_near(&mut self, offset: u16, back: bool) {
+        let site = self.hot.jmp();
+        match self.round {
+            Some((label, start)) if start == offset => {
+                let distance = label as i64 - (site + 4) as i64;
+                self.hot.code[site..site + 4].copy_from_slice(&(distance as i32).to_le_bytes());
+            }
+            _ => self.link(site, offset, back),
         }
     }
 
     /// Leaves if somebody wants something of this vCPU. Overwrites RFLAGS.
     fn poll(&mut self, target: i64) {
-        self.hot.load(r::S14, M::Ctx(off::KICK));
-        self.hot.rm(false, None, &[0x83], Alu::Cmp as u8, M::At(r::S14, 0));
-        self.hot.byte(0);
-        let site = self.hot.jcc(cc::NE);
-        self.colds.push(Cold::Poll { site, target, exchanged: false });
+        let site = Self::kicked(&mut self.hot);
+        self.colds.push(Cold::Poll { site, target, exchanged: false, carry: false });
     }
 
     /// Goes back to a known place, looking for requests, with `live` flags in RFLAGS.
@@ -365,20 +484,33 @@ impl<'a> Emitter<'a> {
             self.go(target, true);
             return;
         }
+        if live == CARRY {
+            self.hot.save_carry(r::S14, off::FLAGS);
+            let site = Self::kicked(&mut self.hot);
+            self.colds.push(Cold::Poll { site, target, exchanged: false, carry: true });
+            self.hot.restore_carry(off::FLAGS);
+            self.go(target, false);
+            return;
+        }
         self.hot.load(r::S14, M::Ctx(off::KICK));
         self.hot.load32(r::S14, M::At(r::S14, 0));
         self.hot.rr(true, &[0x87], r::S14, r::RCX); // xchg
         self.hot.bytes(&[0xe3, 5]); // jrcxz over the jump
         let site = self.hot.jmp();
-        self.colds.push(Cold::Poll { site, target, exchanged: true });
+        self.colds.push(Cold::Poll { site, target, exchanged: true, carry: false });
         self.hot.mov(r::RCX, r::S14);
         self.go(target, false);
     }
 
-    /// The entry for jumps through the jump cache. Until the address has been found right, flags are not touched: the jump may
-    /// have been meant for code elsewhere to which they matter.
-    fn checked_entry(&mut self, start: u16, live: bool) {
-        self.hot.load(r::S14, M::CtxAt8(r::S14, self.jumps()));
+    /// The entries for jumps through the jump cache. The one for flags in RFLAGS does not touch them until the address has been found
+    /// right: the jump may have been meant for code elsewhere to which they matter.
+    fn checked_entry(&mut self, start: u16, live: bool) -> Entries {
+        let entries = Entries {
+            live: (self.hot_at + self.hot.at()) as u32,
+            saved: (self.cold_at + self.cold.at()) as u32,
+        };
+        let jumps = self.jumps();
+        self.hot.load(r::S14, M::CtxAt8(r::S14, jumps));
         self.hot.lea(r::S14, M::Index(r::S14, r::S15, 0, 0));
         self.hot.rr(true, &[0x87], r::S14, r::RCX); // xchg
         self.hot.bytes(&[0xe3, 5]); // jrcxz over the jump
@@ -387,171 +519,43 @@ impl<'a> Emitter<'a> {
         if live {
             self.hot.save_flags_apart(off::TMP, off::FLAGS);
         }
-        self.hot.load(r::S14, M::Ctx(off::KICK));
-        self.hot.rm(false, None, &[0x83], Alu::Cmp as u8, M::At(r::S14, 0));
-        self.hot.byte(0);
-        let wanted = self.hot.jcc(cc::NE);
+        let wanted = Self::kicked(&mut self.hot);
         if live {
             self.hot.restore_flags_apart(off::TMP, off::FLAGS);
         }
+        let common = self.hot.at();
         self.hot.lea(r::S15, M::At(r::S15, -i32::from(start)));
         self.hot.store(M::Ctx(off::PAGE), r::S15);
         self.colds.push(Cold::Unknown { unknown, wanted, saved: live });
+
+        self.cold.load(r::S14, M::CtxAt8(r::S14, jumps));
+        self.cold.rr(true, &[0x03], r::S14, r::S15); // add
+        let unknown = self.cold.jcc(cc::NE);
+        let wanted = Self::kicked(&mut self.cold);
+        if live {
+            self.cold.restore_flags(r::S14, off::FLAGS);
+        }
+        self.cold_to_hot(common);
+        for site in [unknown, wanted] {
+            let target = self.thunks.unknown_saved - self.base;
+            let distance = target as i64 - (self.cold_at + site + 4) as i64;
+            self.cold.code[site..site + 4].copy_from_slice(&(distance as i32).to_le_bytes());
+        }
+        entries
     }
 
-    // ---- memory ----
-
-    /// Brings a guest register's value to a host register; the one that holds it already, or `tmp`.
-    fn value(&mut self, register: Register, tmp: u8) -> u8 {
-        match high_number(register) {
-            Some(n) => {
-                self.hot.load(tmp, M::Ctx(HIGH[n as usize]));
-                tmp
-            }
-            None => home(register),
-        }
+    /// Jumps if somebody wants something of this vCPU; gives the jump. Overwrites r14 and RFLAGS.
+    fn kicked(asm: &mut Asm) -> usize {
+        asm.load(r::S14, M::Ctx(off::KICK));
+        asm.rm(false, None, &[0x83], Alu::Cmp as u8, M::At(r::S14, 0));
+        asm.byte(0);
+        asm.jcc(cc::NE)
     }
 
-    /// Computes the memory operand's linear address into r15. Uses r14, and RFLAGS if there is a segment base.
-    fn address(&mut self, insn: &Instruction) {
-        let base = insn.memory_base();
-        let index = insn.memory_index();
-        let disp = insn.memory_displacement64() as i64;
-        let wide = self.mode.long && !base.is_gpr32() && !index.is_gpr32() && insn.memory_displ_size() != 4
-            || self.mode.long
-                && base == Register::None
-                && index == Register::None
-                && insn.memory_displ_size() != 4;
-        if base == Register::RIP {
-            Self::linear(&mut self.hot, true, disp);
-        } else if base == Register::None && index == Register::None {
-            self.constant(r::S15, if wide { disp as u64 } else { disp as u64 & 0xffff_ffff });
-        } else {
-            let m = match (base, index) {
-                (_, Register::None) => {
-                    let b = self.value(base, r::S15);
-                    M::At(b, disp as i32)
-                }
-                (Register::None, _) => {
-                    let i = self.value(index, r::S14);
-                    M::Scaled(i, insn.memory_index_scale().trailing_zeros() as u8, disp as i32)
-                }
-                _ => {
-                    let b = self.value(base, r::S15);
-                    let i = self.value(index, r::S14);
-                    M::Index(b, i, insn.memory_index_scale().trailing_zeros() as u8, disp as i32)
-                }
-            };
-            if wide {
-                self.hot.lea(r::S15, m);
-            } else {
-                self.hot.lea32(r::S15, m);
-            }
-        }
-        let segment = match insn.memory_segment() {
-            Register::FS => off::FS_BASE,
-            Register::GS => off::GS_BASE,
-            _ => return,
-        };
-        self.hot.alu(Alu::Add, r::S15, M::Ctx(segment));
-        if !self.mode.long {
-            self.hot.mov32(r::S15, r::S15);
-        }
-    }
-
-    fn constant(&mut self, to: u8, value: u64) {
-        if let Ok(v) = u32::try_from(value) {
-            self.hot.mov_imm32(to, v);
-        } else if let Ok(v) = i32::try_from(value as i64) {
-            self.hot.rr(true, &[0xc7], 0, to);
-            self.hot.i32(v);
-        } else {
-            self.hot.bytes(&[0x48 | to >> 3, 0xb8 | to & 7]);
-            self.hot.bytes(&value.to_le_bytes());
-        }
-    }
-
-    /// Turns the linear address in r15 into a host address, for an access that `item` describes. `retry` is where its
-    /// computation starts. Flags must have been taken care of.
-    fn translate(&mut self, item: &Item, retry: usize, size: u16, writes: bool, align: u16) {
-        let tag = self.tlb() + if writes { WRITE_TAG } else { READ_TAG };
-        if self.host.bmi2 {
-            self.hot.rorx32(r::S14, r::S15, TLB_SHIFT);
-        } else {
-            self.hot.mov32(r::S14, r::S15);
-            self.hot.shift_imm(5, false, r::S14, TLB_SHIFT);
-        }
-        self.hot.alu_imm(Alu::And, false, r::S14, TLB_MASK);
-        self.hot.alu(Alu::Xor, r::S15, M::CtxAt(r::S14, tag));
-        let mut sites = Vec::with_capacity(2);
-        if align > 1 {
-            self.hot.bytes(&[0x41, 0xf6, 0xc7, (align - 1) as u8]); // test r15b, align - 1
-            sites.push(self.hot.jcc(cc::NE));
-        }
-        self.hot.alu_imm(Alu::Cmp, true, r::S15, 0x1000 - i32::from(size));
-        sites.push(self.hot.jcc(cc::A));
-        self.hot.alu(Alu::Add, r::S15, M::CtxAt(r::S14, self.tlb() + HOST));
-        let access = self.hot.at();
-        self.colds.push(Cold::Slow {
-            sites,
-            retry,
-            access,
-            description: slow::describe(item.offset, size, align, writes, item.fp),
-            saved: self.flags == Flags::Saved,
-            tag,
-        });
-    }
-
-    /// Checks an access of the instruction's own and leaves its host address in r15.
-    fn checked(&mut self, item: &Item) {
-        self.clobber(item.live_in);
-        let retry = self.hot.at();
-        self.address(&item.insn);
-        self.translate(item, retry, item.size, item.writes, item.align);
-    }
-
-    /// Checks a stack access at RSP plus `offset`, and leaves its host address in r15.
-    fn checked_stack(&mut self, item: &Item, offset: i32, writes: bool) {
-        self.clobber(item.live_in);
-        let retry = self.hot.at();
-        if self.mode.long {
-            self.hot.lea(r::S15, M::At(r::GUEST_SP, offset));
-        } else {
-            self.hot.lea32(r::S15, M::At(r::GUEST_SP, offset));
-        }
-        self.translate(item, retry, self.word() as u16, writes, 1);
-    }
+    // ---- helpers ----
 
     fn word(&self) -> i32 {
         if self.mode.long { 8 } else { 4 }
-    }
-
-    /// Makes sure that the kept stack page covers the accesses that follow.
-    fn stack_check(&mut self, item: &Item, check: crate::plan::StackCheck) {
-        self.clobber(item.live_in);
-        let retry = self.hot.at();
-        self.hot.lea(r::S15, M::At(r::GUEST_SP, check.low));
-        self.hot.alu(Alu::Xor, r::S15, M::Ctx(off::STACK_PAGE));
-        self.hot.alu_imm(Alu::Cmp, true, r::S15, 0x1000 - check.span);
-        let site = self.hot.jcc(cc::A);
-        self.colds.push(Cold::Stack {
-            site,
-            retry,
-            description: slow::describe_stack(item.offset, check.span as u16, check.writes),
-            saved: self.flags == Flags::Saved,
-            low: check.low,
-            at: item.offset,
-        });
-    }
-
-    /// The host operand of a stack access: covered by a check, or r15 after one of its own.
-    fn stack_operand(&mut self, item: &Item, offset: i32, writes: bool) -> M {
-        if item.covered {
-            M::Index(r::GUEST_SP, r::DELTA, 0, offset)
-        } else {
-            self.checked_stack(item, offset, writes);
-            M::At(r::S15, 0)
-        }
     }
 
     fn move_sp(&mut self, by: i32) {
@@ -627,11 +631,11 @@ impl<'a> Emitter<'a> {
                 self.load_word(r::RBP, M::At(r::S15, 0));
             }
             Kind::Jmp(t) => {
-                self.here(item.live_out);
-                if t <= i64::from(item.offset) {
+                if t <= i64::from(item.offset) && Self::near(t).is_some() {
+                    self.here(item.live_out);
                     self.go_back(t, item.live_out)
                 } else {
-                    self.go(t, false)
+                    self.go_from(t, item.live_out)
                 }
                 return true;
             }
@@ -674,8 +678,7 @@ impl<'a> Emitter<'a> {
                 self.return_address(next);
                 self.store_word(m, r::S14);
                 self.move_sp(-self.word());
-                self.here(item.live_out);
-                self.go(t, false);
+                self.go_from(t, item.live_out);
                 return true;
             }
             Kind::Ret => {
@@ -683,14 +686,12 @@ impl<'a> Emitter<'a> {
                 self.load_word(r::S15, m);
                 let drop = if insn.op_count() == 1 { insn.immediate16().into() } else { 0 };
                 self.move_sp(self.word() + drop);
-                self.here(item.live_out);
-                self.jump_away();
+                self.jump_away(item.live_out);
                 return true;
             }
             Kind::JmpIndirect => {
                 self.target(item);
-                self.here(item.live_out);
-                self.jump_away();
+                self.jump_away(item.live_out);
                 return true;
             }
             Kind::CallIndirect => {
@@ -706,8 +707,7 @@ impl<'a> Emitter<'a> {
                     self.hot.load(r::S15, M::Ctx(off::TMP + 16));
                 }
                 self.move_sp(-self.word());
-                self.here(item.live_out);
-                self.jump_away();
+                self.jump_away(item.live_out);
                 return true;
             }
             Kind::Cli => self.set_interrupts(item, false),
@@ -791,12 +791,12 @@ impl<'a> Emitter<'a> {
                 match Self::near(next) {
                     Some(target) => {
                         let site = self.hot.jmp();
-                        let mode = Mode { bank, plain_stack: false, ..self.mode };
+                        let mode = Mode { bank, plain: false, ..self.mode };
                         self.colds.push(Cold::Link { site, target, mode });
                     }
                     None => {
                         Self::linear(&mut self.hot, self.mode.long, next);
-                        Self::jump_indirect(&mut self.hot, Self::jumps_of(bank));
+                        Self::jump_indirect(&mut self.hot, Self::jumps_of(bank), false);
                     }
                 }
                 return true;
@@ -847,8 +847,8 @@ impl<'a> Emitter<'a> {
             self.load_word(r::S15, m);
         } else {
             let read = Item { writes: false, ..item.clone() };
-            self.checked(&read);
-            self.load_word(r::S15, M::At(r::S15, 0));
+            let m = self.access(&read, false);
+            self.load_word(r::S15, m);
         }
     }
 
@@ -862,8 +862,8 @@ impl<'a> Emitter<'a> {
             }
             OpKind::Memory => {
                 let read = Item { writes: false, ..item.clone() };
-                self.checked(&read);
-                self.load_word(r::S15, M::At(r::S15, 0));
+                let m = self.access(&read, false);
+                self.load_word(r::S15, m);
                 if item.covered {
                     self.store_word(M::Index(r::GUEST_SP, r::DELTA, 0, -self.word()), r::S15);
                 } else {
@@ -929,35 +929,41 @@ impl<'a> Emitter<'a> {
 
     /// Copies an instruction with its operands replaced; false if it cannot be encoded.
     fn copy(&mut self, item: &Item) -> bool {
+        if let Some(immediate) = item.immediate {
+            self.with_immediate(item, immediate);
+            return true;
+        }
         let mut insn = item.insn;
         widen(&mut insn);
         let mut spare: &[u8] = &[r::S14, r::S15];
+        let high = (0..insn.op_count())
+            .any(|i| insn.op_kind(i) == OpKind::Register && high_number(insn.op_register(i)).is_some());
         match item.memory {
-            Memory::None => {}
+            Memory::None => self.s14 |= high,
             Memory::Stack => {
+                self.s14 |= high;
                 let disp = insn.memory_displacement64() as i64 as i32;
-                insn.set_memory_base(Register::R12);
-                insn.set_memory_index(Register::R13);
-                insn.set_memory_index_scale(1);
-                insn.set_memory_displacement64(i64::from(disp) as u64);
-                insn.set_memory_displ_size(if disp == 0 { 0 } else { 1 });
-                insn.set_segment_prefix(Register::None);
+                set_memory(&mut insn, M::Index(r::GUEST_SP, r::DELTA, 0, disp));
             }
             Memory::Checked => {
-                if item.kind == Kind::BitString {
+                let m = if item.kind == Kind::BitString {
                     self.bit_string(item);
                     insn.set_op1_register(sized(r::S14, item.size.into()));
+                    M::At(r::S15, 0)
                 } else {
-                    self.checked(item);
+                    // Taking the flags back needs r14, unless it is CF alone.
+                    let flags = self.needs_flags(item) && item.live_in & !CARRY != 0;
+                    self.access(item, high || flags)
+                };
+                if self.exchange(item, m, high) {
+                    return true;
                 }
-                insn.set_memory_base(Register::R15);
-                insn.set_memory_index(Register::None);
-                insn.set_memory_index_scale(1);
-                insn.set_memory_displacement64(0);
-                insn.set_memory_displ_size(0);
-                insn.set_segment_prefix(Register::None);
+                set_memory(&mut insn, m);
                 spare = &[r::S14];
             }
+        }
+        if self.host.alone && insn.has_lock_prefix() && !is_barrier(&item.insn) {
+            insn.set_has_lock_prefix(false);
         }
         if item.kind != Kind::BitString {
             self.before(item);
@@ -1016,13 +1022,42 @@ impl<'a> Emitter<'a> {
         true
     }
 
+    /// With one vCPU, XCHG with memory is done without the lock that it has by itself; true if so. Its operand of two bytes keeps it:
+    /// Linux's virtio rings use that as a barrier against the device.
+    fn exchange(&mut self, item: &Item, m: M, high: bool) -> bool {
+        let insn = &item.insn;
+        let size = insn.op0_register().size().max(insn.op1_register().size());
+        let apart = matches!(m, M::Index(base, index, ..) if base != r::S15 && index != r::S15);
+        if !self.host.alone
+            || insn.mnemonic() != Mnemonic::Xchg
+            || high
+            || size < 4
+            || !apart
+            || is_barrier(insn)
+        {
+            return false;
+        }
+        let register =
+            home(if insn.op0_kind() == OpKind::Register { insn.op0_register() } else { insn.op1_register() });
+        if size == 8 {
+            self.hot.load(r::S15, m);
+            self.hot.store(m, register);
+            self.hot.mov(register, r::S15);
+        } else {
+            self.hot.load32(r::S15, m);
+            self.hot.store32(m, register);
+            self.hot.mov32(register, r::S15);
+        }
+        true
+    }
+
     /// Computes the host address that a bit string instruction works on into r15, and the bit's number into r14.
     fn bit_string(&mut self, item: &Item) {
         let register = item.insn.op1_register();
         let wide = item.size == 8;
         self.clobber(item.live_in);
         let retry = self.hot.at();
-        self.address(&item.insn);
+        self.address(&item.insn, 0);
         let from = self.value(register, r::S14);
         if wide {
             self.hot.mov(r::S14, from);
@@ -1082,9 +1117,7 @@ impl<'a> Emitter<'a> {
                         self.aim_hot(site);
                     }
                     self.cold.alu(Alu::Xor, r::S15, M::CtxAt(r::S14, tag));
-                    self.cold.mov_imm32(r::S14, description);
-                    let thunk = if saved { self.thunks.slow_saved } else { self.thunks.slow_dead };
-                    self.cold_thunk(thunk, true);
+                    self.slow_call(description, saved);
                     self.cold_to_hot(retry);
                     self.cold_to_hot(access);
                 }
@@ -1092,25 +1125,19 @@ impl<'a> Emitter<'a> {
                     self.aim_hot(site);
                     let check = (self.hot_at + site) as u32;
                     self.cold.lea(r::S15, M::At(r::GUEST_SP, low));
-                    self.cold.mov_imm32(r::S14, description);
-                    let number = self.first_link + self.links.len() as u32;
-                    self.cold.store_imm32(M::Ctx(off::CHECK), number as i32);
-                    let thunk = if saved { self.thunks.slow_saved } else { self.thunks.slow_dead };
-                    self.cold_thunk(thunk, true);
+                    self.group_slow(description, saved);
                     self.cold_to_hot(retry);
-                    // The page cannot be kept: the same code with plain stack accesses.
-                    let plain = (self.cold_at + self.cold.at()) as u32;
-                    if saved {
-                        self.cold.restore_flags(r::S14, off::FLAGS);
-                    }
-                    let site = self.cold.jmp();
-                    debug_assert_eq!(site + 4, self.cold.at());
-                    let mode = Mode { plain_stack: true, ..self.mode };
-                    self.link_stub(at, (self.cold_at + site) as u32, mode);
-                    if let Some(link) = self.links.last_mut() {
-                        link.check = Some((check, plain));
-                    }
+                    self.plainly(check, at, saved);
                 }
+                Cold::Group { site, retry, description, saved, at, tag } => {
+                    self.aim_hot(site);
+                    let check = (self.hot_at + site) as u32;
+                    self.cold.alu(Alu::Xor, r::S15, M::CtxAt(r::S14, tag));
+                    self.group_slow(description, saved);
+                    self.cold_to_hot(retry);
+                    self.plainly(check, at, saved);
+                }
+                Cold::Place(place) => self.place_cold(place),
                 Cold::Link { site, target, mode } => {
                     self.aim_hot(site);
                     self.link_stub(target, (self.hot_at + site) as u32, mode);
@@ -1126,14 +1153,26 @@ impl<'a> Emitter<'a> {
                     self.cold.mov_imm32(r::DELTA, reason::INTERPRET as u32);
                     self.cold_thunk(self.thunks.exit, false);
                 }
+                Cold::Stale { sites, start, why } => {
+                    for site in sites {
+                        self.aim_hot(site);
+                    }
+                    self.cold.restore_flags(r::S14, off::FLAGS);
+                    self.cold.mov_imm32(r::S14, start.into());
+                    self.cold.mov_imm32(r::DELTA, why);
+                    self.cold_thunk(self.thunks.exit, false);
+                }
                 Cold::Far { site, target } => {
                     self.aim_hot(site);
                     let (long, jumps) = (self.mode.long, self.jumps());
                     Self::linear(&mut self.cold, long, target);
-                    Self::jump_indirect(&mut self.cold, jumps);
+                    Self::jump_indirect(&mut self.cold, jumps, false);
                 }
-                Cold::Poll { site, target, exchanged } => {
+                Cold::Poll { site, target, exchanged, carry } => {
                     self.aim_hot(site);
+                    if carry {
+                        self.cold.restore_carry(off::FLAGS);
+                    }
                     if exchanged {
                         self.cold.mov(r::RCX, r::S14);
                     }
@@ -1154,6 +1193,26 @@ impl<'a> Emitter<'a> {
             }
         }
     }
+}
+
+/// A locked instruction on the top of the stack: systems use it as a barrier, also against devices.
+fn is_barrier(insn: &Instruction) -> bool {
+    insn.memory_base().is_gpr() && insn.memory_base().full_register() == Register::RSP
+}
+
+/// Puts a memory operand of 64-bit host code in the place of the guest's.
+fn set_memory(insn: &mut Instruction, m: M) {
+    let (base, index, scale, disp) = match m {
+        M::At(base, disp) => (base, None, 0, disp),
+        M::Index(base, index, scale, disp) => (base, Some(index), scale, disp),
+        M::Ctx(_) | M::CtxAt(..) | M::CtxAt8(..) | M::Scaled(..) => unreachable!("guest memory is reached by a base"),
+    };
+    insn.set_memory_base(sized(base, 8));
+    insn.set_memory_index(index.map_or(Register::None, |i| sized(i, 8)));
+    insn.set_memory_index_scale(1 << scale);
+    insn.set_memory_displacement64(i64::from(disp) as u64);
+    insn.set_memory_displ_size(if disp == 0 { 0 } else { 1 });
+    insn.set_segment_prefix(Register::None);
 }
 
 /// The host register that holds a guest register.

@@ -1,6 +1,7 @@
 //! REM, the recompiler: translates guest code to host code of the same architecture and keeps it.
 //!
-//! * `plan` reads guest code and decides how each instruction is done; `emit` makes host code of it with `asm`.
+//! * `plan` reads guest code and decides how each instruction is done, and `groups` which memory accesses share a check; `emit`
+//!   makes host code of it with `asm`.
 //! * `context` is the memory that generated code works on; `thunks` are the ways into and out of it; `slow` is what it calls when
 //!   a memory access needs more than the TLB.
 //! * `code` is the memory for host code; `cache` knows what was translated.
@@ -16,6 +17,7 @@ mod code;
 mod context;
 pub mod counter;
 mod emit;
+mod groups;
 mod host;
 mod plan;
 mod run;

@@ -2,9 +2,12 @@
 
 use iced_x86::{
     Code, ConditionCode, CpuidFeature, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction,
-    Mnemonic, OpKind, Register, RflagsBits,
+    InstructionInfoFactory, Mnemonic, OpKind, Register, RflagsBits,
 };
 use iem::unit::{self, Access, Features, Route};
+
+use crate::emit::verify::{Immediate, Verify, reads_immediate};
+use crate::groups::{self, Group};
 
 /// Most instructions in a block.
 const MAX_INSNS: usize = 64;
@@ -25,8 +28,8 @@ pub(crate) struct Mode {
     pub(crate) avx: bool,
     /// FS and GS are usable, writable and without a limit, so that only their base matters.
     pub(crate) fs_gs: bool,
-    /// Stack accesses are checked one by one.
-    pub(crate) plain_stack: bool,
+    /// Memory accesses are checked one by one.
+    pub(crate) plain: bool,
     /// STAC and CLAC change what the kernel may touch.
     pub(crate) smap: bool,
     /// RDTSC reads the host's counter.
@@ -42,14 +45,14 @@ impl Mode {
             | u16::from(self.sse) << 4
             | u16::from(self.avx) << 5
             | u16::from(self.fs_gs) << 6
-            | if self.plain_stack { PLAIN_BIT } else { 0 }
+            | if self.plain { PLAIN_BIT } else { 0 }
             | u16::from(self.smap) << 8
             | u16::from(self.tsc) << 9
     }
 
     /// What code of all banks has in common.
     pub(crate) fn common(self) -> u16 {
-        Self { bank: 0, long: false, fs_gs: false, plain_stack: false, ..self }.number()
+        Self { bank: 0, long: false, fs_gs: false, plain: false, ..self }.number()
     }
 
     /// What is a bank's own.
@@ -62,7 +65,7 @@ impl Mode {
     }
 }
 
-/// The bit of [`Mode::number`] that says plain stack accesses.
+/// The bit of [`Mode::number`] that says plain accesses.
 pub(crate) const PLAIN_BIT: u16 = 0x80;
 
 /// How an instruction is translated.
@@ -145,6 +148,12 @@ pub(crate) struct Item {
     pub(crate) depth: i32,
     /// Its stack access lies in what a check covers.
     pub(crate) covered: bool,
+    /// Its immediate operand is read from the guest's code when it runs.
+    pub(crate) immediate: Option<Immediate>,
+    /// Its memory operand was seen to move from page to page.
+    pub(crate) moves: bool,
+    /// How its memory operand's page is found, if not by a check of its own.
+    pub(crate) group: Option<Group>,
     /// A check of the stack page stands before it: lowest offset from RSP, bytes, whether anything is written.
     pub(crate) check: Option<StackCheck>,
 }
@@ -165,6 +174,19 @@ pub(crate) struct Plan {
     pub(crate) crosses: bool,
     /// Ranges of the page that the translation depends on.
     pub(crate) ranges: Vec<(u16, u16)>,
+    /// Pages are kept from one round of the loop that the block is to the next.
+    pub(crate) looped: bool,
+    /// For a page whose writes are not noticed.
+    pub(crate) verify: Option<Verify>,
+}
+
+/// What a block is planned for.
+#[derive(Clone, Copy)]
+pub(crate) struct Aim {
+    pub(crate) mode: Mode,
+    pub(crate) machine: Machine,
+    /// Writes to the page will not be noticed: the block must verify its own bytes, depend on no others, and end where it writes.
+    pub(crate) fleeting: bool,
 }
 
 /// Features that instructions of the general kind need.
@@ -524,7 +546,7 @@ fn sort(insn: &Instruction, mode: Mode, machine: &Machine) -> Sorted {
                 OpKind::Immediate8to64 | OpKind::Immediate32to64 => mode.long,
                 OpKind::Immediate8to32 | OpKind::Immediate32 => !mode.long,
                 OpKind::Memory => {
-                    insn.memory_size().size() == word as usize && addressable(insn, mode) && !mode.plain_stack
+                    insn.memory_size().size() == word as usize && addressable(insn, mode) && !mode.plain
                 }
                 _ => false,
             };
@@ -587,7 +609,7 @@ fn sort(insn: &Instruction, mode: Mode, machine: &Machine) -> Sorted {
         && insn.op_kind(1) == OpKind::Register
     {
         size = insn.op_register(1).size() as u16;
-        if size < 4 || mode.plain_stack && insn.op_register(1).full_register() == Register::RSP {
+        if size < 4 || mode.plain && insn.op_register(1).full_register() == Register::RSP {
             return interpret;
         }
         kind = Kind::BitString;
@@ -691,13 +713,13 @@ fn near_target(insn: &Instruction, mode: Mode) -> Option<i64> {
 }
 
 /// How RSP changes.
-enum Change {
+pub(crate) enum Change {
     Same,
     By(i32),
     Unknown,
 }
 
-fn stack_change(insn: &Instruction, kind: Kind, word: i32) -> Change {
+pub(crate) fn stack_change(insn: &Instruction, kind: Kind, word: i32) -> Change {
     match kind {
         Kind::Push | Kind::Pushf | Kind::Call(_) | Kind::CallIndirect => return Change::By(-word),
         Kind::Popf => return Change::By(word),
@@ -784,8 +806,15 @@ fn explicit_stack(item: &Item, word: i32) -> bool {
 
 impl Plan {
     /// Plans the block that starts at `start` of a page. Bytes of the next page follow where one instruction that needs them is
-    /// to be planned.
-    pub(crate) fn new(page: &[u8], start: u16, mode: Mode, machine: &Machine) -> Self {
+    /// to be planned. `moving` tells of instructions, by page offset, whose memory operands move from page to page.
+    pub(crate) fn new(
+        page: &[u8],
+        start: u16,
+        aim: Aim,
+        info: &mut InstructionInfoFactory,
+        moving: &dyn Fn(u16) -> bool,
+    ) -> Self {
+        let Aim { mode, machine, fleeting } = aim;
         let bits = if mode.long { 64 } else { 32 };
         let mut decoder = Decoder::new(bits, page, DecoderOptions::NONE);
         let mut items = Vec::with_capacity(16);
@@ -797,7 +826,7 @@ impl Plan {
                 crosses = true;
                 break;
             };
-            let s = sort(&insn, mode, machine);
+            let s = sort(&insn, mode, &machine);
             let (reads, kills, modifies) = flag_effects(&insn);
             items.push(Item {
                 insn,
@@ -814,8 +843,18 @@ impl Plan {
                 modifies,
                 depth: 0,
                 covered: false,
+                immediate: None,
+                moves: moving(at),
+                group: None,
                 check: None,
             });
+            if fleeting && let Some(item) = items.last_mut().filter(|item| reads_immediate(item)) {
+                let place = decoder.get_constant_offsets(&insn);
+                item.immediate = Some(Immediate {
+                    offset: at + place.immediate_offset() as u16,
+                    size: place.immediate_size() as u16,
+                });
+            }
             at += insn.len() as u16;
             ended = matches!(
                 s.kind,
@@ -826,7 +865,7 @@ impl Plan {
                     | Kind::Ret
                     | Kind::Interpret(_)
             );
-            if ended {
+            if ended || fleeting && (s.writes || matches!(s.kind, Kind::Movs(_) | Kind::Stos(_))) {
                 break;
             }
         }
@@ -843,7 +882,7 @@ impl Plan {
             ended = true;
             crosses = false;
         }
-        let mut plan = Self { items, end: at, crosses, ranges: vec![(start, at.max(start + 1))] };
+        let mut plan = Self { items, end: at, crosses, ranges: vec![(start, at.max(start + 1))], looped: false, verify: None };
         if crosses {
             plan.ranges[0].1 = 4096;
         }
@@ -851,16 +890,23 @@ impl Plan {
             // The part in the next page is its own range.
             plan.ranges[0].1 = 4096;
         }
-        plan.liveness(&mut decoder, mode, ended);
-        if !mode.plain_stack {
+        plan.liveness(&mut decoder, mode, ended, fleeting);
+        if !mode.plain {
             plan.stack(if mode.long { 8 } else { 4 });
+            plan.looped = mode.long && !fleeting && plan.loops(start);
+            groups::find(&mut plan.items, mode, plan.looped, info);
         }
         plan
     }
 
     /// Plans one instruction that reaches into the next page; `None` if it is left to the interpreter.
-    pub(crate) fn one(bytes: &[u8], start: u16, mode: Mode, machine: &Machine) -> Option<Self> {
-        let mut plan = Self::new(bytes, start, mode, machine);
+    pub(crate) fn one(
+        bytes: &[u8],
+        start: u16,
+        aim: Aim,
+        info: &mut InstructionInfoFactory,
+    ) -> Option<Self> {
+        let mut plan = Self::new(bytes, start, aim, info, &|_| false);
         let first = plan.items.first()?;
         let native = !matches!(first.kind, Kind::Interpret(_));
         (plan.items.len() == 1 && plan.end > 4096 && native).then(|| {
@@ -869,9 +915,51 @@ impl Plan {
         })
     }
 
-    fn liveness(&mut self, decoder: &mut Decoder<'_>, mode: Mode, ended: bool) {
-        let Self { items, end, crosses, ranges } = self;
-        let mut look = |target: i64| live_at(decoder, target, mode, 12, 2, ranges);
+    /// Whether flags must be right at the start. What code a verifying block is followed by if it finds other bytes is not known.
+    pub(crate) fn flags_matter(&self) -> bool {
+        self.verify.is_some() || self.items.first().is_none_or(|item| item.live_in != 0)
+    }
+
+    /// The bytes that the translation depends on, of a page's.
+    pub(crate) fn fixed(&self, page: &[u8]) -> Vec<(u16, Vec<u8>)> {
+        let mut fixed: Vec<(u16, Vec<u8>)> = Vec::new();
+        let mut add = |from: u16, to: u16| {
+            if from >= to {
+                return;
+            }
+            let bytes = &page[usize::from(from)..usize::from(to)];
+            match fixed.last_mut() {
+                Some((start, known)) if usize::from(*start) + known.len() == usize::from(from) => {
+                    known.extend_from_slice(bytes);
+                }
+                _ => fixed.push((from, bytes.to_vec())),
+            }
+        };
+        for item in &self.items {
+            let end = item.offset + item.insn.len() as u16;
+            match item.immediate {
+                Some(Immediate { offset, size }) => {
+                    add(item.offset, offset);
+                    add(offset + size, end);
+                }
+                None => add(item.offset, end),
+            }
+        }
+        fixed
+    }
+
+    /// Whether the block jumps back to its own start.
+    fn loops(&self, start: u16) -> bool {
+        self.items.iter().any(|item| match item.kind {
+            Kind::Jmp(t) | Kind::Jcc(t) | Kind::Loop(t) => t == i64::from(start),
+            _ => false,
+        })
+    }
+
+    fn liveness(&mut self, decoder: &mut Decoder<'_>, mode: Mode, ended: bool, fleeting: bool) {
+        let Self { items, end, crosses, ranges, looped: _, verify: _ } = self;
+        let mut look =
+            |target: i64| if fleeting { ARITH } else { live_at(decoder, target, mode, 12, 2, ranges) };
         let mut live = if ended || *crosses || *end >= 4096 { ARITH } else { look((*end).into()) };
         for item in items.iter_mut().rev() {
             let reads = item.live_in;

@@ -2,13 +2,13 @@
 #![allow(unsafe_code)] // shares the context and the CPU state with generated code, and enters it
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use cpum::state::{XsaveArea, cr0, cr4, efer, rflags, seg};
 use cpum::{Activity, CpuState, VcpuLink};
 use em::{Engine, Event, Exit, VmContext};
 use iced_x86::{CpuidFeature, Encoder, InstructionInfoFactory};
-use iem::Iem;
+use iem::{Iem, Source};
 use iem::tlb::{Bank, Frame};
 use iem::unit::Features as UnitFeatures;
 use pgm::CodeWrites;
@@ -17,9 +17,10 @@ use vbox_types::VcpuId;
 use crate::cache::{Block, Cache, Link, Page, PageJumps};
 use crate::code::CodeBuffer;
 use crate::context::{Context, JUMP_BANKS, JUMPS, JUMPS_AT, Jump, NO_STACK};
+use crate::emit::verify::Verify;
 use crate::emit::{Emitter, Host, Place};
 use crate::host::{self, Features};
-use crate::plan::{self, Kind, Machine, Mode, Plan};
+use crate::plan::{self, Aim, Kind, Machine, Mode, Plan};
 use crate::slow;
 use crate::thunks::{self, Thunks, reason};
 
@@ -43,8 +44,12 @@ pub(crate) struct Stats {
     pub(crate) linked: u64,
     pub(crate) slow_accesses: u64,
     pub(crate) stack_pages: u64,
+    pub(crate) group_pages: u64,
+    pub(crate) places_given_up: u64,
     pub(crate) data_beside_code: u64,
     pub(crate) pages_dropped: u64,
+    pub(crate) fleeting: u64,
+    pub(crate) blocks_stale: u64,
     pub(crate) cache_flushes: u64,
     pub(crate) unit_moves: u64,
 }
@@ -77,7 +82,7 @@ pub struct Rem {
     /// Generated code was left because the jump cache did not know RIP.
     unknown: bool,
     /// The next block is to have plain stack accesses.
-    plain_stack: bool,
+    plain: bool,
     /// The guest's x87, SSE and AVX state is in the host unit and the context.
     unit_live: bool,
     /// All floating-point exceptions are masked.
@@ -93,6 +98,8 @@ pub struct Rem {
     /// STAR, LSTAR and SFMASK as the context knows them.
     syscall_msrs: [u64; 3],
     pub(crate) last_slow: (u64, u32),
+    /// The host's counter when generated code last told that kept pages change.
+    pub(crate) last_moves: u64,
     encoder: Encoder,
     info: InstructionInfoFactory,
     pub(crate) stats: Stats,
@@ -123,7 +130,7 @@ impl Rem {
             iem,
             link,
             features,
-            host: Host { bmi2: features.bmi2 },
+            host: Host { bmi2: features.bmi2, alone: ctx.links.len() == 1 },
             machine: Machine { unit, general },
             code,
             kept,
@@ -132,7 +139,7 @@ impl Rem {
             way: Way::Interpret,
             pending_link: None,
             unknown: false,
-            plain_stack: false,
+            plain: false,
             unit_live: false,
             masked: false,
             tsc: None,
@@ -143,13 +150,15 @@ impl Rem {
             own: [(false, false); JUMP_BANKS],
             syscall_msrs: [u64::MAX; 3],
             last_slow: (0, 0),
+            last_moves: 0,
             encoder: Encoder::new(64),
             info: InstructionInfoFactory::new(),
             stats: Stats::default(),
         };
+        let none = rem.no_jump();
         for bank in 0..JUMP_BANKS {
             for slot in 0..JUMPS {
-                rem.set_jump(bank, slot, Jump { tag: 0, code: rem.thunks.unknown });
+                rem.set_jump(bank, slot, none);
             }
         }
         Ok(rem)
@@ -157,6 +166,11 @@ impl Rem {
 
     pub(crate) fn context(&mut self) -> *mut Context {
         self.iem.core().tlb.area().as_ptr().cast()
+    }
+
+    /// What stands in a slot of the jump cache that holds nothing.
+    fn no_jump(&self) -> Jump {
+        Jump { tag: 0, code: self.thunks.unknown, saved: self.thunks.unknown_saved, unused: 0 }
     }
 
     fn jump_slot(&mut self, bank: usize, slot: usize) -> *mut Jump {
@@ -257,7 +271,7 @@ impl Rem {
     }
 
     fn clear_jumps(&mut self, bank: u8, page: u64, entry: &PageJumps) {
-        let none = Jump { tag: 0, code: self.thunks.unknown };
+        let none = self.no_jump();
         for &slot in &entry.slots {
             let at = self.jump_slot(bank.into(), slot.into());
             // SAFETY: a valid slot; generated code does not run now.
@@ -274,15 +288,18 @@ impl Rem {
     fn follow_code_writes(&mut self) {
         match CodeWrites::get().since(&mut self.code_writes_seen) {
             Some(pages) => {
-                for page in pages {
-                    if self.cache.pages.get(&page).is_some_and(|p| !p.source.valid()) {
+                for (page, stored) in pages {
+                    if self.cache.pages.get(&page).is_some_and(Page::stale) {
                         self.drop_page(page);
+                        if stored {
+                            self.cache.rewritten.entry(page).or_default().stable = false;
+                        }
                     }
                 }
             }
             None => {
                 let stale: Vec<u64> =
-                    self.cache.pages.iter().filter(|(_, p)| !p.source.valid()).map(|(&key, _)| key).collect();
+                    self.cache.pages.iter().filter(|(_, p)| p.stale()).map(|(&key, _)| key).collect();
                 for page in stale {
                     self.drop_page(page);
                 }
@@ -295,24 +312,57 @@ impl Rem {
         let Some(page) = self.cache.pages.remove(&key) else { return };
         self.stats.pages_dropped += 1;
         for index in page.blocks {
-            let block = &mut self.cache.blocks[index as usize];
-            let place = (block.page + u64::from(block.start), block.mode);
-            if self.cache.by_place.get(&place) == Some(&index) {
-                self.cache.by_place.remove(&place);
-            }
-            let (checked, incoming) = (block.checked, std::mem::take(&mut block.incoming));
-            if checked != 0 {
-                self.code.put(checked as usize, &[0xe9]);
-                let unknown = self.thunks.unknown - self.code.base();
-                self.code.aim(checked as usize + 1, unknown as usize);
-            }
-            for link in incoming {
-                let link = self.cache.links[link as usize];
-                self.code.aim(link.site as usize, link.stub as usize);
+            self.drop_block(index);
+        }
+        if page.fleeting.is_none() {
+            // Until code is translated from it again it can be written directly.
+            page.source.memory.forget_code(page.source.page);
+        }
+    }
+
+    /// Forgets one block.
+    fn drop_block(&mut self, index: u32) {
+        let block = &mut self.cache.blocks[index as usize];
+        let place = (block.page + u64::from(block.start), block.mode);
+        if self.cache.by_place.get(&place) == Some(&index) {
+            self.cache.by_place.remove(&place);
+        }
+        let (checked, incoming) = (block.checked.take(), std::mem::take(&mut block.incoming));
+        if let Some(entries) = checked {
+            for (entry, thunk) in
+                [(entries.live, self.thunks.unknown), (entries.saved, self.thunks.unknown_saved)]
+            {
+                self.code.put(entry as usize, &[0xe9]);
+                self.code.aim(entry as usize + 1, (thunk - self.code.base()) as usize);
             }
         }
-        // Until code is translated from it again it can be written directly.
-        page.source.memory.forget_code(page.source.page);
+        for link in incoming {
+            let link = self.cache.links[link as usize];
+            self.code.aim(link.site as usize, link.stub as usize);
+        }
+    }
+
+    /// A verifying block found other bytes than its own.
+    fn block_stale(&mut self, index: u32) {
+        let Some(key) = self.cache.blocks.get(index as usize).map(|b| b.page) else { return };
+        self.stats.blocks_stale += 1;
+        self.drop_block(index);
+        if let Some(page) = self.cache.pages.get_mut(&key) {
+            page.blocks.retain(|&b| b != index);
+            if let Some(left) = &page.fleeting {
+                let known = self.cache.rewritten.get(&key).copied().unwrap_or_default();
+                left.store(known.patience(), Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// The code of a page has not changed for long: from now on its writes are noticed again.
+    fn page_settled(&mut self, index: u32) {
+        let Some(page) = self.cache.blocks.get(index as usize).map(|b| b.page) else { return };
+        self.drop_page(page);
+        let known = self.cache.rewritten.entry(page).or_default();
+        known.settled = known.settled.saturating_add(1);
+        known.stable = true;
     }
 
     /// Forgets everything, because the code memory is full.
@@ -373,7 +423,7 @@ impl Rem {
             sse: no_em_ts && cpu.cr4 & cr4::OSFXSR != 0,
             avx: no_em_ts && cpu.cr4 & cr4::OSXSAVE != 0 && cpu.xcr0 & 6 == 6 && self.features.avx,
             fs_gs: long || flat(seg::FS) && flat(seg::GS),
-            plain_stack: false,
+            plain: false,
             smap: cpu.cr4 & cr4::SMAP != 0,
             tsc: self.tsc.is_some() && (bank != 1 || cpu.cr4 & cr4::TSD == 0),
         };
@@ -476,13 +526,25 @@ impl Rem {
         } else {
             self.stats.interpreted += 1;
         }
-        let result = self.iem.step(cpu);
+        let result =
+            if self.is_fleeting(cpu.rip) { self.iem.step_fleeting(cpu) } else { self.iem.step(cpu) };
         self.iem.core().sync_flags(cpu);
         result
     }
 
+    /// The code at `pc` lies in a page whose writes are not noticed.
+    fn is_fleeting(&mut self, pc: u64) -> bool {
+        if self.cache.rewritten.is_empty() {
+            return false;
+        }
+        let core = self.iem.core();
+        let bank = core.code_bank();
+        let Some(at) = core.tlb.fetch(bank, pc) else { return false };
+        self.cache.pages.get(&(at & !0xfff)).is_some_and(|page| page.fleeting.is_some())
+    }
+
     fn native(&mut self, cpu: &mut CpuState, mode: Mode) -> Result<(), Exit> {
-        let mode = Mode { plain_stack: std::mem::take(&mut self.plain_stack), ..mode };
+        let mode = Mode { plain: std::mem::take(&mut self.plain), ..mode };
         self.iem.core().sync_flags(cpu);
         let pc = cpu.rip;
         let Some(index) = self.find(cpu, pc, mode) else {
@@ -494,6 +556,11 @@ impl Rem {
         let unknown = std::mem::take(&mut self.unknown);
         let block = &self.cache.blocks[index as usize];
         if let Some(fp) = block.interpret {
+            let page = block.page;
+            if self.cache.pages.get(&page).is_some_and(|page| page.fleeting.is_some()) {
+                // Nothing verifies that it still is what it was.
+                self.drop_block(index);
+            }
             return self.interpret(cpu, fp);
         }
         let entry = self.code.base() + u64::from(block.entry);
@@ -508,7 +575,7 @@ impl Rem {
             self.code.aim(link.site as usize, block.entry as usize);
             self.cache.blocks[index as usize].incoming.push(number);
         }
-        if unknown && !mode.plain_stack {
+        if unknown && !mode.plain {
             self.remember(pc, mode, index);
         }
         let losses = self.iem.core().tlb.losses();
@@ -518,16 +585,28 @@ impl Rem {
         self.enter(cpu, mode, entry)
     }
 
-    /// The stack accesses behind a check lie in two pages. Where that happens time and again the check goes straight to the code with
-    /// plain stack accesses, which is right wherever the stack is.
-    pub(crate) fn straddled(&mut self, number: u32) {
+    /// The accesses behind a check lie in two pages, or in one that needs more than a copy. Where that happens time and again the
+    /// check goes straight to the code with plain accesses, which is right wherever they go.
+    pub(crate) fn not_kept(&mut self, number: u32) {
         const OFTEN: u8 = 16;
         let Some(link) = self.cache.links.get_mut(number as usize) else { return };
-        link.straddles = link.straddles.saturating_add(1);
-        if link.straddles == OFTEN
+        link.failures = link.failures.saturating_add(1);
+        if link.failures == OFTEN
             && let Some((site, plain)) = link.check
         {
             self.code.aim(site as usize, plain as usize);
+        }
+    }
+
+    /// Has the check of a kept page with this number go through the TLB: at once, and better when the block is translated anew.
+    pub(crate) fn without_place(&mut self, number: u32) {
+        let Some(&(place, block)) = self.cache.places.get(number as usize) else { return };
+        self.stats.places_given_up += 1;
+        self.code.put(place.site as usize, &[0xe9]);
+        self.code.aim(place.site as usize + 1, place.direct as usize);
+        let page = self.cache.blocks[block as usize].page;
+        if self.cache.moving.insert(page + u64::from(place.at)) {
+            self.drop_block(block);
         }
     }
 
@@ -575,7 +654,15 @@ impl Rem {
             reason::LINK => {
                 let number = (why >> 3) as u32;
                 self.pending_link = Some(number);
-                self.plain_stack = self.cache.links.get(number as usize).is_some_and(|l| l.mode.plain_stack);
+                self.plain = self.cache.links.get(number as usize).is_some_and(|l| l.mode.plain);
+                Ok(())
+            }
+            reason::STALE => {
+                self.block_stale((why >> 3) as u32);
+                Ok(())
+            }
+            reason::SETTLED => {
+                self.page_settled((why >> 3) as u32);
                 Ok(())
             }
             reason::UNKNOWN => {
@@ -637,13 +724,27 @@ impl Rem {
         self.drop_if_stale(key);
         let mut bytes = [0; 4096 + MAX_INSN];
         self.iem.core().frames.read_bytes(frame, 0, &mut bytes[..4096]);
-        let mut plan = Plan::new(&bytes[..4096], start, mode, &self.machine);
+        let fleeting = match self.cache.pages.get(&key) {
+            Some(page) => page.fleeting.is_some(),
+            None => self.cache.rewritten.get(&key).is_some_and(|known| !known.stable),
+        };
+        if fleeting {
+            return self.translate_fleeting(frame, &bytes[..4096], start, mode);
+        }
+        let aim = Aim { mode, machine: self.machine, fleeting };
+        let moving = &self.cache.moving;
+        let mut plan = Plan::new(&bytes[..4096], start, aim, &mut self.info, &|at| {
+            moving.contains(&(key + u64::from(at)))
+        });
         let mut second = None;
         if plan.items.is_empty() {
             let next = self.next_page(cpu, pc, mode)?;
             self.drop_if_stale(next.key());
+            if self.cache.pages.get(&next.key()).is_some_and(|page| page.fleeting.is_some()) {
+                return None;
+            }
             self.iem.core().frames.read_bytes(next, 0, &mut bytes[4096..]);
-            plan = Plan::one(&bytes, start, mode, &self.machine)?;
+            plan = Plan::one(&bytes, start, aim, &mut self.info)?;
             let tail = iem::mark(self.iem.core(), next, 0, u64::from(plan.end) - 4096)?;
             let mut again = [0; MAX_INSN];
             self.iem.core().frames.read_bytes(next, 0, &mut again);
@@ -662,12 +763,54 @@ impl Rem {
         if plan.ranges.iter().any(|&(a, b)| bytes[a as usize..b as usize] != again[a as usize..b as usize]) {
             return None;
         }
+        let source = source?;
+        let second_key = second.as_ref().map(|s| s.0);
+        let index = self.emit(&plan, key, start, mode, second_key);
+        for (key, source) in [(key, source)].into_iter().chain(second) {
+            self.cache
+                .pages
+                .entry(key)
+                .or_insert_with(|| Page { source, blocks: Vec::new(), fleeting: None })
+                .blocks
+                .push(index);
+        }
+        Some(index)
+    }
+
+    /// Translates from a page whose code is overwritten time and again.
+    fn translate_fleeting(&mut self, frame: Frame, bytes: &[u8], start: u16, mode: Mode) -> Option<u32> {
+        let aim = Aim { mode, machine: self.machine, fleeting: true };
+        let mut plan = Plan::new(bytes, start, aim, &mut self.info, &|_| false);
+        if plan.items.is_empty() || plan.end > 4096 {
+            return None;
+        }
+        let key = frame.key();
+        let known = self.cache.rewritten.get(&key).copied().unwrap_or_default();
+        let (memory, number) = self.iem.core().frames.memory(frame);
+        let memory = memory.clone();
+        let generation = memory.code_page(number)?.generation();
+        let page = self.cache.pages.entry(key).or_insert_with(|| Page {
+            source: Source { memory, page: number, generation },
+            blocks: Vec::new(),
+            fleeting: Some(Box::new(AtomicU32::new(known.patience()))),
+        });
+        let counter = std::ptr::from_ref(page.fleeting.as_deref()?).expose_provenance() as u64;
+        let block = self.cache.blocks.len() as u32;
+        page.blocks.push(block);
+        plan.verify = Some(Verify { fixed: plan.fixed(bytes), counter, block });
+        self.stats.fleeting += 1;
+        Some(self.emit(&plan, key, start, mode, None))
+    }
+
+    /// Makes code of a plan for offset `start` of the page at host address `key`, and enters the block.
+    fn emit(&mut self, plan: &Plan, key: u64, start: u16, mode: Mode, second: Option<u64>) -> u32 {
         let (hot, cold) = self.code.next();
         let first_link = self.cache.links.len() as u32;
-        let place = Place { base: self.code.base(), hot, cold, first_link };
-        let checked = self.unknown && !mode.plain_stack;
+        let first_place = self.cache.places.len() as u32;
+        let place = Place { base: self.code.base(), page: key, hot, cold, first_link, first_place };
+        let checked = self.unknown && !mode.plain;
         let emitter = Emitter::new(&place, &self.thunks, &self.host, mode, &mut self.encoder, &mut self.info);
-        let output = emitter.block(&plan, start, checked);
+        let output = emitter.block(plan, start, checked);
         self.code.append(&output.hot, &output.cold);
         self.stats.translated += 1;
         self.stats.translated_instructions += output.count as u64;
@@ -682,9 +825,11 @@ impl Rem {
                 target: link.target,
                 mode: link.mode,
                 check: link.check,
-                straddles: 0,
+                failures: 0,
             });
         }
+        let block = self.cache.blocks.len() as u32;
+        self.cache.places.extend(output.places.into_iter().map(|place| (place, block)));
         let interpret = match plan.items.first() {
             Some(item) => match item.kind {
                 Kind::Interpret(fp) => Some(fp),
@@ -696,30 +841,19 @@ impl Rem {
             page: key,
             start,
             mode: number,
-            second: second.as_ref().map(|s| s.0),
+            second,
             entry: (hot + output.entry) as u32,
-            checked: if checked { hot as u32 } else { 0 },
-            live: plan.items.first().is_none_or(|i| i.live_in != 0),
+            checked: output.checked,
+            live: plan.flags_matter(),
             interpret,
             incoming: Vec::new(),
         });
         self.cache.by_place.insert((key + u64::from(start), number), index);
-        for (key, source) in
-            [(key, source)].into_iter().chain(second.map(|(key, source)| (key, Some(source))))
-        {
-            match self.cache.pages.get_mut(&key) {
-                Some(page) => page.blocks.push(index),
-                None => {
-                    let page = Page { source: source?, blocks: vec![index] };
-                    self.cache.pages.insert(key, page);
-                }
-            }
-        }
-        Some(index)
+        index
     }
 
     fn drop_if_stale(&mut self, key: u64) {
-        if self.cache.pages.get(&key).is_some_and(|p| !p.source.valid()) {
+        if self.cache.pages.get(&key).is_some_and(Page::stale) {
             self.drop_page(key);
         }
     }
@@ -728,24 +862,30 @@ impl Rem {
     fn remember(&mut self, pc: u64, mode: Mode, index: u32) {
         let block = &self.cache.blocks[index as usize];
         let (start, live, entry) = (block.start, block.live, block.entry as usize);
-        let mut checked = block.checked;
-        if checked == 0 {
+        let checked = block.checked;
+        let checked = if let Some(entries) = checked {
+            entries
+        } else {
             let (hot, cold) = self.code.next();
             if !self.code.fits(256, 256) {
                 return;
             }
-            let place =
-                Place { base: self.code.base(), hot, cold, first_link: self.cache.links.len() as u32 };
+            let first_link = self.cache.links.len() as u32;
+            let first_place = self.cache.places.len() as u32;
+            let page = block.page;
+            let place = Place { base: self.code.base(), page, hot, cold, first_link, first_place };
             let emitter =
                 Emitter::new(&place, &self.thunks, &self.host, mode, &mut self.encoder, &mut self.info);
             let output = emitter.entry_for(start, live, entry);
             self.code.append(&output.hot, &output.cold);
-            checked = hot as u32;
-            self.cache.blocks[index as usize].checked = checked;
-        }
+            let Some(entries) = output.checked else { return };
+            self.cache.blocks[index as usize].checked = Some(entries);
+            entries
+        };
         let slot = (pc & 0xffff) as u16;
-        let code = self.code.base() + u64::from(checked);
-        self.set_jump(mode.bank.into(), slot.into(), Jump { tag: pc.wrapping_neg(), code });
+        let base = self.code.base();
+        let (code, saved) = (base + u64::from(checked.live), base + u64::from(checked.saved));
+        self.set_jump(mode.bank.into(), slot.into(), Jump { tag: pc.wrapping_neg(), code, saved, unused: 0 });
         let code_bank = self.iem.core().code_bank();
         let second = self.cache.blocks[index as usize].second.map(|_| (pc | 0xfff).wrapping_add(1));
         let tlb = &self.iem.core().tlb;
@@ -811,7 +951,7 @@ impl Engine for Rem {
         self.iem.core().sync_flags(cpu);
         self.pending_link = None;
         self.unknown = false;
-        self.plain_stack = false;
+        self.plain = false;
         self.link.leave_guest();
         self.iem.core().stats.exits += 1;
         exit
@@ -841,8 +981,12 @@ impl Engine for Rem {
             ("links made", s.linked),
             ("slow memory accesses", s.slow_accesses),
             ("stack pages looked up", s.stack_pages),
+            ("pages of groups of accesses looked up", s.group_pages),
+            ("kept pages given up", s.places_given_up),
             ("data writes beside code", s.data_beside_code),
             ("code pages dropped", s.pages_dropped),
+            ("blocks that verify their bytes translated", s.fleeting),
+            ("blocks that found other bytes", s.blocks_stale),
             ("code cache flushes", s.cache_flushes),
         ];
         all.extend(self.iem.statistics());

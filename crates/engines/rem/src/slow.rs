@@ -12,10 +12,11 @@ pub(crate) const FP_SHIFT: u32 = 13;
 const WRITES: u32 = 1 << 12;
 const FP: u32 = 1 << FP_SHIFT;
 const STACK: u32 = 1 << 14;
+const GROUP: u32 = 1 << 15;
 const SIZE_SHIFT: u32 = 16;
 const SIZE_MASK: u32 = 0xfff;
 /// Number of low bits that an aligned address has clear.
-const ALIGN_SHIFT: u32 = 28;
+pub(crate) const ALIGN_SHIFT: u32 = 28;
 
 /// Describes an access: the page offset of its instruction, its size, its alignment (a power of two), and what kind it is.
 pub(crate) fn describe(offset: u16, size: u16, align: u16, writes: bool, fp: bool) -> u32 {
@@ -31,12 +32,27 @@ pub(crate) fn describe_stack(offset: u16, span: u16, writes: bool) -> u32 {
     describe(offset, span, 1, writes, false) | STACK
 }
 
+/// Describes a check of the page that a group of accesses lies in.
+pub(crate) fn describe_group(offset: u16, span: u16, writes: bool) -> u32 {
+    describe(offset, span, 1, writes, false) | GROUP
+}
+
+/// Kept pages change this often between two questions whether it is worth keeping them: a power of two, at most 256.
+pub(crate) const MOVES: u32 = 64;
+/// Cycles between two changes below which it is not.
+const DENSE: u64 = 150;
+
+/// Describes that question; the check's number takes the place of the address.
+pub(crate) fn describe_moves(offset: u16) -> u32 {
+    describe(offset, 0, 1, false, false) | STACK | GROUP
+}
+
 /// Try the check again.
 const RETRY: u64 = 0;
 /// Have the instruction interpreted.
 const INTERPRET: u64 = 1;
-/// The stack page cannot be kept (any value above `INTERPRET` goes on behind the call).
-const NO_STACK_PAGE: u64 = 2;
+/// The page cannot be kept (any value above `INTERPRET` goes on behind the call).
+const NOT_KEPT: u64 = 2;
 
 /// What generated code calls when a check fails: [`RETRY`], [`INTERPRET`], or the host address to use this once.
 pub(crate) extern "sysv64" fn access(rem: *mut Rem, address: u64, description: u32) -> u64 {
@@ -44,8 +60,12 @@ pub(crate) extern "sysv64" fn access(rem: *mut Rem, address: u64, description: u
     // until generated code has returned.
     let rem = unsafe { &mut *rem };
     rem.follow_native_mode();
-    if description & STACK != 0 {
+    if description & (STACK | GROUP) == STACK | GROUP {
+        rem.places_move(address as u32)
+    } else if description & STACK != 0 {
         rem.stack_page(address, description)
+    } else if description & GROUP != 0 {
+        rem.group_page(address, description)
     } else {
         rem.slow_access(address, description)
     }
@@ -104,17 +124,56 @@ impl Rem {
         RETRY
     }
 
-    fn stack_page(&mut self, address: u64, description: u32) -> u64 {
-        self.stats.stack_pages += 1;
+    /// Kept pages have changed often. If they do so densely, the check that changed last goes through the TLB from now on.
+    fn places_move(&mut self, number: u32) -> u64 {
+        // SAFETY: the instruction has no preconditions.
+        let now = unsafe { core::arch::x86_64::_rdtsc() };
+        if now.wrapping_sub(self.last_moves) < u64::from(MOVES) * DENSE {
+            self.without_place(number);
+        }
+        self.last_moves = now;
+        RETRY
+    }
+
+    /// Whether the bytes that a check is about lie in two pages, or in none.
+    fn astride(&mut self, address: u64, description: u32) -> bool {
         let span = u64::from(description >> SIZE_SHIFT & SIZE_MASK);
         if (address & 0xfff) + span > 0x1000 {
             // SAFETY: the context lives as long as the engine.
             let number = unsafe { (*self.context()).check };
-            self.straddled(number as u32);
-            return NO_STACK_PAGE;
+            self.not_kept(number as u32);
+            return true;
         }
-        if self.iem.core().long && !canonical(address) {
-            return NO_STACK_PAGE;
+        self.iem.core().long && !canonical(address)
+    }
+
+    /// Fills the TLB for a group of accesses, if that can be done without a fault: which of them is made is not known yet.
+    fn group_page(&mut self, address: u64, description: u32) -> u64 {
+        self.stats.group_pages += 1;
+        if self.astride(address, description) {
+            return NOT_KEPT;
+        }
+        // SAFETY: as in `slow_access`.
+        let cpu = unsafe { &*(*self.context()).cpu };
+        let core = self.iem.core();
+        let (bank, writes) = (core.bank, description & WRITES != 0);
+        let kind = if writes { Kind::Write } else { Kind::Read };
+        if !core.tlb.holds(bank, address, writes)
+            && (core.place(cpu, address, kind, Who::Explicit).is_err()
+                || !core.tlb.holds(bank, address, writes))
+        {
+            // SAFETY: the context lives as long as the engine.
+            let number = unsafe { (*self.context()).check };
+            self.not_kept(number as u32);
+            return NOT_KEPT;
+        }
+        RETRY
+    }
+
+    fn stack_page(&mut self, address: u64, description: u32) -> u64 {
+        self.stats.stack_pages += 1;
+        if self.astride(address, description) {
+            return NOT_KEPT;
         }
         let context: *mut Context = self.context();
         // SAFETY: as in `slow_access`.
@@ -127,11 +186,11 @@ impl Rem {
                 && core.place(cpu, address, Kind::Write, Who::Explicit).is_ok()
                 && core.tlb.holds(bank, address, true);
             if !placed {
-                return NO_STACK_PAGE;
+                return NOT_KEPT;
             }
         }
         let page = address & !0xfff;
-        let Some(host) = core.tlb.host_page(bank, page) else { return NO_STACK_PAGE };
+        let Some(host) = core.tlb.host_page(bank, page) else { return NOT_KEPT };
         // SAFETY: the context lives as long as the engine; generated code is in this call.
         unsafe {
             (*context).stack_page = page;

@@ -22,8 +22,10 @@ pub(crate) struct Thunks {
     pub(crate) exit: u64,
     /// Leaves at linear address r15 because the jump cache does not know it.
     pub(crate) unknown: u64,
+    /// The same with the flags in the context.
+    pub(crate) unknown_saved: u64,
     /// Called for an access at r15 as r14d describes, with dead flags or flags in the context. Returns to try again, or five bytes
-    /// further on with the host address in r15.
+    /// further on with the host address in r15 and its distance from the linear one in r14.
     pub(crate) slow_dead: u64,
     pub(crate) slow_saved: u64,
     /// Where a host exception at an instruction is continued: leaves to have the instruction interpreted.
@@ -45,6 +47,10 @@ pub(crate) mod reason {
     pub(crate) const LINK: u64 = 3;
     /// Go on at RIP, which the jump cache did not know.
     pub(crate) const UNKNOWN: u64 = 4;
+    /// Go on at RIP; the block there, whose number is in the upper bits, is not of the bytes that stand there now.
+    pub(crate) const STALE: u64 = 5;
+    /// Go on at RIP; the page of the block whose number is in the upper bits has not changed for long.
+    pub(crate) const SETTLED: u64 = 6;
 }
 
 const GPR: usize = offset_of!(CpuState, gpr);
@@ -177,7 +183,7 @@ fn string(
     let entry = |field: usize| qword_ptr(r14 + (tlb + field as i32)).gs();
     let read = offset_of!(Entry, read);
     let write = offset_of!(Entry, write);
-    let host = offset_of!(Entry, host);
+    let delta = offset_of!(Entry, delta);
     let mut again = a.create_label();
     let mut done = a.create_label();
     let mut fail = a.create_label();
@@ -201,7 +207,8 @@ fn string(
     a.ja(fail)?;
     a.mov(r13d, 0x1000)?;
     a.sub(r13d, r15d)?;
-    a.add(r15, entry(host))?;
+    a.mov(r15, rdi)?;
+    a.add(r15, entry(delta))?;
     a.mov(ctx(off::TMP), r15)?;
     if !stos {
         a.mov(r14d, esi)?;
@@ -212,7 +219,8 @@ fn string(
         a.cmp(r15, 0xfff)?;
         a.ja(fail)?;
         a.mov(ctx(off::TMP + 8), r15)?;
-        a.add(r15, entry(host))?;
+        a.mov(r15, rsi)?;
+        a.add(r15, entry(delta))?;
         a.mov(r14d, 0x1000)?;
         a.sub(r14d, dword_ptr((off::TMP + 8) as u64).gs())?;
         a.cmp(r14d, r13d)?;
@@ -278,11 +286,11 @@ fn restore_flags(a: &mut CodeAssembler) -> Result<(), IcedError> {
 /// Makes the thunks for a buffer at `base`; `slow` is the function behind slow accesses.
 pub(crate) fn build(base: u64, avx: bool, slow: u64) -> Result<(Vec<u8>, Thunks), IcedError> {
     let mut a = CodeAssembler::new(64)?;
-    let mut labels: [CodeLabel; 6] = std::array::from_fn(|_| CodeLabel::default());
+    let mut labels: [CodeLabel; 7] = std::array::from_fn(|_| CodeLabel::default());
     for label in &mut labels {
         *label = a.create_label();
     }
-    let [mut enter, mut exit, mut unknown, mut slow_dead, mut slow_saved, mut host_fault] = labels;
+    let [mut enter, mut exit, mut unknown, mut unknown_saved, mut slow_dead, mut slow_saved, mut host_fault] = labels;
 
     a.set_label(&mut enter)?;
     for register in [rbx, rbp, r12, r13, r14, r15] {
@@ -323,6 +331,8 @@ pub(crate) fn build(base: u64, avx: bool, slow: u64) -> Result<(Vec<u8>, Thunks)
     a.mov(eax, r13d)?;
     leave(&mut a)?;
 
+    a.set_label(&mut unknown_saved)?;
+    restore_flags(&mut a)?;
     a.set_label(&mut unknown)?;
     a.mov(r13d, reason::UNKNOWN as u32)?;
     a.jmp(with_rip)?;
@@ -364,11 +374,15 @@ pub(crate) fn build(base: u64, avx: bool, slow: u64) -> Result<(Vec<u8>, Thunks)
     load_registers(&mut a)?;
     a.ret()?;
     a.set_label(&mut direct)?;
+    a.mov(rcx, rax)?;
+    a.sub(rcx, ctx(off::TMP))?;
+    a.mov(ctx(off::TMP + 8), rcx)?;
     a.mov(ctx(off::TMP), rax)?;
     a.add(qword_ptr(rsp), 5)?;
     load_vectors(&mut a, avx)?;
     load_registers(&mut a)?;
     a.mov(r15, ctx(off::TMP))?;
+    a.mov(r14, ctx(off::TMP + 8))?;
     a.ret()?;
     a.set_label(&mut abort)?;
     a.mov(eax, dword_ptr((off::TMP + 8) as u64).gs())?;
@@ -393,6 +407,7 @@ pub(crate) fn build(base: u64, avx: bool, slow: u64) -> Result<(Vec<u8>, Thunks)
         enter: done.label_ip(&enter)?,
         exit: done.label_ip(&exit)?,
         unknown: done.label_ip(&unknown)?,
+        unknown_saved: done.label_ip(&unknown_saved)?,
         slow_dead: done.label_ip(&slow_dead)?,
         slow_saved: done.label_ip(&slow_saved)?,
         host_fault: done.label_ip(&host_fault)?,

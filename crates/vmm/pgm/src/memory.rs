@@ -80,6 +80,10 @@ static CODE_WRITES: CodeWrites = CodeWrites {
 
 impl CodeWrites {
     const KEPT: usize = 1024;
+    /// Writes of up to this many bytes count as stores of one instruction.
+    const STORE: u64 = 64;
+    /// Bit of a noted page address: it was such a store.
+    const STORED: u64 = 1;
 
     /// The process's record.
     pub fn get() -> &'static Self {
@@ -99,13 +103,17 @@ impl CodeWrites {
         self.count.store(count + 1, Ordering::Release);
     }
 
-    /// Gives the host addresses of the pages noted after the first `seen`, and what to say next time; `None` if some are forgotten.
-    pub fn since(&self, seen: &mut u64) -> Option<Vec<u64>> {
+    /// Gives the host addresses of the pages noted after the first `seen`, each with whether the write was a store of one instruction,
+    /// and what to say next time; `None` if some are forgotten.
+    pub fn since(&self, seen: &mut u64) -> Option<Vec<(u64, bool)>> {
         let _guard = self.order.lock();
         let count = self.count.load(Ordering::Relaxed);
         let from = std::mem::replace(seen, count);
         (count - from <= Self::KEPT as u64).then(|| {
-            (from..count).map(|n| self.ring[n as usize % Self::KEPT].load(Ordering::Relaxed)).collect()
+            (from..count)
+                .map(|n| self.ring[n as usize % Self::KEPT].load(Ordering::Relaxed))
+                .map(|noted| (noted & !Self::STORED, noted & Self::STORED != 0))
+                .collect()
         })
     }
 }
@@ -226,7 +234,8 @@ impl HostMemory {
             if let Some(code) = self.code.get(page as usize)
                 && code.written(at % PAGE_SIZE, stop - page * PAGE_SIZE)
             {
-                CODE_WRITES.note(self.page_address(page));
+                let stored = if len <= CodeWrites::STORE { CodeWrites::STORED } else { 0 };
+                CODE_WRITES.note(self.page_address(page) | stored);
             }
             at = stop;
         }

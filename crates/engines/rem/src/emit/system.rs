@@ -168,7 +168,7 @@ impl Emitter<'_> {
         self.load_arith();
         self.enter_bank(0);
         self.hot.load(r::S15, M::Ctx(off::LSTAR));
-        Self::jump_indirect(&mut self.hot, Self::jumps_of(0));
+        Self::jump_indirect(&mut self.hot, Self::jumps_of(0), false);
     }
 
     pub(super) fn sysret(&mut self, item: &Item) {
@@ -201,6 +201,6 @@ impl Emitter<'_> {
         self.load_arith();
         self.enter_bank(1);
         self.hot.mov(r::S15, r::RCX);
-        Self::jump_indirect(&mut self.hot, Self::jumps_of(1));
+        Self::jump_indirect(&mut self.hot, Self::jumps_of(1), false);
     }
 }

@@ -1,0 +1,221 @@
+//! Finds the memory accesses of a block that one check can serve: those with the same base and index, a few bytes apart.
+//!
+//! The first access of a group checks the page for all; what it finds, the distance from linear to host addresses in that page, is
+//! kept in [`crate::context::Context::places`] for the others. In a block that is a loop of its own, pages are kept from one
+//! round to the next, also for accesses that stand alone. A page stays where it is while generated code does not leave: whoever
+//! takes translations away has the vCPU leave first.
+
+use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
+
+use crate::context::PLACES;
+use crate::plan::{Change, Item, Kind, Memory, Mode, stack_change};
+
+/// How an access finds its page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Group {
+    /// Where the page is kept.
+    pub(crate) slot: u8,
+    /// This access checks it.
+    pub(crate) check: Option<Check>,
+}
+
+/// What a check covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Check {
+    /// Lowest byte, relative to the address of the access that checks.
+    pub(crate) low: i32,
+    pub(crate) span: u16,
+    pub(crate) writes: bool,
+    /// It is about this access only.
+    pub(crate) alone: bool,
+    /// The page is kept from one round of a loop to the next.
+    pub(crate) kept: bool,
+}
+
+/// Most bytes between the ends of a group: the more, the more often it lies in two pages.
+const SPAN: i64 = 256;
+
+struct Open {
+    base: Register,
+    index: Register,
+    scale: u32,
+    /// By how much the base has grown since the check.
+    grown: i64,
+    low: i64,
+    high: i64,
+    /// Offset of the access that checks.
+    first: i64,
+    writes: bool,
+    /// The block may have been left since the check.
+    exits: bool,
+    members: Vec<usize>,
+}
+
+impl Open {
+    fn uses(&self, register: Register) -> bool {
+        let same = |r: Register| r != Register::None && r != Register::RIP && r.full_register() == register;
+        same(self.base) || same(self.index)
+    }
+}
+
+/// Groups the accesses of a block; `looped` if it jumps back to its own start.
+pub(crate) fn find(items: &mut [Item], mode: Mode, looped: bool, info: &mut InstructionInfoFactory) {
+    if !mode.long {
+        return;
+    }
+    let mut open: Vec<Open> = Vec::new();
+    let mut next = 0;
+    for n in 0..items.len() {
+        let item = &items[n];
+        if groupable(item) {
+            let disp = item.insn.memory_displacement64() as i64;
+            let (base, index) = (item.insn.memory_base(), item.insn.memory_index());
+            let scale = item.insn.memory_index_scale();
+            let size = i64::from(item.size);
+            let known = open.iter().position(|o| o.base == base && o.index == index && o.scale == scale);
+            let joins = known.is_some_and(|k| {
+                let o = &open[k];
+                let at = disp + o.grown;
+                o.high.max(at + size) - o.low.min(at) <= SPAN
+                    && item.align <= 1
+                    && items[o.members[0]].align <= 1
+                    // A page must not be marked as written by an access that is not made.
+                    && (!item.writes || o.writes || !o.exits)
+            });
+            match known {
+                Some(k) if joins => {
+                    let o = &mut open[k];
+                    let at = disp + o.grown;
+                    (o.low, o.high) = (o.low.min(at), o.high.max(at + size));
+                    o.writes |= item.writes;
+                    o.members.push(n);
+                }
+                _ => {
+                    if let Some(k) = known {
+                        let closed = open.swap_remove(k);
+                        settle(items, &closed, looped, &mut next);
+                    }
+                    open.push(Open {
+                        base,
+                        index,
+                        scale,
+                        grown: 0,
+                        low: disp,
+                        high: disp + size,
+                        first: disp,
+                        writes: items[n].writes,
+                        exits: false,
+                        members: vec![n],
+                    });
+                }
+            }
+        }
+        if open.is_empty() {
+            continue;
+        }
+        let item = &items[n];
+        match item.kind {
+            Kind::Copy | Kind::Divide | Kind::BitString | Kind::Lea | Kind::Push | Kind::Pop => {
+                let (insn, kind, known) = (item.insn, item.kind, item.immediate.is_none());
+                for used in info.info(&insn).used_registers() {
+                    if matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None)
+                        || !used.register().is_gpr()
+                    {
+                        continue;
+                    }
+                    let register = used.register().full_register();
+                    let growth = growth(&insn, kind, register).filter(|_| known);
+                    let mut k = 0;
+                    while k < open.len() {
+                        let o = &mut open[k];
+                        if !o.uses(register) {
+                            k += 1;
+                            continue;
+                        }
+                        match growth {
+                            Some(v) if o.base == register && o.index.full_register() != register => {
+                                o.grown += v;
+                                k += 1;
+                            }
+                            _ => {
+                                let closed = open.swap_remove(k);
+                                settle(items, &closed, looped, &mut next);
+                            }
+                        }
+                    }
+                }
+            }
+            Kind::Nop => {}
+            Kind::Jcc(_) | Kind::Jcxz(_) => open.iter_mut().for_each(|o| o.exits = true),
+            _ => {
+                for closed in std::mem::take(&mut open) {
+                    settle(items, &closed, looped, &mut next);
+                }
+            }
+        }
+    }
+    for closed in open {
+        settle(items, &closed, looped, &mut next);
+    }
+}
+
+fn groupable(item: &Item) -> bool {
+    let insn = &item.insn;
+    let full = |r: Register| r == Register::None || r == Register::RIP || r.is_gpr64();
+    let (base, index) = (insn.memory_base(), insn.memory_index());
+    matches!(item.kind, Kind::Copy | Kind::Divide)
+        && item.memory == Memory::Checked
+        && full(base)
+        && full(index)
+        // An address of 32 bits wraps.
+        && (base != Register::None || index != Register::None || insn.memory_displ_size() != 4)
+        && !matches!(insn.memory_segment(), Register::FS | Register::GS)
+        && (insn.memory_displacement64() as i64).abs() < 1 << 30
+}
+
+/// By how much the instruction makes a register grow, if that is known.
+fn growth(insn: &Instruction, kind: Kind, register: Register) -> Option<i64> {
+    if register == Register::RSP {
+        return match stack_change(insn, kind, 8) {
+            Change::By(v) => Some(v.into()),
+            _ => None,
+        };
+    }
+    if insn.op_kind(0) != OpKind::Register || insn.op_register(0) != register {
+        return None;
+    }
+    let immediate = insn.op_count() == 2
+        && !matches!(insn.op_kind(1), OpKind::Register | OpKind::Memory)
+        && matches!(insn.mnemonic(), Mnemonic::Add | Mnemonic::Sub);
+    let by = match insn.mnemonic() {
+        Mnemonic::Add if immediate => insn.immediate(1) as i64,
+        Mnemonic::Sub if immediate => (insn.immediate(1) as i64).wrapping_neg(),
+        Mnemonic::Inc => 1,
+        Mnemonic::Dec => -1,
+        Mnemonic::Lea if insn.memory_base() == register && insn.memory_index() == Register::None => {
+            insn.memory_displacement64() as i64
+        }
+        _ => return None,
+    };
+    (by.abs() < 1 << 20).then_some(by)
+}
+
+fn settle(items: &mut [Item], group: &Open, looped: bool, next: &mut usize) {
+    let alone = group.members.len() == 1;
+    let kept = looped && !items[group.members[0]].moves;
+    if alone && !kept || *next == PLACES {
+        return;
+    }
+    let slot = *next as u8;
+    *next += 1;
+    for (k, &n) in group.members.iter().enumerate() {
+        let check = (k == 0).then(|| Check {
+            low: (group.low - group.first) as i32,
+            span: (group.high - group.low) as u16,
+            writes: group.writes,
+            alone,
+            kept,
+        });
+        items[n].group = Some(Group { slot, check });
+    }
+}
