@@ -54,7 +54,7 @@ pub struct Entry {
 }
 
 /// Bytes in front of the entries that belong to an engine which generates code: it reaches both from one base register.
-pub const ENGINE_BYTES: usize = 4096 + (6 << 20);
+pub const ENGINE_BYTES: usize = 4096 + (7 << 20);
 
 /// What generated code works on.
 #[repr(C, align(4096))]

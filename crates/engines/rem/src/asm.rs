@@ -21,6 +21,8 @@ pub(crate) enum M {
     Ctx(i32),
     /// As `Ctx`, plus a register.
     CtxAt(u8, i32),
+    /// As `Ctx`, plus twice a register.
+    CtxAt2(u8, i32),
     /// As `Ctx`, plus eight times a register.
     CtxAt8(u8, i32),
     /// Base and displacement.
@@ -78,10 +80,10 @@ impl Asm {
         let (base, index) = match m {
             M::Ctx(_) => (0, 0),
             M::CtxAt(b, _) | M::At(b, _) => (b, 0),
-            M::CtxAt8(i, _) | M::Scaled(i, ..) => (0, i),
+            M::CtxAt2(i, _) | M::CtxAt8(i, _) | M::Scaled(i, ..) => (0, i),
             M::Index(b, i, ..) => (b, i),
         };
-        if matches!(m, M::Ctx(_) | M::CtxAt(..) | M::CtxAt8(..)) {
+        if matches!(m, M::Ctx(_) | M::CtxAt(..) | M::CtxAt2(..) | M::CtxAt8(..)) {
             self.byte(0x65);
         }
         if let Some(p) = prefix {
@@ -96,6 +98,10 @@ impl Asm {
         match m {
             M::Ctx(disp) => {
                 self.bytes(&[reg | 4, 0x25]);
+                self.i32(disp);
+            }
+            M::CtxAt2(i, disp) => {
+                self.bytes(&[reg | 4, 0x45 | (i & 7) << 3]);
                 self.i32(disp);
             }
             M::CtxAt8(i, disp) => {

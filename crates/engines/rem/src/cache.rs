@@ -121,6 +121,8 @@ pub(crate) struct Cache {
     pub(crate) links: Vec<Link>,
     /// Checks of kept pages, with their blocks.
     pub(crate) places: Vec<(NewPlace, u32)>,
+    /// Sites taken.
+    pub(crate) sites: usize,
     /// Instructions whose memory operands move from page to page too often for that, by host address.
     pub(crate) moving: HashSet<u64, BuildHasherDefault<IntHasher>>,
     pub(crate) by_place: IntMap<(u64, u16), u32>,

@@ -59,14 +59,18 @@ pub(crate) struct Context {
     pub(crate) user_segments: [Segment; 2],
     /// The link by which the code goes on if the check of a page at work fails.
     pub(crate) check: u64,
-    /// Pages that the accesses of the block at work were found to lie in: linear address and distance to host memory.
+    /// Pages that groups of accesses of the block at work lie in: the distance to host memory is the second value.
     pub(crate) places: [[u64; 2]; PLACES],
-    /// How often another page had to be kept in `places`.
+    /// How often another page had to be kept at a site.
     pub(crate) moves: u64,
+    /// Sites that hold a page.
+    pub(crate) live_sites: u64,
 }
 
-/// Pages that one block may keep.
+/// Groups of accesses that one block may have.
 pub(crate) const PLACES: usize = 16;
+/// Sites, at each of which a loop keeps the page that an access went to last: its linear address and the distance to host memory.
+pub(crate) const SITES: usize = 1 << 14;
 
 /// Offsets of the fields.
 pub(crate) mod off {
@@ -87,6 +91,7 @@ pub(crate) mod off {
     pub(crate) const DELTA: i32 = offset_of!(Context, delta) as i32;
     pub(crate) const TMP: i32 = offset_of!(Context, tmp) as i32;
     pub(crate) const CHECK: i32 = offset_of!(Context, check) as i32;
+    pub(crate) const LIVE_SITES: i32 = offset_of!(Context, live_sites) as i32;
     pub(crate) const MOVES: i32 = offset_of!(Context, moves) as i32;
     pub(crate) const PLACES: i32 = offset_of!(Context, places) as i32;
     pub(crate) const ACTIONS: i32 = offset_of!(Context, actions) as i32;
@@ -139,12 +144,18 @@ pub(crate) struct Jump {
     pub(crate) unused: u64,
 }
 
+/// A page that an access went to: linear address ([`NO_STACK`] if none), and distance to host memory.
+pub(crate) type Site = [u64; 2];
+
 /// Slots in a bank of the jump cache; the index is the low 16 bits of the address.
 pub(crate) const JUMPS: usize = 1 << 16;
 /// Banks: as the TLB's, without the one that is never filled.
 pub(crate) const JUMP_BANKS: usize = 3;
 /// Offset of the jump cache in the block.
 pub(crate) const JUMPS_AT: usize = 4096;
+/// Offset of the sites, and of the numbers of those that hold a page.
+pub(crate) const SITES_AT: usize = JUMPS_AT + JUMP_BANKS * JUMPS * size_of::<Jump>();
+pub(crate) const LIVE_SITES_AT: usize = SITES_AT + SITES * size_of::<Site>();
 /// Offset of the TLB's entries.
 pub(crate) const TLB_AT: i32 = ENGINE_BYTES as i32;
 /// Shift from a linear address to the offset of its entry, and the mask of that.
@@ -153,7 +164,8 @@ pub(crate) const TLB_MASK: i32 = ((iem::tlb::ENTRIES - 1) * size_of::<Entry>()) 
 
 const _: () = {
     assert!(size_of::<Context>() <= JUMPS_AT);
-    assert!(JUMPS_AT + JUMP_BANKS * JUMPS * size_of::<Jump>() == ENGINE_BYTES);
+    assert!(LIVE_SITES_AT + SITES * size_of::<u16>() <= ENGINE_BYTES);
+    assert!(SITES <= 1 << 16);
     assert!(cpu::SEGMENT == 24);
     assert!(size_of::<Entry>() == 1 << (12 - TLB_SHIFT));
 };

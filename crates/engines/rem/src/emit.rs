@@ -9,6 +9,7 @@ use iem::tlb::{ENTRIES, Entry};
 
 use crate::asm::{Alu, Asm, M, cc, r};
 use crate::cache::Entries;
+use crate::groups::Slot;
 use crate::context::{JUMPS, JUMPS_AT, Jump, TLB_AT, cpu, off};
 use crate::plan::{Item, Kind, Memory, Mode, Plan, high_number};
 use crate::thunks::{Thunks, reason};
@@ -150,7 +151,7 @@ pub(crate) struct Emitter<'a> {
     /// Where the block's loop starts, and its offset in the page.
     round: Option<(usize, u16)>,
     /// The slot in the context whose distance r14 holds.
-    kept: Option<u8>,
+    kept: Option<Slot>,
     /// r14 was overwritten since the instruction's start.
     s14: bool,
     encoder: &'a mut Encoder,
@@ -259,7 +260,6 @@ impl<'a> Emitter<'a> {
             self.verify(verify, start);
         }
         if plan.looped {
-            self.forget_places(&plan.items);
             self.round = Some((self.hot.at(), start));
         }
         let mut ended = false;
@@ -1205,7 +1205,7 @@ fn set_memory(insn: &mut Instruction, m: M) {
     let (base, index, scale, disp) = match m {
         M::At(base, disp) => (base, None, 0, disp),
         M::Index(base, index, scale, disp) => (base, Some(index), scale, disp),
-        M::Ctx(_) | M::CtxAt(..) | M::CtxAt8(..) | M::Scaled(..) => unreachable!("guest memory is reached by a base"),
+        M::Ctx(_) | M::CtxAt(..) | M::CtxAt2(..) | M::CtxAt8(..) | M::Scaled(..) => unreachable!("guest memory is reached by a base"),
     };
     insn.set_memory_base(sized(base, 8));
     insn.set_memory_index(index.map_or(Register::None, |i| sized(i, 8)));

@@ -1,22 +1,31 @@
 //! Finds the memory accesses of a block that one check can serve: those with the same base and index, a few bytes apart.
 //!
 //! The first access of a group checks the page for all; what it finds, the distance from linear to host addresses in that page, is
-//! kept in [`crate::context::Context::places`] for the others. In a block that is a loop of its own, pages are kept from one
-//! round to the next, also for accesses that stand alone. A page stays where it is while generated code does not leave: whoever
-//! takes translations away has the vCPU leave first.
+//! kept in [`crate::context::Context::places`] for the others. In a block that is a loop of its own, pages are kept at sites in the
+//! context from one round to the next, also for accesses that stand alone. A page stays where it is while generated code does not
+//! leave: whoever takes translations away has the vCPU leave first, and sites are cleared then.
 
 use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
 
-use crate::context::PLACES;
+use crate::context::{PLACES, SITES};
 use crate::plan::{Change, Item, Kind, Memory, Mode, stack_change};
 
 /// How an access finds its page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Group {
     /// Where the page is kept.
-    pub(crate) slot: u8,
+    pub(crate) slot: Slot,
     /// This access checks it.
     pub(crate) check: Option<Check>,
+}
+
+/// Where a page is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Slot {
+    /// In this entry of [`crate::context::Context::places`], until the block ends.
+    Block(u8),
+    /// At this site, until translations are taken away.
+    Site(u16),
 }
 
 /// What a check covers.
@@ -28,8 +37,6 @@ pub(crate) struct Check {
     pub(crate) writes: bool,
     /// It is about this access only.
     pub(crate) alone: bool,
-    /// The page is kept from one round of a loop to the next.
-    pub(crate) kept: bool,
 }
 
 /// Most bytes between the ends of a group: the more, the more often it lies in two pages.
@@ -58,13 +65,18 @@ impl Open {
     }
 }
 
-/// Groups the accesses of a block; `looped` if it jumps back to its own start.
-pub(crate) fn find(items: &mut [Item], mode: Mode, looped: bool, info: &mut InstructionInfoFactory) {
+/// Groups the accesses of a block. `sites`, if the block is a loop, counts the sites that are taken.
+pub(crate) fn find(
+    items: &mut [Item],
+    mode: Mode,
+    sites: Option<&mut usize>,
+    info: &mut InstructionInfoFactory,
+) {
     if !mode.long {
         return;
     }
     let mut open: Vec<Open> = Vec::new();
-    let mut next = 0;
+    let mut free = Free { places: 0, sites };
     for n in 0..items.len() {
         let item = &items[n];
         if groupable(item) {
@@ -93,7 +105,7 @@ pub(crate) fn find(items: &mut [Item], mode: Mode, looped: bool, info: &mut Inst
                 _ => {
                     if let Some(k) = known {
                         let closed = open.swap_remove(k);
-                        settle(items, &closed, looped, &mut next);
+                        free.settle(items, &closed);
                     }
                     open.push(Open {
                         base,
@@ -139,7 +151,7 @@ pub(crate) fn find(items: &mut [Item], mode: Mode, looped: bool, info: &mut Inst
                             }
                             _ => {
                                 let closed = open.swap_remove(k);
-                                settle(items, &closed, looped, &mut next);
+                                free.settle(items, &closed);
                             }
                         }
                     }
@@ -149,13 +161,13 @@ pub(crate) fn find(items: &mut [Item], mode: Mode, looped: bool, info: &mut Inst
             Kind::Jcc(_) | Kind::Jcxz(_) => open.iter_mut().for_each(|o| o.exits = true),
             _ => {
                 for closed in std::mem::take(&mut open) {
-                    settle(items, &closed, looped, &mut next);
+                    free.settle(items, &closed);
                 }
             }
         }
     }
     for closed in open {
-        settle(items, &closed, looped, &mut next);
+        free.settle(items, &closed);
     }
 }
 
@@ -200,22 +212,34 @@ fn growth(insn: &Instruction, kind: Kind, register: Register) -> Option<i64> {
     (by.abs() < 1 << 20).then_some(by)
 }
 
-fn settle(items: &mut [Item], group: &Open, looped: bool, next: &mut usize) {
-    let alone = group.members.len() == 1;
-    let kept = looped && !items[group.members[0]].moves;
-    if alone && !kept || *next == PLACES {
-        return;
-    }
-    let slot = *next as u8;
-    *next += 1;
-    for (k, &n) in group.members.iter().enumerate() {
-        let check = (k == 0).then(|| Check {
-            low: (group.low - group.first) as i32,
-            span: (group.high - group.low) as u16,
-            writes: group.writes,
-            alone,
-            kept,
-        });
-        items[n].group = Some(Group { slot, check });
+/// Where pages can still be kept.
+struct Free<'a> {
+    places: u8,
+    sites: Option<&'a mut usize>,
+}
+
+impl Free<'_> {
+    fn settle(&mut self, items: &mut [Item], group: &Open) {
+        let alone = group.members.len() == 1;
+        let slot = match &mut self.sites {
+            Some(taken) if !items[group.members[0]].moves && **taken < SITES => {
+                **taken += 1;
+                Slot::Site((**taken - 1) as u16)
+            }
+            _ if alone || usize::from(self.places) == PLACES => return,
+            _ => {
+                self.places += 1;
+                Slot::Block(self.places - 1)
+            }
+        };
+        for (k, &n) in group.members.iter().enumerate() {
+            let check = (k == 0).then(|| Check {
+                low: (group.low - group.first) as i32,
+                span: (group.high - group.low) as u16,
+                writes: group.writes,
+                alone,
+            });
+            items[n].group = Some(Group { slot, check });
+        }
     }
 }

@@ -174,10 +174,18 @@ pub(crate) struct Plan {
     pub(crate) crosses: bool,
     /// Ranges of the page that the translation depends on.
     pub(crate) ranges: Vec<(u16, u16)>,
-    /// Pages are kept from one round of the loop that the block is to the next.
+    /// It jumps back to its own start.
     pub(crate) looped: bool,
     /// For a page whose writes are not noticed.
     pub(crate) verify: Option<Verify>,
+}
+
+/// What is known of the pages that loops keep.
+pub(crate) struct Kept<'a> {
+    /// Sites taken.
+    pub(crate) sites: &'a mut usize,
+    /// Whether the memory operand of the instruction at a page offset moves from page to page too often.
+    pub(crate) moving: &'a dyn Fn(u16) -> bool,
 }
 
 /// What a block is planned for.
@@ -806,13 +814,13 @@ fn explicit_stack(item: &Item, word: i32) -> bool {
 
 impl Plan {
     /// Plans the block that starts at `start` of a page. Bytes of the next page follow where one instruction that needs them is
-    /// to be planned. `moving` tells of instructions, by page offset, whose memory operands move from page to page.
+    /// to be planned.
     pub(crate) fn new(
         page: &[u8],
         start: u16,
         aim: Aim,
         info: &mut InstructionInfoFactory,
-        moving: &dyn Fn(u16) -> bool,
+        kept: Kept<'_>,
     ) -> Self {
         let Aim { mode, machine, fleeting } = aim;
         let bits = if mode.long { 64 } else { 32 };
@@ -844,7 +852,7 @@ impl Plan {
                 depth: 0,
                 covered: false,
                 immediate: None,
-                moves: moving(at),
+                moves: (kept.moving)(at),
                 group: None,
                 check: None,
             });
@@ -894,7 +902,8 @@ impl Plan {
         if !mode.plain {
             plan.stack(if mode.long { 8 } else { 4 });
             plan.looped = mode.long && !fleeting && plan.loops(start);
-            groups::find(&mut plan.items, mode, plan.looped, info);
+            let sites = plan.looped.then_some(kept.sites);
+            groups::find(&mut plan.items, mode, sites, info);
         }
         plan
     }
@@ -906,7 +915,8 @@ impl Plan {
         aim: Aim,
         info: &mut InstructionInfoFactory,
     ) -> Option<Self> {
-        let mut plan = Self::new(bytes, start, aim, info, &|_| false);
+        let kept = Kept { sites: &mut 0, moving: &|_| false };
+        let mut plan = Self::new(bytes, start, aim, info, kept);
         let first = plan.items.first()?;
         let native = !matches!(first.kind, Kind::Interpret(_));
         (plan.items.len() == 1 && plan.end > 4096 && native).then(|| {

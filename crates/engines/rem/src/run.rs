@@ -16,11 +16,13 @@ use vbox_types::VcpuId;
 
 use crate::cache::{Block, Cache, Link, Page, PageJumps};
 use crate::code::CodeBuffer;
-use crate::context::{Context, JUMP_BANKS, JUMPS, JUMPS_AT, Jump, NO_STACK};
+use crate::context::{
+    Context, JUMP_BANKS, JUMPS, JUMPS_AT, Jump, LIVE_SITES_AT, NO_STACK, SITES, SITES_AT, Site,
+};
 use crate::emit::verify::Verify;
 use crate::emit::{Emitter, Host, Place};
 use crate::host::{self, Features};
-use crate::plan::{self, Aim, Kind, Machine, Mode, Plan};
+use crate::plan::{self, Aim, Kept, Kind, Machine, Mode, Plan};
 use crate::slow;
 use crate::thunks::{self, Thunks, reason};
 
@@ -161,6 +163,11 @@ impl Rem {
                 rem.set_jump(bank, slot, none);
             }
         }
+        let sites = rem.iem.core().tlb.area().as_ptr();
+        for n in 0..SITES {
+            // SAFETY: the sites lie within the engine's part of the area.
+            unsafe { sites.add(SITES_AT).cast::<Site>().add(n).write([NO_STACK, 0]) };
+        }
         Ok(rem)
     }
 
@@ -240,9 +247,25 @@ impl Rem {
             unsafe {
                 (*context).stacks = [[NO_STACK, 0]; JUMP_BANKS];
             }
+            self.clear_sites();
         }
         if CodeWrites::get().count() != self.code_writes_seen {
             self.follow_code_writes();
+        }
+    }
+
+    /// No site holds a page any more.
+    fn clear_sites(&mut self) {
+        let area = self.iem.core().tlb.area();
+        let context = self.context();
+        // SAFETY: the context lives as long as the engine, and generated code does not run now. It counts each site that it
+        // puts a page in once, so there are no more than there are sites.
+        unsafe {
+            let count = std::mem::take(&mut (*context).live_sites) as usize;
+            for n in 0..count.min(SITES) {
+                let number = *area.as_ptr().add(LIVE_SITES_AT).cast::<u16>().add(n);
+                (*area.as_ptr().add(SITES_AT).cast::<Site>().add(number.into()))[0] = NO_STACK;
+            }
         }
     }
 
@@ -374,6 +397,7 @@ impl Rem {
             self.clear_jumps(*bank, *page, entry);
         }
         self.cache = Cache::default();
+        self.clear_sites();
         self.code.truncate(self.kept.0, self.kept.1);
         self.pending_link = None;
     }
@@ -733,9 +757,9 @@ impl Rem {
         }
         let aim = Aim { mode, machine: self.machine, fleeting };
         let moving = &self.cache.moving;
-        let mut plan = Plan::new(&bytes[..4096], start, aim, &mut self.info, &|at| {
-            moving.contains(&(key + u64::from(at)))
-        });
+        let moving = |at: u16| moving.contains(&(key + u64::from(at)));
+        let kept = Kept { sites: &mut self.cache.sites, moving: &moving };
+        let mut plan = Plan::new(&bytes[..4096], start, aim, &mut self.info, kept);
         let mut second = None;
         if plan.items.is_empty() {
             let next = self.next_page(cpu, pc, mode)?;
@@ -780,7 +804,8 @@ impl Rem {
     /// Translates from a page whose code is overwritten time and again.
     fn translate_fleeting(&mut self, frame: Frame, bytes: &[u8], start: u16, mode: Mode) -> Option<u32> {
         let aim = Aim { mode, machine: self.machine, fleeting: true };
-        let mut plan = Plan::new(bytes, start, aim, &mut self.info, &|_| false);
+        let kept = Kept { sites: &mut self.cache.sites, moving: &|_| false };
+        let mut plan = Plan::new(bytes, start, aim, &mut self.info, kept);
         if plan.items.is_empty() || plan.end > 4096 {
             return None;
         }

@@ -40,7 +40,7 @@ pub(crate) fn describe_group(offset: u16, span: u16, writes: bool) -> u32 {
 /// Kept pages change this often between two questions whether it is worth keeping them: a power of two, at most 256.
 pub(crate) const MOVES: u32 = 64;
 /// Cycles between two changes below which it is not.
-const DENSE: u64 = 150;
+const DENSE: u64 = 120;
 
 /// Describes that question; the check's number takes the place of the address.
 pub(crate) fn describe_moves(offset: u16) -> u32 {

@@ -18,8 +18,8 @@ use iced_x86::{Instruction, Register};
 
 use super::{Cold, Emitter, Flags, HIGH, NewPlace, READ_TAG, TLB_DELTA, WRITE_TAG, home};
 use crate::asm::{Alu, Asm, M, cc, r};
-use crate::context::{NO_STACK, TLB_MASK, TLB_SHIFT, off};
-use crate::groups::{Check, Group};
+use crate::context::{LIVE_SITES_AT, NO_STACK, SITES_AT, TLB_MASK, TLB_SHIFT, off};
+use crate::groups::{Check, Group, Slot};
 use crate::plan::{Item, StackCheck, high_number};
 use crate::slow;
 
@@ -32,7 +32,8 @@ pub(super) struct Place {
     access: usize,
     description: u32,
     saved: bool,
-    group: Group,
+    /// Number of the site where the page is kept.
+    number: u16,
     check: Check,
     insn: Instruction,
     at: u16,
@@ -40,8 +41,11 @@ pub(super) struct Place {
 }
 
 /// Where a kept page's linear address stands in the context; the distance follows it.
-fn slot_of(group: Group) -> i32 {
-    off::PLACES + 16 * i32::from(group.slot)
+fn slot_of(slot: Slot) -> i32 {
+    match slot {
+        Slot::Block(n) => off::PLACES + 16 * i32::from(n),
+        Slot::Site(n) => SITES_AT as i32 + 16 * i32::from(n),
+    }
 }
 
 impl Emitter<'_> {
@@ -182,10 +186,12 @@ impl Emitter<'_> {
         match item.group {
             Some(group) => {
                 match group.check {
-                    Some(check) if check.kept => self.check_place(item, group, check),
-                    Some(check) => self.check_group(item, group, check),
+                    Some(check) => match group.slot {
+                        Slot::Site(site) => self.check_place(item, site, check),
+                        Slot::Block(_) => self.check_group(item, group, check),
+                    },
                     None if self.kept == Some(group.slot) => {}
-                    None => self.hot.load(r::S14, M::Ctx(slot_of(group) + 8)),
+                    None => self.hot.load(r::S14, M::Ctx(slot_of(group.slot) + 8)),
                 }
                 self.kept = Some(group.slot);
             }
@@ -275,7 +281,7 @@ impl Emitter<'_> {
         let tag = self.tag(check.writes);
         let sites = self.look_up(check.span, 1, tag);
         self.hot.load(r::S14, M::CtxAt(r::S14, self.tlb() + TLB_DELTA));
-        self.hot.store(M::Ctx(slot_of(group) + 8), r::S14);
+        self.hot.store(M::Ctx(slot_of(group.slot) + 8), r::S14);
         for site in sites {
             self.colds.push(Cold::Group {
                 site,
@@ -289,15 +295,16 @@ impl Emitter<'_> {
     }
 
     /// Finds the page of a group, or of one access, that is mostly the same in each round of the loop.
-    fn check_place(&mut self, item: &Item, group: Group, check: Check) {
+    fn check_place(&mut self, item: &Item, number: u16, check: Check) {
+        let slot = slot_of(Slot::Site(number));
         self.clobber(item.live_in);
         let retry = self.hot.at();
         self.address(&item.insn, check.low);
-        self.hot.alu(Alu::Xor, r::S15, M::Ctx(slot_of(group)));
+        self.hot.alu(Alu::Xor, r::S15, M::Ctx(slot));
         let crooked = (item.align > 1).then(|| Self::crooked(&mut self.hot, item.align));
         self.hot.alu_imm(Alu::Cmp, true, r::S15, 0x1000 - i32::from(check.span));
         let site = self.hot.jcc(cc::A);
-        self.hot.load(r::S14, M::Ctx(slot_of(group) + 8));
+        self.hot.load(r::S14, M::Ctx(slot + 8));
         let access = self.hot.at();
         let description = if check.alone {
             slow::describe(item.offset, item.size, item.align, item.writes, item.fp)
@@ -311,7 +318,7 @@ impl Emitter<'_> {
             access,
             description,
             saved: self.flags == Flags::Saved,
-            group,
+            number,
             check,
             insn: item.insn,
             at: item.offset,
@@ -319,23 +326,11 @@ impl Emitter<'_> {
         }));
     }
 
-    /// No page is known yet: at the start of a loop.
-    pub(super) fn forget_places(&mut self, items: &[Item]) {
-        let mut known = false;
-        for group in items.iter().filter_map(|i| i.group).filter(|g| g.check.is_some_and(|c| c.kept)) {
-            if !known {
-                self.constant(r::S14, NO_STACK);
-                known = true;
-            }
-            self.hot.store(M::Ctx(slot_of(group)), r::S14);
-        }
-    }
-
     /// What stands behind a check of a kept page: looks the page up in the TLB and keeps it.
     pub(super) fn place_cold(&mut self, place: Place) {
-        let Place { site, crooked, retry, access, description, saved, group, check, insn, at, tag } = place;
+        let Place { site, crooked, retry, access, description, saved, number, check, insn, at, tag } = place;
         let delta = self.tlb() + TLB_DELTA;
-        let slot = slot_of(group);
+        let slot = slot_of(Slot::Site(number));
         let to_slow = crooked.map(|site| {
             self.aim_hot(site);
             self.cold.alu(Alu::Xor, r::S15, M::Ctx(slot));
@@ -347,6 +342,15 @@ impl Emitter<'_> {
         self.cold.alu(Alu::Xor, r::S15, M::CtxAt(r::S14, tag));
         self.cold.alu_imm(Alu::Cmp, true, r::S15, 0x1000 - i32::from(check.span));
         let missed = self.cold.jcc(cc::A);
+        // A site that held no page goes on the list of those that do.
+        self.cold.rm(false, None, &[0x81], Alu::Cmp as u8, M::Ctx(slot + 4));
+        self.cold.i32((NO_STACK >> 32) as i32);
+        let held = self.cold.jcc_short(cc::NE);
+        self.cold.load(r::S15, M::Ctx(off::LIVE_SITES));
+        self.cold.rm(false, Some(0x66), &[0xc7], 0, M::CtxAt2(r::S15, LIVE_SITES_AT as i32));
+        self.cold.bytes(&number.to_le_bytes());
+        self.cold.rm(false, None, &[0xff], 0, M::Ctx(off::LIVE_SITES)); // inc dword
+        self.cold.aim_short(held);
         self.cold.load(r::S15, M::CtxAt(r::S14, tag));
         self.cold.store(M::Ctx(slot), r::S15);
         self.cold.load(r::S14, M::CtxAt(r::S14, delta));
@@ -358,9 +362,9 @@ impl Emitter<'_> {
         let often = self.cold.jcc(cc::E);
         self.cold_to_hot(access);
 
-        let number = self.first_place + self.places.len() as u32;
+        let asked = self.first_place + self.places.len() as u32;
         Self::aim_here(&mut self.cold, often);
-        self.cold.mov_imm32(r::S15, number);
+        self.cold.mov_imm32(r::S15, asked);
         self.slow_call(slow::describe_moves(at), saved);
         self.cold_to_hot(retry);
         self.cold_to_hot(retry);
