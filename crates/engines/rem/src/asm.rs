@@ -246,6 +246,16 @@ impl Asm {
         self.at() - 4
     }
 
+    pub(crate) fn put32(&mut self, at: usize, value: i32) {
+        self.code[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    }
+
+    /// Aims a jump whose displacement is at `site` at the end of the code.
+    pub(crate) fn aim(&mut self, site: usize) {
+        let distance = self.at() as i64 - (site + 4) as i64;
+        self.put32(site, distance as i32);
+    }
+
     /// A short conditional jump to be aimed by [`Asm::aim_short`].
     pub(crate) fn jcc_short(&mut self, cond: u8) -> usize {
         self.bytes(&[0x70 | cond, 0]);
@@ -262,11 +272,6 @@ impl Asm {
         self.byte(0xe8);
         self.i32(0);
         self.at() - 4
-    }
-
-    /// Shifts a register left without touching flags.
-    pub(crate) fn shift_left_by_lea(&mut self, register: u8, count: u8) {
-        self.lea32(register, M::Scaled(register, count, 0));
     }
 
     /// Moves CF alone to the context, to where [`Asm::save_flags`] has it, through `tmp`. What is stored is as wide as what is

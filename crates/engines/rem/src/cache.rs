@@ -6,7 +6,6 @@ use std::sync::atomic::AtomicU32;
 
 use iem::Source;
 
-use crate::emit::NewPlace;
 use crate::plan::Mode;
 
 /// Hashes integers.
@@ -119,8 +118,8 @@ pub(crate) struct PageJumps {
 pub(crate) struct Cache {
     pub(crate) blocks: Vec<Block>,
     pub(crate) links: Vec<Link>,
-    /// Checks of kept pages, with their blocks.
-    pub(crate) places: Vec<(NewPlace, u32)>,
+    /// Checks of kept pages: page offset of the instruction, and block.
+    pub(crate) places: Vec<(u16, u32)>,
     /// Sites taken.
     pub(crate) sites: usize,
     /// Instructions whose memory operands move from page to page too often for that, by host address.

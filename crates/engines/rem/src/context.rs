@@ -141,7 +141,6 @@ pub(crate) struct Jump {
     pub(crate) code: u64,
     /// The same for jumps with the flags in the context.
     pub(crate) saved: u64,
-    pub(crate) unused: u64,
 }
 
 /// A page that an access went to: linear address ([`NO_STACK`] if none), and distance to host memory.

@@ -30,17 +30,6 @@ pub(crate) struct NewLink {
     pub(crate) check: Option<(u32, u32)>,
 }
 
-/// A check of a kept page, which can be replaced.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct NewPlace {
-    /// Offset in the buffer of the check.
-    pub(crate) site: u32,
-    /// Offset of what does without a kept page.
-    pub(crate) direct: u32,
-    /// Page offset of the instruction.
-    pub(crate) at: u16,
-}
-
 /// A translated block, to be placed in the buffer.
 pub(crate) struct Output {
     pub(crate) hot: Vec<u8>,
@@ -49,9 +38,8 @@ pub(crate) struct Output {
     pub(crate) entry: usize,
     pub(crate) checked: Option<Entries>,
     pub(crate) links: Vec<NewLink>,
-    pub(crate) places: Vec<NewPlace>,
-    /// Instructions translated.
-    pub(crate) count: usize,
+    /// Page offsets of instructions whose checks keep pages at sites.
+    pub(crate) places: Vec<u16>,
 }
 
 /// Where the guest's arithmetic flags are.
@@ -146,7 +134,7 @@ pub(crate) struct Emitter<'a> {
     colds: Vec<Cold>,
     links: Vec<NewLink>,
     first_link: u32,
-    places: Vec<NewPlace>,
+    places: Vec<u16>,
     first_place: u32,
     /// Where the block's loop starts, and its offset in the page.
     round: Option<(usize, u16)>,
@@ -263,21 +251,30 @@ impl<'a> Emitter<'a> {
             self.round = Some((self.hot.at(), start));
         }
         let mut ended = false;
-        let mut count = 0;
-        for item in &plan.items {
-            count += 1;
-            self.s14 = false;
-            if let Some(check) = item.check {
-                self.stack_check(item, check);
-                // Its slow part overwrites r14.
-                self.kept = None;
+        let (rounds, last) = plan.rounds();
+        let mut out = Vec::new();
+        for _ in 1..rounds {
+            for item in &plan.items[..last] {
+                self.guarded(item);
             }
-            ended = self.item(item);
-            if self.s14 || !matches!(item.kind, Kind::Copy | Kind::Nop | Kind::Jcc(_)) {
-                self.kept = None;
-            }
+            // Another round follows at once, unless this was the last one.
+            let item = &plan.items[last];
+            self.here(item.live_in);
+            out.push(self.hot.jcc((item.insn.condition_code() as u8 - 1) ^ 1));
+            self.flags = Flags::Here;
+            self.kept = None;
+        }
+        for (n, item) in plan.items.iter().enumerate() {
+            ended = self.guarded(item);
             if ended {
                 break;
+            }
+            if n == last && !out.is_empty() {
+                for site in std::mem::take(&mut out) {
+                    self.hot.aim(site);
+                }
+                self.flags = Flags::Here;
+                self.kept = None;
             }
         }
         if !ended {
@@ -298,7 +295,6 @@ impl<'a> Emitter<'a> {
             checked,
             links: self.links,
             places: self.places,
-            count,
         }
     }
 
@@ -316,7 +312,6 @@ impl<'a> Emitter<'a> {
             checked,
             links: self.links,
             places: self.places,
-            count: 0,
         }
     }
 
@@ -399,11 +394,11 @@ impl<'a> Emitter<'a> {
 
     /// Goes to the code at r15; `saved` if the flags that matter are in the context.
     fn jump_indirect(asm: &mut Asm, jumps: i32, saved: bool) {
-        const { assert!(size_of::<Jump>() == 32) };
+        const { assert!(size_of::<Jump>() == 3 * 8) };
         let field =
             if saved { std::mem::offset_of!(Jump, saved) } else { std::mem::offset_of!(Jump, code) } as i32;
         asm.rr(false, &[0x0f, 0xb7], r::S14, r::S15); // movzx r14d, r15w
-        asm.shift_left_by_lea(r::S14, 2);
+        asm.lea(r::S14, M::Index(r::S14, r::S14, 1, 0));
         asm.rm(false, None, &[0xff], 4, M::CtxAt8(r::S14, jumps + field)); // jmp
     }
 
@@ -466,7 +461,7 @@ impl<'a> Emitter<'a> {
         match self.round {
             Some((label, start)) if start == offset => {
                 let distance = label as i64 - (site + 4) as i64;
-                self.hot.code[site..site + 4].copy_from_slice(&(distance as i32).to_le_bytes());
+                self.hot.put32(site, distance as i32);
             }
             _ => self.link(site, offset, back),
         }
@@ -584,6 +579,21 @@ impl<'a> Emitter<'a> {
     }
 
     // ---- instructions ----
+
+    /// Translates one instruction, and the check of the stack page before it; true if it ends the block.
+    fn guarded(&mut self, item: &Item) -> bool {
+        self.s14 = false;
+        if let Some(check) = item.check {
+            self.stack_check(item, check);
+            // Its slow part overwrites r14.
+            self.kept = None;
+        }
+        let ended = self.item(item);
+        if self.s14 || !matches!(item.kind, Kind::Copy | Kind::Nop | Kind::Jcc(_)) {
+            self.kept = None;
+        }
+        ended
+    }
 
     /// Translates one instruction; true if it ends the block.
     fn item(&mut self, item: &Item) -> bool {

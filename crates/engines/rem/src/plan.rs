@@ -925,6 +925,21 @@ impl Plan {
         })
     }
 
+    /// How often a loop's body is to be laid out, so that requests are looked for once in so many rounds, and the item that jumps back.
+    pub(crate) fn rounds(&self) -> (usize, usize) {
+        let Some(start) = self.looped.then(|| self.items[0].offset) else { return (1, 0) };
+        let back = |item: &Item| match item.kind {
+            Kind::Jmp(t) | Kind::Jcc(t) | Kind::Loop(t) => t == i64::from(start),
+            _ => false,
+        };
+        let mut backs = self.items.iter().enumerate().filter(|(_, item)| back(item));
+        match (backs.next(), backs.next()) {
+            (Some((n, Item { kind: Kind::Jcc(_), .. })), None) if n < 5 => (4, n),
+            (Some((n, Item { kind: Kind::Jcc(_), .. })), None) if n < 12 => (2, n),
+            _ => (1, 0),
+        }
+    }
+
     /// Whether flags must be right at the start. What code a verifying block is followed by if it finds other bytes is not known.
     pub(crate) fn flags_matter(&self) -> bool {
         self.verify.is_some() || self.items.first().is_none_or(|item| item.live_in != 0)

@@ -177,7 +177,7 @@ impl Rem {
 
     /// What stands in a slot of the jump cache that holds nothing.
     fn no_jump(&self) -> Jump {
-        Jump { tag: 0, code: self.thunks.unknown, saved: self.thunks.unknown_saved, unused: 0 }
+        Jump { tag: 0, code: self.thunks.unknown, saved: self.thunks.unknown_saved }
     }
 
     fn jump_slot(&mut self, bank: usize, slot: usize) -> *mut Jump {
@@ -622,16 +622,13 @@ impl Rem {
         }
     }
 
-    /// Has the check of a kept page with this number go through the TLB: at once, and better when the block is translated anew.
+    /// Has the block with the check of a kept page with this number translated anew, so that it goes through the TLB.
     pub(crate) fn without_place(&mut self, number: u32) {
-        let Some(&(place, block)) = self.cache.places.get(number as usize) else { return };
+        let Some(&(at, block)) = self.cache.places.get(number as usize) else { return };
         self.stats.places_given_up += 1;
-        self.code.put(place.site as usize, &[0xe9]);
-        self.code.aim(place.site as usize + 1, place.direct as usize);
         let page = self.cache.blocks[block as usize].page;
-        if self.cache.moving.insert(page + u64::from(place.at)) {
-            self.drop_block(block);
-        }
+        self.cache.moving.insert(page + u64::from(at));
+        self.drop_block(block);
     }
 
     /// Runs generated code from `entry` on.
@@ -838,7 +835,7 @@ impl Rem {
         let output = emitter.block(plan, start, checked);
         self.code.append(&output.hot, &output.cold);
         self.stats.translated += 1;
-        self.stats.translated_instructions += output.count as u64;
+        self.stats.translated_instructions += plan.items.len() as u64;
         self.stats.translated_bytes += u64::from(plan.end - start);
         let index = self.cache.blocks.len() as u32;
         let number = mode.number();
@@ -854,7 +851,7 @@ impl Rem {
             });
         }
         let block = self.cache.blocks.len() as u32;
-        self.cache.places.extend(output.places.into_iter().map(|place| (place, block)));
+        self.cache.places.extend(output.places.into_iter().map(|at| (at, block)));
         let interpret = match plan.items.first() {
             Some(item) => match item.kind {
                 Kind::Interpret(fp) => Some(fp),
@@ -910,7 +907,7 @@ impl Rem {
         let slot = (pc & 0xffff) as u16;
         let base = self.code.base();
         let (code, saved) = (base + u64::from(checked.live), base + u64::from(checked.saved));
-        self.set_jump(mode.bank.into(), slot.into(), Jump { tag: pc.wrapping_neg(), code, saved, unused: 0 });
+        self.set_jump(mode.bank.into(), slot.into(), Jump { tag: pc.wrapping_neg(), code, saved });
         let code_bank = self.iem.core().code_bank();
         let second = self.cache.blocks[index as usize].second.map(|_| (pc | 0xfff).wrapping_add(1));
         let tlb = &self.iem.core().tlb;

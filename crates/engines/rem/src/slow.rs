@@ -43,8 +43,8 @@ pub(crate) const MOVES: u32 = 64;
 const DENSE: u64 = 120;
 
 /// Describes that question; the check's number takes the place of the address.
-pub(crate) fn describe_moves(offset: u16) -> u32 {
-    describe(offset, 0, 1, false, false) | STACK | GROUP
+pub(crate) fn describe_moves(offset: u16, fp: bool) -> u32 {
+    describe(offset, 0, 1, false, fp) | STACK | GROUP
 }
 
 /// Try the check again.
@@ -124,15 +124,19 @@ impl Rem {
         RETRY
     }
 
-    /// Kept pages have changed often. If they do so densely, the check that changed last goes through the TLB from now on.
+    /// Kept pages have changed often. If they do so densely, the check that changed last is to go through the TLB.
     fn places_move(&mut self, number: u32) -> u64 {
         // SAFETY: the instruction has no preconditions.
         let now = unsafe { core::arch::x86_64::_rdtsc() };
-        if now.wrapping_sub(self.last_moves) < u64::from(MOVES) * DENSE {
-            self.without_place(number);
-        }
+        let dense = now.wrapping_sub(self.last_moves) < u64::from(MOVES) * DENSE;
         self.last_moves = now;
-        RETRY
+        if dense {
+            self.without_place(number);
+            // Leaves the loop.
+            INTERPRET
+        } else {
+            RETRY
+        }
     }
 
     /// Whether the bytes that a check is about lie in two pages, or in none.

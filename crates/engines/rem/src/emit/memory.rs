@@ -16,7 +16,7 @@
 
 use iced_x86::{Instruction, Register};
 
-use super::{Cold, Emitter, Flags, HIGH, NewPlace, READ_TAG, TLB_DELTA, WRITE_TAG, home};
+use super::{Cold, Emitter, Flags, HIGH, READ_TAG, TLB_DELTA, WRITE_TAG, home};
 use crate::asm::{Alu, Asm, M, cc, r};
 use crate::context::{LIVE_SITES_AT, NO_STACK, SITES_AT, TLB_MASK, TLB_SHIFT, off};
 use crate::groups::{Check, Group, Slot};
@@ -35,8 +35,8 @@ pub(super) struct Place {
     /// Number of the site where the page is kept.
     number: u16,
     check: Check,
-    insn: Instruction,
     at: u16,
+    fp: bool,
     tag: i32,
 }
 
@@ -320,18 +320,18 @@ impl Emitter<'_> {
             saved: self.flags == Flags::Saved,
             number,
             check,
-            insn: item.insn,
             at: item.offset,
+            fp: item.fp,
             tag: self.tag(check.writes),
         }));
     }
 
     /// What stands behind a check of a kept page: looks the page up in the TLB and keeps it.
     pub(super) fn place_cold(&mut self, place: Place) {
-        let Place { site, crooked, retry, access, description, saved, number, check, insn, at, tag } = place;
+        let Place { site, crooked, retry, access, description, saved, number, check, at, fp, tag } = place;
         let delta = self.tlb() + TLB_DELTA;
         let slot = slot_of(Slot::Site(number));
-        let to_slow = crooked.map(|site| {
+        let askew = crooked.map(|site| {
             self.aim_hot(site);
             self.cold.alu(Alu::Xor, r::S15, M::Ctx(slot));
             self.cold.jmp()
@@ -363,31 +363,16 @@ impl Emitter<'_> {
         self.cold_to_hot(access);
 
         let asked = self.first_place + self.places.len() as u32;
-        Self::aim_here(&mut self.cold, often);
+        self.cold.aim(often);
         self.cold.mov_imm32(r::S15, asked);
-        self.slow_call(slow::describe_moves(at), saved);
-        self.cold_to_hot(retry);
+        self.slow_call(slow::describe_moves(at, fp), saved);
         self.cold_to_hot(retry);
 
-        // In its place: the check through the TLB.
-        let direct = (self.cold_at + self.cold.at()) as u32;
-        self.places.push(NewPlace { site: (self.hot_at + retry) as u32, direct, at });
-        Self::address_in(&mut self.cold, true, &insn, check.low);
-        Self::entry_in(&mut self.cold, self.host.bmi2);
+        self.places.push(at);
+        self.cold.aim(missed);
         self.cold.alu(Alu::Xor, r::S15, M::CtxAt(r::S14, tag));
-        let crooked = (crooked.is_some()).then(|| Self::crooked(&mut self.cold, 1 << (description >> slow::ALIGN_SHIFT)));
-        self.cold.alu_imm(Alu::Cmp, true, r::S15, 0x1000 - i32::from(check.span));
-        let missed_too = self.cold.jcc(cc::A);
-        self.cold.load(r::S14, M::CtxAt(r::S14, delta));
-        self.cold.store(M::Ctx(slot + 8), r::S14);
-        self.cold_to_hot(access);
-
-        for site in [Some(missed), Some(missed_too), crooked].into_iter().flatten() {
-            Self::aim_here(&mut self.cold, site);
-        }
-        self.cold.alu(Alu::Xor, r::S15, M::CtxAt(r::S14, tag));
-        if let Some(site) = to_slow {
-            Self::aim_here(&mut self.cold, site);
+        if let Some(site) = askew {
+            self.cold.aim(site);
         }
         if check.alone {
             self.slow_call(description, saved);
@@ -398,12 +383,6 @@ impl Emitter<'_> {
             self.cold_to_hot(retry);
             self.plainly((self.hot_at + site) as u32, at, saved);
         }
-    }
-
-    /// Aims a jump in the same piece of code at its end.
-    fn aim_here(asm: &mut Asm, site: usize) {
-        let distance = asm.at() as i64 - (site + 4) as i64;
-        asm.code[site..site + 4].copy_from_slice(&(distance as i32).to_le_bytes());
     }
 
     pub(super) fn slow_call(&mut self, description: u32, saved: bool) {
