@@ -65,6 +65,8 @@ pub(crate) struct Context {
     pub(crate) moves: u64,
     /// Sites that hold a page.
     pub(crate) live_sites: u64,
+    /// Guest registers whose host registers hold r12 to r15 while the loop at work runs, by those.
+    pub(crate) swapped: [u64; 4],
 }
 
 /// Groups of accesses that one block may have.
@@ -91,6 +93,7 @@ pub(crate) mod off {
     pub(crate) const DELTA: i32 = offset_of!(Context, delta) as i32;
     pub(crate) const TMP: i32 = offset_of!(Context, tmp) as i32;
     pub(crate) const CHECK: i32 = offset_of!(Context, check) as i32;
+    pub(crate) const SWAPPED: i32 = offset_of!(Context, swapped) as i32;
     pub(crate) const LIVE_SITES: i32 = offset_of!(Context, live_sites) as i32;
     pub(crate) const MOVES: i32 = offset_of!(Context, moves) as i32;
     pub(crate) const PLACES: i32 = offset_of!(Context, places) as i32;

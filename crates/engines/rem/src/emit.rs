@@ -10,6 +10,7 @@ use iem::tlb::{ENTRIES, Entry};
 use crate::asm::{Alu, Asm, M, cc, r};
 use crate::cache::Entries;
 use crate::groups::Slot;
+use crate::swap::Swap;
 use crate::context::{JUMPS, JUMPS_AT, Jump, TLB_AT, cpu, off};
 use crate::plan::{Item, Kind, Memory, Mode, Plan, high_number};
 use crate::thunks::{Thunks, reason};
@@ -138,6 +139,7 @@ pub(crate) struct Emitter<'a> {
     first_place: u32,
     /// Where the block's loop starts, and its offset in the page.
     round: Option<(usize, u16)>,
+    swaps: Vec<Swap>,
     /// The slot in the context whose distance r14 holds.
     kept: Option<Slot>,
     /// r14 was overwritten since the instruction's start.
@@ -154,7 +156,7 @@ const WRITE_TAG: i32 = std::mem::offset_of!(Entry, write) as i32;
 const TLB_DELTA: i32 = std::mem::offset_of!(Entry, delta) as i32;
 
 /// The register of a size with a number.
-fn sized(number: u8, size: usize) -> Register {
+pub(crate) fn sized(number: u8, size: usize) -> Register {
     let base = match size {
         1 => return BYTE[number as usize],
         2 => Register::AX,
@@ -220,6 +222,7 @@ impl<'a> Emitter<'a> {
             places: Vec::new(),
             first_place: place.first_place,
             round: None,
+            swaps: Vec::new(),
             kept: None,
             s14: false,
             encoder,
@@ -248,6 +251,8 @@ impl<'a> Emitter<'a> {
             self.verify(verify, start);
         }
         if plan.looped {
+            self.swaps.clone_from(&plan.swaps);
+            Self::swap_in(&mut self.hot, &self.swaps);
             self.round = Some((self.hot.at(), start));
         }
         let mut ended = false;
@@ -385,8 +390,25 @@ impl<'a> Emitter<'a> {
         Self::thunk_jump(&mut self.cold, self.cold_at, self.base, thunk, call);
     }
 
+    /// Puts r12 to r15 into the host registers that they have in the loop.
+    fn swap_in(asm: &mut Asm, swaps: &[Swap]) {
+        for swap in swaps {
+            asm.store(M::Ctx(off::SWAPPED + 8 * i32::from(swap.high)), swap.host);
+            asm.load(swap.host, M::Ctx(HIGH[usize::from(swap.high)]));
+        }
+    }
+
+    /// Puts all registers back where code outside the loop has them. Leaves flags, r14 and r15 alone.
+    fn swap_out(asm: &mut Asm, swaps: &[Swap]) {
+        for swap in swaps {
+            asm.store(M::Ctx(HIGH[usize::from(swap.high)]), swap.host);
+            asm.load(swap.host, M::Ctx(off::SWAPPED + 8 * i32::from(swap.high)));
+        }
+    }
+
     /// Leaves for the run loop. Flags must be in RFLAGS.
     fn exit(&mut self, offset: u16, why: u64) {
+        Self::swap_out(&mut self.hot, &self.swaps);
         self.hot.mov_imm32(r::S14, offset.into());
         self.hot.mov_imm32(r::DELTA, why as u32);
         self.hot_thunk(self.thunks.exit);
@@ -410,6 +432,7 @@ impl<'a> Emitter<'a> {
 
     /// Goes to the code at r15 with `live` flags, wherever they are.
     fn jump_away(&mut self, live: u32) {
+        Self::swap_out(&mut self.hot, &self.swaps);
         let jumps = self.jumps();
         let saved = live == 0 || self.flags != Flags::Here;
         Self::jump_indirect(&mut self.hot, jumps, saved);
@@ -1001,7 +1024,18 @@ impl<'a> Emitter<'a> {
                             let tmp = spare[used];
                             homes[used] = (n, tmp, OpAccess::None);
                             used += 1;
-                            self.hot.load(tmp, M::Ctx(HIGH[n as usize]));
+                            // What is overwritten whole need not be loaded.
+                            let accesses = (0..item.insn.op_count()).filter(|&j| {
+                                item.insn.op_kind(j) == OpKind::Register
+                                    && high_number(item.insn.op_register(j)) == Some(n)
+                            });
+                            let info = self.info.info(&item.insn);
+                            let whole = accesses.clone().count() == 1
+                                && register.size() >= 4
+                                && accesses.into_iter().all(|j| info.op_access(j) == OpAccess::Write);
+                            if !whole {
+                                self.hot.load(tmp, M::Ctx(HIGH[n as usize]));
+                            }
                             tmp
                         }
                     };
@@ -1128,29 +1162,33 @@ impl<'a> Emitter<'a> {
                     }
                     self.cold.alu(Alu::Xor, r::S15, M::CtxAt(r::S14, tag));
                     self.slow_call(description, saved);
-                    self.cold_to_hot(retry);
-                    self.cold_to_hot(access);
+                    self.slow_return(retry, Some(access));
                 }
                 Cold::Stack { site, retry, description, saved, low, at } => {
                     self.aim_hot(site);
                     let check = (self.hot_at + site) as u32;
                     self.cold.lea(r::S15, M::At(r::GUEST_SP, low));
                     self.group_slow(description, saved);
-                    self.cold_to_hot(retry);
-                    self.plainly(check, at, saved);
+                    let beyond = self.slow_return(retry, None);
+                    self.plainly(check, at, saved, beyond);
                 }
                 Cold::Group { site, retry, description, saved, at, tag } => {
                     self.aim_hot(site);
                     let check = (self.hot_at + site) as u32;
                     self.cold.alu(Alu::Xor, r::S15, M::CtxAt(r::S14, tag));
                     self.group_slow(description, saved);
-                    self.cold_to_hot(retry);
-                    self.plainly(check, at, saved);
+                    let beyond = self.slow_return(retry, None);
+                    self.plainly(check, at, saved, beyond);
                 }
                 Cold::Place(place) => self.place_cold(place),
                 Cold::Link { site, target, mode } => {
                     self.aim_hot(site);
-                    self.link_stub(target, (self.hot_at + site) as u32, mode);
+                    let mut site = (self.hot_at + site) as u32;
+                    if !self.swaps.is_empty() {
+                        Self::swap_out(&mut self.cold, &self.swaps);
+                        site = (self.cold_at + self.cold.jmp()) as u32;
+                    }
+                    self.link_stub(target, site, mode);
                 }
                 Cold::Interpret { sites, offset, saved } => {
                     for site in sites {
@@ -1159,6 +1197,7 @@ impl<'a> Emitter<'a> {
                     if saved {
                         self.cold.restore_flags(r::S14, off::FLAGS);
                     }
+                    Self::swap_out(&mut self.cold, &self.swaps);
                     self.cold.mov_imm32(r::S14, offset.into());
                     self.cold.mov_imm32(r::DELTA, reason::INTERPRET as u32);
                     self.cold_thunk(self.thunks.exit, false);
@@ -1174,6 +1213,7 @@ impl<'a> Emitter<'a> {
                 }
                 Cold::Far { site, target } => {
                     self.aim_hot(site);
+                    Self::swap_out(&mut self.cold, &self.swaps);
                     let (long, jumps) = (self.mode.long, self.jumps());
                     Self::linear(&mut self.cold, long, target);
                     Self::jump_indirect(&mut self.cold, jumps, false);
@@ -1186,6 +1226,7 @@ impl<'a> Emitter<'a> {
                     if exchanged {
                         self.cold.mov(r::RCX, r::S14);
                     }
+                    Self::swap_out(&mut self.cold, &self.swaps);
                     self.cold.mov_imm32(r::S14, target as u32);
                     self.cold.mov_imm32(r::DELTA, reason::GO_ON as u32);
                     self.cold_thunk(self.thunks.exit, false);

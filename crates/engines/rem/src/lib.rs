@@ -1,7 +1,7 @@
 //! REM, the recompiler: translates guest code to host code of the same architecture and keeps it.
 //!
-//! * `plan` reads guest code and decides how each instruction is done, and `groups` which memory accesses share a check; `emit`
-//!   makes host code of it with `asm`.
+//! * `plan` reads guest code and decides how each instruction is done, `groups` which memory accesses share a check, and `swap`
+//!   which registers change places; `emit` makes host code of it with `asm`.
 //! * `context` is the memory that generated code works on; `thunks` are the ways into and out of it; `slow` is what it calls when
 //!   a memory access needs more than the TLB.
 //! * `code` is the memory for host code; `cache` knows what was translated.
@@ -22,6 +22,7 @@ mod host;
 mod plan;
 mod run;
 mod slow;
+mod swap;
 mod thunks;
 
 pub use run::Rem;

@@ -8,9 +8,10 @@ use iem::unit::{self, Access, Features, Route};
 
 use crate::emit::verify::{Immediate, Verify, reads_immediate};
 use crate::groups::{self, Group};
+use crate::swap::{self, Swap};
 
 /// Most instructions in a block.
-const MAX_INSNS: usize = 64;
+const MAX_INSNS: usize = 96;
 /// The arithmetic flags, as `iced-x86` names them.
 pub(crate) const ARITH: u32 =
     RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
@@ -176,6 +177,8 @@ pub(crate) struct Plan {
     pub(crate) ranges: Vec<(u16, u16)>,
     /// It jumps back to its own start.
     pub(crate) looped: bool,
+    /// Registers that change places while it runs.
+    pub(crate) swaps: Vec<Swap>,
     /// For a page whose writes are not noticed.
     pub(crate) verify: Option<Verify>,
 }
@@ -430,6 +433,14 @@ fn has_high_byte(insn: &Instruction) -> bool {
 pub(crate) fn high_number(register: Register) -> Option<u8> {
     let number = register.is_gpr().then(|| register.full_register().number())?;
     (12..16).contains(&number).then(|| number as u8 - 12)
+}
+
+/// Whether r12 to r15 are among the operands.
+fn names_high(insn: &Instruction) -> bool {
+    (0..insn.op_count())
+        .any(|i| insn.op_kind(i) == OpKind::Register && high_number(insn.op_register(i)).is_some())
+        || high_number(insn.memory_base()).is_some()
+        || high_number(insn.memory_index()).is_some()
 }
 
 /// Whether the memory operand's address can be computed here.
@@ -890,7 +901,21 @@ impl Plan {
             ended = true;
             crosses = false;
         }
-        let mut plan = Self { items, end: at, crosses, ranges: vec![(start, at.max(start + 1))], looped: false, verify: None };
+        // A loop with registers that have no homes ends where it goes back, so that these can be given some.
+        let back = |item: &Item| matches!(item.kind, Kind::Jcc(t) if t == i64::from(start));
+        if mode.long
+            && !mode.plain
+            && !fleeting
+            && let Some(n) = items.iter().position(back)
+            && items[..n].iter().any(|item| names_high(&item.insn))
+            && n + 1 < items.len()
+        {
+            items.truncate(n + 1);
+            at = items[n].offset + items[n].insn.len() as u16;
+            ended = false;
+            crosses = false;
+        }
+        let mut plan = Self { items, end: at, crosses, ranges: vec![(start, at.max(start + 1))], looped: false, swaps: Vec::new(), verify: None };
         if crosses {
             plan.ranges[0].1 = 4096;
         }
@@ -902,6 +927,9 @@ impl Plan {
         if !mode.plain {
             plan.stack(if mode.long { 8 } else { 4 });
             plan.looped = mode.long && !fleeting && plan.loops(start);
+            if plan.looped {
+                plan.swaps = swap::apply(&mut plan.items, info);
+            }
             let sites = plan.looped.then_some(kept.sites);
             groups::find(&mut plan.items, mode, sites, info);
         }
@@ -982,7 +1010,7 @@ impl Plan {
     }
 
     fn liveness(&mut self, decoder: &mut Decoder<'_>, mode: Mode, ended: bool, fleeting: bool) {
-        let Self { items, end, crosses, ranges, looped: _, verify: _ } = self;
+        let Self { items, end, crosses, ranges, looped: _, swaps: _, verify: _ } = self;
         let mut look =
             |target: i64| if fleeting { ARITH } else { live_at(decoder, target, mode, 12, 2, ranges) };
         let mut live = if ended || *crosses || *end >= 4096 { ARITH } else { look((*end).into()) };

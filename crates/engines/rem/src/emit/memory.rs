@@ -366,7 +366,7 @@ impl Emitter<'_> {
         self.cold.aim(often);
         self.cold.mov_imm32(r::S15, asked);
         self.slow_call(slow::describe_moves(at, fp), saved);
-        self.cold_to_hot(retry);
+        self.slow_return(retry, None);
 
         self.places.push(at);
         self.cold.aim(missed);
@@ -376,19 +376,44 @@ impl Emitter<'_> {
         }
         if check.alone {
             self.slow_call(description, saved);
-            self.cold_to_hot(retry);
-            self.cold_to_hot(access);
+            self.slow_return(retry, Some(access));
         } else {
             self.group_slow(description, saved);
-            self.cold_to_hot(retry);
-            self.plainly((self.hot_at + site) as u32, at, saved);
+            let beyond = self.slow_return(retry, None);
+            self.plainly((self.hot_at + site) as u32, at, saved, beyond);
         }
     }
 
     pub(super) fn slow_call(&mut self, description: u32, saved: bool) {
+        Self::swap_out(&mut self.cold, &self.swaps);
         self.cold.mov_imm32(r::S14, description);
         let thunk = if saved { self.thunks.slow_saved } else { self.thunks.slow_dead };
         self.cold_thunk(thunk, true);
+    }
+
+    /// What stands behind a slow call: where it returns to, and five bytes further on the way to the access, if it gives an address.
+    /// Else the jump is given that stands there with registers in their places, if there is one.
+    pub(super) fn slow_return(&mut self, retry: usize, access: Option<usize>) -> Option<usize> {
+        if self.swaps.is_empty() {
+            self.cold_to_hot(retry);
+            if let Some(access) = access {
+                self.cold_to_hot(access);
+            }
+            return None;
+        }
+        let again = self.cold.jmp();
+        let beyond = match access {
+            Some(access) => {
+                Self::swap_in(&mut self.cold, &self.swaps);
+                self.cold_to_hot(access);
+                None
+            }
+            None => Some(self.cold.jmp()),
+        };
+        self.cold.aim(again);
+        Self::swap_in(&mut self.cold, &self.swaps);
+        self.cold_to_hot(retry);
+        beyond
     }
 
     /// Asks for the page at r15, on behalf of the link that comes next.
@@ -398,9 +423,14 @@ impl Emitter<'_> {
         self.slow_call(description, saved);
     }
 
-    /// Where a page cannot be kept: goes on at offset `at` with plain accesses. `check` is the displacement of the check's jump.
-    pub(super) fn plainly(&mut self, check: u32, at: u16, saved: bool) {
+    /// Where a page cannot be kept: goes on at offset `at` with plain accesses. `check` is the displacement of the check's jump,
+    /// `beyond` a jump to here with registers in their places.
+    pub(super) fn plainly(&mut self, check: u32, at: u16, saved: bool, beyond: Option<usize>) {
         let plain = (self.cold_at + self.cold.at()) as u32;
+        Self::swap_out(&mut self.cold, &self.swaps);
+        if let Some(beyond) = beyond {
+            self.cold.aim(beyond);
+        }
         if saved {
             self.cold.restore_flags(r::S14, off::FLAGS);
         }
