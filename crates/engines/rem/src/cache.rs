@@ -83,6 +83,8 @@ pub(crate) struct Page {
     pub(crate) blocks: Vec<u32>,
     /// Its writes are not noticed, and its blocks verify their bytes: how often they will do so before that is given up.
     pub(crate) fleeting: Option<Box<AtomicU32>>,
+    /// How often its code was seen at work.
+    pub(crate) heat: u8,
 }
 
 impl Page {
@@ -120,6 +122,8 @@ pub(crate) struct Cache {
     pub(crate) links: Vec<Link>,
     /// Checks of kept pages: page offset of the instruction, and block.
     pub(crate) places: Vec<(u16, u32)>,
+    /// Pages whose code runs much, by host address.
+    pub(crate) hot: HashSet<u64, BuildHasherDefault<IntHasher>>,
     /// Sites taken.
     pub(crate) sites: usize,
     /// Instructions whose memory operands move from page to page too often for that, by host address.

@@ -1,8 +1,8 @@
 //! Finds the memory accesses of a block that one check can serve: those with the same base and index, a few bytes apart.
 //!
 //! The first access of a group checks the page for all; what it finds, the distance from linear to host addresses in that page, is
-//! kept in [`crate::context::Context::places`] for the others. In a block that is a loop of its own, pages are kept at sites in the
-//! context from one round to the next, also for accesses that stand alone. A page stays where it is while generated code does not
+//! kept in [`crate::context::Context::places`] for the others. In a block that is a loop of its own or belongs to a page that runs
+//! much, pages are kept at sites in the context from one time to the next, also for accesses that stand alone. A page stays where it is while generated code does not
 //! leave: whoever takes translations away has the vCPU leave first, and sites are cleared then.
 
 use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
@@ -65,7 +65,7 @@ impl Open {
     }
 }
 
-/// Groups the accesses of a block. `sites`, if the block is a loop, counts the sites that are taken.
+/// Groups the accesses of a block. `sites`, if it is to keep pages, counts the sites that are taken.
 pub(crate) fn find(
     items: &mut [Item],
     mode: Mode,

@@ -183,12 +183,14 @@ pub(crate) struct Plan {
     pub(crate) verify: Option<Verify>,
 }
 
-/// What is known of the pages that loops keep.
+/// What is known of the pages that accesses keep.
 pub(crate) struct Kept<'a> {
     /// Sites taken.
     pub(crate) sites: &'a mut usize,
     /// Whether the memory operand of the instruction at a page offset moves from page to page too often.
     pub(crate) moving: &'a dyn Fn(u16) -> bool,
+    /// The page's code runs much: pages are kept everywhere in it.
+    pub(crate) hot: bool,
 }
 
 /// What a block is planned for.
@@ -930,7 +932,7 @@ impl Plan {
             if plan.looped {
                 plan.swaps = swap::apply(&mut plan.items, info);
             }
-            let sites = plan.looped.then_some(kept.sites);
+            let sites = (plan.looped || kept.hot).then_some(kept.sites);
             groups::find(&mut plan.items, mode, sites, info);
         }
         plan
@@ -943,7 +945,7 @@ impl Plan {
         aim: Aim,
         info: &mut InstructionInfoFactory,
     ) -> Option<Self> {
-        let kept = Kept { sites: &mut 0, moving: &|_| false };
+        let kept = Kept { sites: &mut 0, moving: &|_| false, hot: false };
         let mut plan = Self::new(bytes, start, aim, info, kept);
         let first = plan.items.first()?;
         let native = !matches!(first.kind, Kind::Interpret(_));

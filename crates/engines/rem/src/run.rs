@@ -23,7 +23,7 @@ use crate::emit::verify::Verify;
 use crate::emit::{Emitter, Host, Place};
 use crate::host::{self, Features};
 use crate::plan::{self, Aim, Kept, Kind, Machine, Mode, Plan};
-use crate::slow;
+use crate::slow::{self, Moves};
 use crate::thunks::{self, Thunks, reason};
 
 /// Code memory of one vCPU, in bytes.
@@ -50,6 +50,7 @@ pub(crate) struct Stats {
     pub(crate) places_given_up: u64,
     pub(crate) data_beside_code: u64,
     pub(crate) pages_dropped: u64,
+    pub(crate) pages_hot: u64,
     pub(crate) fleeting: u64,
     pub(crate) blocks_stale: u64,
     pub(crate) cache_flushes: u64,
@@ -100,8 +101,7 @@ pub struct Rem {
     /// STAR, LSTAR and SFMASK as the context knows them.
     syscall_msrs: [u64; 3],
     pub(crate) last_slow: (u64, u32),
-    /// The host's counter when generated code last told that kept pages change.
-    pub(crate) last_moves: u64,
+    pub(crate) last_moves: Moves,
     encoder: Encoder,
     info: InstructionInfoFactory,
     pub(crate) stats: Stats,
@@ -152,7 +152,7 @@ impl Rem {
             own: [(false, false); JUMP_BANKS],
             syscall_msrs: [u64::MAX; 3],
             last_slow: (0, 0),
-            last_moves: 0,
+            last_moves: Moves::default(),
             encoder: Encoder::new(64),
             info: InstructionInfoFactory::new(),
             stats: Stats::default(),
@@ -669,7 +669,13 @@ impl Rem {
         if !mode.long {
             cpu.rip &= 0xffff_ffff;
         }
-        match why & 7 {
+        let why_now = why & 7;
+        if matches!(why_now, reason::GO_ON | reason::UNKNOWN)
+            && self.link.kick_word().load(Ordering::Relaxed) != 0
+        {
+            self.sample(cpu.rip);
+        }
+        match why_now {
             reason::INTERPRET => self.after_native(cpu, false),
             reason::INTERPRET_FP => self.after_native(cpu, true),
             reason::LINK => {
@@ -755,7 +761,8 @@ impl Rem {
         let aim = Aim { mode, machine: self.machine, fleeting };
         let moving = &self.cache.moving;
         let moving = |at: u16| moving.contains(&(key + u64::from(at)));
-        let kept = Kept { sites: &mut self.cache.sites, moving: &moving };
+        let hot = self.cache.hot.contains(&key);
+        let kept = Kept { sites: &mut self.cache.sites, moving: &moving, hot };
         let mut plan = Plan::new(&bytes[..4096], start, aim, &mut self.info, kept);
         let mut second = None;
         if plan.items.is_empty() {
@@ -791,17 +798,34 @@ impl Rem {
             self.cache
                 .pages
                 .entry(key)
-                .or_insert_with(|| Page { source, blocks: Vec::new(), fleeting: None })
+                .or_insert_with(|| Page { source, blocks: Vec::new(), fleeting: None, heat: 0 })
                 .blocks
                 .push(index);
         }
         Some(index)
     }
 
+    /// A request found generated code at work in the page of `pc`: after some of these all its code is worth more effort.
+    fn sample(&mut self, pc: u64) {
+        const HOT: u8 = 8;
+        let core = self.iem.core();
+        let bank = core.code_bank();
+        let Some(at) = core.tlb.fetch(bank, pc) else { return };
+        let key = at & !0xfff;
+        let Some(page) = self.cache.pages.get_mut(&key) else { return };
+        page.heat = page.heat.saturating_add(1);
+        if page.heat == HOT && page.fleeting.is_none() && self.cache.hot.insert(key) {
+            self.stats.pages_hot += 1;
+            for index in std::mem::take(&mut page.blocks) {
+                self.drop_block(index);
+            }
+        }
+    }
+
     /// Translates from a page whose code is overwritten time and again.
     fn translate_fleeting(&mut self, frame: Frame, bytes: &[u8], start: u16, mode: Mode) -> Option<u32> {
         let aim = Aim { mode, machine: self.machine, fleeting: true };
-        let kept = Kept { sites: &mut self.cache.sites, moving: &|_| false };
+        let kept = Kept { sites: &mut self.cache.sites, moving: &|_| false, hot: false };
         let mut plan = Plan::new(bytes, start, aim, &mut self.info, kept);
         if plan.items.is_empty() || plan.end > 4096 {
             return None;
@@ -815,6 +839,7 @@ impl Rem {
             source: Source { memory, page: number, generation },
             blocks: Vec::new(),
             fleeting: Some(Box::new(AtomicU32::new(known.patience()))),
+            heat: 0,
         });
         let counter = std::ptr::from_ref(page.fleeting.as_deref()?).expose_provenance() as u64;
         let block = self.cache.blocks.len() as u32;
@@ -1007,6 +1032,7 @@ impl Engine for Rem {
             ("kept pages given up", s.places_given_up),
             ("data writes beside code", s.data_beside_code),
             ("code pages dropped", s.pages_dropped),
+            ("code pages found hot", s.pages_hot),
             ("blocks that verify their bytes translated", s.fleeting),
             ("blocks that found other bytes", s.blocks_stale),
             ("code cache flushes", s.cache_flushes),

@@ -39,8 +39,9 @@ pub(crate) fn describe_group(offset: u16, span: u16, writes: bool) -> u32 {
 
 /// Kept pages change this often between two questions whether it is worth keeping them: a power of two, at most 256.
 pub(crate) const MOVES: u32 = 64;
-/// Cycles between two changes below which it is not.
-const DENSE: u64 = 120;
+/// Cycles between two changes below which it is not, if that is so this often in a row for the same check.
+const DENSE: u64 = 80;
+const DENSE_ROW: u8 = 4;
 
 /// Describes that question; the check's number takes the place of the address.
 pub(crate) fn describe_moves(offset: u16, fp: bool) -> u32 {
@@ -69,6 +70,16 @@ pub(crate) extern "sysv64" fn access(rem: *mut Rem, address: u64, description: u
     } else {
         rem.slow_access(address, description)
     }
+}
+
+/// When generated code told last that kept pages change often.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Moves {
+    /// The host's time-stamp counter.
+    at: u64,
+    /// The check it was, and how often in a row they changed densely there.
+    number: u32,
+    row: u8,
 }
 
 impl Rem {
@@ -128,15 +139,24 @@ impl Rem {
     fn places_move(&mut self, number: u32) -> u64 {
         // SAFETY: the instruction has no preconditions.
         let now = unsafe { core::arch::x86_64::_rdtsc() };
-        let dense = now.wrapping_sub(self.last_moves) < u64::from(MOVES) * DENSE;
-        self.last_moves = now;
-        if dense {
-            self.without_place(number);
-            // Leaves the loop.
-            INTERPRET
-        } else {
-            RETRY
+        let dense = now.wrapping_sub(self.last_moves.at) < u64::from(MOVES) * DENSE;
+        self.last_moves.at = now;
+        if !dense {
+            self.last_moves.row = 0;
+            return RETRY;
         }
+        if self.last_moves.number != number {
+            self.last_moves.number = number;
+            self.last_moves.row = 0;
+        }
+        self.last_moves.row += 1;
+        if self.last_moves.row < DENSE_ROW {
+            return RETRY;
+        }
+        self.last_moves.row = 0;
+        self.without_place(number);
+        // Leaves the loop.
+        INTERPRET
     }
 
     /// Whether the bytes that a check is about lie in two pages, or in none.
