@@ -305,23 +305,6 @@ impl Asm {
     }
 }
 
-impl Asm {
-    /// As [`Asm::save_flags`], with a temporary in the context: for places where no register is free.
-    pub(crate) fn save_flags_apart(&mut self, tmp: i32, slot: i32) {
-        self.store(M::Ctx(tmp), r::RAX);
-        self.bytes(&[0x9f, 0x0f, 0x90, 0xc0]);
-        self.store16(M::Ctx(slot), r::RAX);
-        self.load(r::RAX, M::Ctx(tmp));
-    }
-
-    pub(crate) fn restore_flags_apart(&mut self, tmp: i32, slot: i32) {
-        self.store(M::Ctx(tmp), r::RAX);
-        self.rm(false, None, &[0x0f, 0xb7], r::RAX, M::Ctx(slot));
-        self.bytes(&[0x04, 127, 0x9e]);
-        self.load(r::RAX, M::Ctx(tmp));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use iced_x86::{Decoder, DecoderOptions, Formatter, IntelFormatter};

@@ -35,15 +35,6 @@ impl Hasher for IntHasher {
 
 pub(crate) type IntMap<K, V> = HashMap<K, V, BuildHasherDefault<IntHasher>>;
 
-/// Entries of a block for jumps through the jump cache: offsets in the code buffer.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Entries {
-    /// With the flags in RFLAGS.
-    pub(crate) live: u32,
-    /// With the flags in the context.
-    pub(crate) saved: u32,
-}
-
 /// A translated block.
 pub(crate) struct Block {
     /// Host address of the guest page and offset in it.
@@ -54,8 +45,8 @@ pub(crate) struct Block {
     pub(crate) second: Option<u64>,
     /// Offset of the entry in the code buffer.
     pub(crate) entry: u32,
-    /// The entries for jumps through the jump cache, if there are any.
-    pub(crate) checked: Option<Entries>,
+    /// Offset of the entry for jumps through the jump cache, if there is one.
+    pub(crate) checked: Option<u32>,
     /// Flags matter at its start.
     pub(crate) live: bool,
     /// Its first instruction is interpreted: there is nothing to enter. True inside if that works on floating-point state.

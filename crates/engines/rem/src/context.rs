@@ -140,10 +140,8 @@ pub(crate) const NO_STACK: u64 = 0x8000_0000_0000_0000;
 pub(crate) struct Jump {
     /// Linear address, negated.
     pub(crate) tag: u64,
-    /// Host address of the block's checked entry, which compares the tag, for jumps with the flags in RFLAGS.
+    /// Host address of the block's checked entry, which compares the tag. Flags that matter are in the context.
     pub(crate) code: u64,
-    /// The same for jumps with the flags in the context.
-    pub(crate) saved: u64,
 }
 
 /// A page that an access went to: linear address ([`NO_STACK`] if none), and distance to host memory.

@@ -8,7 +8,6 @@ use iced_x86::{Code, Encoder, Instruction, InstructionInfoFactory, Mnemonic, OpA
 use iem::tlb::{ENTRIES, Entry};
 
 use crate::asm::{Alu, Asm, M, cc, r};
-use crate::cache::Entries;
 use crate::groups::Slot;
 use crate::swap::Swap;
 use crate::context::{JUMPS, JUMPS_AT, Jump, TLB_AT, cpu, off};
@@ -37,7 +36,7 @@ pub(crate) struct Output {
     pub(crate) cold: Vec<u8>,
     /// Offset within `hot` of the entry for those who know the page.
     pub(crate) entry: usize,
-    pub(crate) checked: Option<Entries>,
+    pub(crate) checked: Option<u32>,
     pub(crate) links: Vec<NewLink>,
     /// Page offsets of instructions whose checks keep pages at sites.
     pub(crate) places: Vec<u16>,
@@ -105,11 +104,6 @@ enum Cold {
         target: i64,
         exchanged: bool,
         carry: bool,
-    },
-    Unknown {
-        unknown: usize,
-        wanted: usize,
-        saved: bool,
     },
 }
 
@@ -414,14 +408,12 @@ impl<'a> Emitter<'a> {
         self.hot_thunk(self.thunks.exit);
     }
 
-    /// Goes to the code at r15; `saved` if the flags that matter are in the context.
-    fn jump_indirect(asm: &mut Asm, jumps: i32, saved: bool) {
-        const { assert!(size_of::<Jump>() == 3 * 8) };
-        let field =
-            if saved { std::mem::offset_of!(Jump, saved) } else { std::mem::offset_of!(Jump, code) } as i32;
+    /// Goes to the code at r15; flags that matter are in the context.
+    fn jump_indirect(asm: &mut Asm, jumps: i32) {
+        const { assert!(size_of::<Jump>() == 2 * 8) };
         asm.rr(false, &[0x0f, 0xb7], r::S14, r::S15); // movzx r14d, r15w
-        asm.lea(r::S14, M::Index(r::S14, r::S14, 1, 0));
-        asm.rm(false, None, &[0xff], 4, M::CtxAt8(r::S14, jumps + field)); // jmp
+        asm.lea32(r::S14, M::Index(r::S14, r::S14, 0, 0));
+        asm.rm(false, None, &[0xff], 4, M::CtxAt8(r::S14, jumps + 8)); // jmp
     }
 
     /// Has the jump at `site` aimed at code of this mode; plain stack accesses go on being plain in loops only.
@@ -433,9 +425,9 @@ impl<'a> Emitter<'a> {
     /// Goes to the code at r15 with `live` flags, wherever they are.
     fn jump_away(&mut self, live: u32) {
         Self::swap_out(&mut self.hot, &self.swaps);
+        self.clobber(live);
         let jumps = self.jumps();
-        let saved = live == 0 || self.flags != Flags::Here;
-        Self::jump_indirect(&mut self.hot, jumps, saved);
+        Self::jump_indirect(&mut self.hot, jumps);
     }
 
     fn linear(asm: &mut Asm, long: bool, target: i64) {
@@ -520,46 +512,23 @@ impl<'a> Emitter<'a> {
         self.go(target, false);
     }
 
-    /// The entries for jumps through the jump cache. The one for flags in RFLAGS does not touch them until the address has been found
-    /// right: the jump may have been meant for code elsewhere to which they matter.
-    fn checked_entry(&mut self, start: u16, live: bool) -> Entries {
-        let entries = Entries {
-            live: (self.hot_at + self.hot.at()) as u32,
-            saved: (self.cold_at + self.cold.at()) as u32,
-        };
-        let jumps = self.jumps();
-        self.hot.load(r::S14, M::CtxAt8(r::S14, jumps));
-        self.hot.lea(r::S14, M::Index(r::S14, r::S15, 0, 0));
-        self.hot.rr(true, &[0x87], r::S14, r::RCX); // xchg
-        self.hot.bytes(&[0xe3, 5]); // jrcxz over the jump
-        let unknown = self.hot.jmp();
-        self.hot.mov(r::RCX, r::S14);
-        if live {
-            self.hot.save_flags_apart(off::TMP, off::FLAGS);
-        }
+    /// The entry for jumps through the jump cache; gives its offset in the buffer. `live`: flags matter.
+    fn checked_entry(&mut self, start: u16, live: bool) -> u32 {
+        let entry = (self.hot_at + self.hot.at()) as u32;
+        self.hot.load(r::S14, M::CtxAt8(r::S14, self.jumps()));
+        self.hot.rr(true, &[0x03], r::S14, r::S15); // add
+        let unknown = self.hot.jcc(cc::NE);
         let wanted = Self::kicked(&mut self.hot);
-        if live {
-            self.hot.restore_flags_apart(off::TMP, off::FLAGS);
+        for site in [unknown, wanted] {
+            let from = self.base + (self.hot_at + site + 4) as u64;
+            self.hot.put32(site, self.thunks.unknown.wrapping_sub(from) as i32);
         }
-        let common = self.hot.at();
+        if live {
+            self.hot.restore_flags(r::S14, off::FLAGS);
+        }
         self.hot.lea(r::S15, M::At(r::S15, -i32::from(start)));
         self.hot.store(M::Ctx(off::PAGE), r::S15);
-        self.colds.push(Cold::Unknown { unknown, wanted, saved: live });
-
-        self.cold.load(r::S14, M::CtxAt8(r::S14, jumps));
-        self.cold.rr(true, &[0x03], r::S14, r::S15); // add
-        let unknown = self.cold.jcc(cc::NE);
-        let wanted = Self::kicked(&mut self.cold);
-        if live {
-            self.cold.restore_flags(r::S14, off::FLAGS);
-        }
-        self.cold_to_hot(common);
-        for site in [unknown, wanted] {
-            let target = self.thunks.unknown_saved - self.base;
-            let distance = target as i64 - (self.cold_at + site + 4) as i64;
-            self.cold.code[site..site + 4].copy_from_slice(&(distance as i32).to_le_bytes());
-        }
-        entries
+        entry
     }
 
     /// Jumps if somebody wants something of this vCPU; gives the jump. Overwrites r14 and RFLAGS.
@@ -829,7 +798,8 @@ impl<'a> Emitter<'a> {
                     }
                     None => {
                         Self::linear(&mut self.hot, self.mode.long, next);
-                        Self::jump_indirect(&mut self.hot, Self::jumps_of(bank), false);
+                        self.clobber(item.live_out);
+                        Self::jump_indirect(&mut self.hot, Self::jumps_of(bank));
                     }
                 }
                 return true;
@@ -1216,7 +1186,8 @@ impl<'a> Emitter<'a> {
                     Self::swap_out(&mut self.cold, &self.swaps);
                     let (long, jumps) = (self.mode.long, self.jumps());
                     Self::linear(&mut self.cold, long, target);
-                    Self::jump_indirect(&mut self.cold, jumps, false);
+                    self.cold.save_flags(r::S14, off::FLAGS);
+                    Self::jump_indirect(&mut self.cold, jumps);
                 }
                 Cold::Poll { site, target, exchanged, carry } => {
                     self.aim_hot(site);
@@ -1230,16 +1201,6 @@ impl<'a> Emitter<'a> {
                     self.cold.mov_imm32(r::S14, target as u32);
                     self.cold.mov_imm32(r::DELTA, reason::GO_ON as u32);
                     self.cold_thunk(self.thunks.exit, false);
-                }
-                Cold::Unknown { unknown, wanted, saved } => {
-                    self.aim_hot(unknown);
-                    self.cold.mov(r::RCX, r::S14);
-                    self.cold_thunk(self.thunks.unknown, false);
-                    self.aim_hot(wanted);
-                    if saved {
-                        self.cold.restore_flags_apart(off::TMP, off::FLAGS);
-                    }
-                    self.cold_thunk(self.thunks.unknown, false);
                 }
             }
         }

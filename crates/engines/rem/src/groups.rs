@@ -84,6 +84,8 @@ pub(crate) fn find(
             let (base, index) = (item.insn.memory_base(), item.insn.memory_index());
             let scale = item.insn.memory_index_scale();
             let size = i64::from(item.size);
+            // PUSH and calls write to the stack only.
+            let writes = item.writes && matches!(item.kind, Kind::Copy | Kind::Divide);
             let known = open.iter().position(|o| o.base == base && o.index == index && o.scale == scale);
             let joins = known.is_some_and(|k| {
                 let o = &open[k];
@@ -92,14 +94,14 @@ pub(crate) fn find(
                     && item.align <= 1
                     && items[o.members[0]].align <= 1
                     // A page must not be marked as written by an access that is not made.
-                    && (!item.writes || o.writes || !o.exits)
+                    && (!writes || o.writes || !o.exits)
             });
             match known {
                 Some(k) if joins => {
                     let o = &mut open[k];
                     let at = disp + o.grown;
                     (o.low, o.high) = (o.low.min(at), o.high.max(at + size));
-                    o.writes |= item.writes;
+                    o.writes |= writes;
                     o.members.push(n);
                 }
                 _ => {
@@ -115,7 +117,7 @@ pub(crate) fn find(
                         low: disp,
                         high: disp + size,
                         first: disp,
-                        writes: items[n].writes,
+                        writes,
                         exits: false,
                         members: vec![n],
                     });
@@ -175,8 +177,10 @@ fn groupable(item: &Item) -> bool {
     let insn = &item.insn;
     let full = |r: Register| r == Register::None || r == Register::RIP || r.is_gpr64();
     let (base, index) = (insn.memory_base(), insn.memory_index());
-    matches!(item.kind, Kind::Copy | Kind::Divide)
-        && item.memory == Memory::Checked
+    matches!(
+        item.kind,
+        Kind::Copy | Kind::Divide | Kind::Push | Kind::JmpIndirect | Kind::CallIndirect
+    ) && item.memory == Memory::Checked
         && full(base)
         && full(index)
         // An address of 32 bits wraps.

@@ -177,7 +177,7 @@ impl Rem {
 
     /// What stands in a slot of the jump cache that holds nothing.
     fn no_jump(&self) -> Jump {
-        Jump { tag: 0, code: self.thunks.unknown, saved: self.thunks.unknown_saved }
+        Jump { tag: 0, code: self.thunks.unknown }
     }
 
     fn jump_slot(&mut self, bank: usize, slot: usize) -> *mut Jump {
@@ -351,13 +351,9 @@ impl Rem {
             self.cache.by_place.remove(&place);
         }
         let (checked, incoming) = (block.checked.take(), std::mem::take(&mut block.incoming));
-        if let Some(entries) = checked {
-            for (entry, thunk) in
-                [(entries.live, self.thunks.unknown), (entries.saved, self.thunks.unknown_saved)]
-            {
-                self.code.put(entry as usize, &[0xe9]);
-                self.code.aim(entry as usize + 1, (thunk - self.code.base()) as usize);
-            }
+        if let Some(entry) = checked {
+            self.code.put(entry as usize, &[0xe9]);
+            self.code.aim(entry as usize + 1, (self.thunks.unknown - self.code.base()) as usize);
         }
         for link in incoming {
             let link = self.cache.links[link as usize];
@@ -910,8 +906,8 @@ impl Rem {
         let block = &self.cache.blocks[index as usize];
         let (start, live, entry) = (block.start, block.live, block.entry as usize);
         let checked = block.checked;
-        let checked = if let Some(entries) = checked {
-            entries
+        let checked = if let Some(entry) = checked {
+            entry
         } else {
             let (hot, cold) = self.code.next();
             if !self.code.fits(256, 256) {
@@ -925,14 +921,13 @@ impl Rem {
                 Emitter::new(&place, &self.thunks, &self.host, mode, &mut self.encoder, &mut self.info);
             let output = emitter.entry_for(start, live, entry);
             self.code.append(&output.hot, &output.cold);
-            let Some(entries) = output.checked else { return };
-            self.cache.blocks[index as usize].checked = Some(entries);
-            entries
+            let Some(entry) = output.checked else { return };
+            self.cache.blocks[index as usize].checked = Some(entry);
+            entry
         };
         let slot = (pc & 0xffff) as u16;
-        let base = self.code.base();
-        let (code, saved) = (base + u64::from(checked.live), base + u64::from(checked.saved));
-        self.set_jump(mode.bank.into(), slot.into(), Jump { tag: pc.wrapping_neg(), code, saved });
+        let code = self.code.base() + u64::from(checked);
+        self.set_jump(mode.bank.into(), slot.into(), Jump { tag: pc.wrapping_neg(), code });
         let code_bank = self.iem.core().code_bank();
         let second = self.cache.blocks[index as usize].second.map(|_| (pc | 0xfff).wrapping_add(1));
         let tlb = &self.iem.core().tlb;

@@ -20,10 +20,8 @@ pub(crate) struct Thunks {
     pub(crate) enter: u64,
     /// Leaves at page offset r14d for reason r13d.
     pub(crate) exit: u64,
-    /// Leaves at linear address r15 because the jump cache does not know it.
+    /// Leaves at linear address r15 because the jump cache does not know it. Flags are in the context.
     pub(crate) unknown: u64,
-    /// The same with the flags in the context.
-    pub(crate) unknown_saved: u64,
     /// Called for an access at r15 as r14d describes, with dead flags or flags in the context. Returns to try again, or five bytes
     /// further on with the host address in r15 and its distance from the linear one in r14.
     pub(crate) slow_dead: u64,
@@ -286,11 +284,11 @@ fn restore_flags(a: &mut CodeAssembler) -> Result<(), IcedError> {
 /// Makes the thunks for a buffer at `base`; `slow` is the function behind slow accesses.
 pub(crate) fn build(base: u64, avx: bool, slow: u64) -> Result<(Vec<u8>, Thunks), IcedError> {
     let mut a = CodeAssembler::new(64)?;
-    let mut labels: [CodeLabel; 7] = std::array::from_fn(|_| CodeLabel::default());
+    let mut labels: [CodeLabel; 6] = std::array::from_fn(|_| CodeLabel::default());
     for label in &mut labels {
         *label = a.create_label();
     }
-    let [mut enter, mut exit, mut unknown, mut unknown_saved, mut slow_dead, mut slow_saved, mut host_fault] = labels;
+    let [mut enter, mut exit, mut unknown, mut slow_dead, mut slow_saved, mut host_fault] = labels;
 
     a.set_label(&mut enter)?;
     for register in [rbx, rbp, r12, r13, r14, r15] {
@@ -331,9 +329,8 @@ pub(crate) fn build(base: u64, avx: bool, slow: u64) -> Result<(Vec<u8>, Thunks)
     a.mov(eax, r13d)?;
     leave(&mut a)?;
 
-    a.set_label(&mut unknown_saved)?;
-    restore_flags(&mut a)?;
     a.set_label(&mut unknown)?;
+    restore_flags(&mut a)?;
     a.mov(r13d, reason::UNKNOWN as u32)?;
     a.jmp(with_rip)?;
 
@@ -407,7 +404,6 @@ pub(crate) fn build(base: u64, avx: bool, slow: u64) -> Result<(Vec<u8>, Thunks)
         enter: done.label_ip(&enter)?,
         exit: done.label_ip(&exit)?,
         unknown: done.label_ip(&unknown)?,
-        unknown_saved: done.label_ip(&unknown_saved)?,
         slow_dead: done.label_ip(&slow_dead)?,
         slow_saved: done.label_ip(&slow_saved)?,
         host_fault: done.label_ip(&host_fault)?,

@@ -62,16 +62,15 @@ impl Emitter<'_> {
         self.hot.rr(true, &[0x0b], r::S14, r::S15);
     }
 
-    /// Loads the arithmetic flags from an RFLAGS image in r15; overwrites r14.
-    pub(super) fn load_arith(&mut self) {
-        self.hot.mov(r::S14, r::RAX);
-        self.hot.mov32(r::RAX, r::S15);
-        self.hot.shift_imm(4, false, r::RAX, 8);
+    /// Moves the arithmetic flags of an RFLAGS image in r15 to the context; overwrites r14, r15 and RFLAGS.
+    fn keep_arith(&mut self) {
+        self.hot.rr(false, &[0x0f, 0xb6], r::S14, r::S15); // movzx r14d, r15b
+        self.hot.shift_imm(4, false, r::S14, 8);
         self.hot.shift_imm(5, false, r::S15, 11);
         self.hot.alu_imm(Alu::And, false, r::S15, 1);
-        self.hot.bytes(&[0x44, 0x88, 0xf8, 0x04, 127, 0x9e]); // mov al, r15b; add al, 127; sahf
-        self.hot.mov(r::RAX, r::S14);
-        self.flags = Flags::Here;
+        self.hot.rr(false, &[0x0b], r::S15, r::S14);
+        self.hot.store16(M::Ctx(off::FLAGS), r::S15);
+        self.flags = Flags::Saved;
     }
 
     pub(super) fn pushf(&mut self, item: &Item) {
@@ -113,7 +112,7 @@ impl Emitter<'_> {
         self.hot.byte(2);
         self.hot.load(r::S14, M::Ctx(off::CPU));
         self.hot.store(M::At(r::S14, cpu::RFLAGS), r::S15);
-        self.load_arith();
+        self.keep_arith();
         self.move_sp(self.word());
     }
 
@@ -165,10 +164,10 @@ impl Emitter<'_> {
         self.hot.load(r::S14, M::Ctx(off::CPU));
         self.hot.store(M::At(r::S14, cpu::RFLAGS), r::S15);
         self.load_segments(off::KERNEL_SEGMENTS);
-        self.load_arith();
+        self.keep_arith();
         self.enter_bank(0);
         self.hot.load(r::S15, M::Ctx(off::LSTAR));
-        Self::jump_indirect(&mut self.hot, Self::jumps_of(0), false);
+        Self::jump_indirect(&mut self.hot, Self::jumps_of(0));
     }
 
     pub(super) fn sysret(&mut self, item: &Item) {
@@ -198,9 +197,9 @@ impl Emitter<'_> {
         self.hot.load(r::S14, M::Ctx(off::CPU));
         self.hot.store(M::At(r::S14, cpu::RFLAGS), r::S15);
         self.load_segments(off::USER_SEGMENTS);
-        self.load_arith();
+        self.keep_arith();
         self.enter_bank(1);
         self.hot.mov(r::S15, r::RCX);
-        Self::jump_indirect(&mut self.hot, Self::jumps_of(1), false);
+        Self::jump_indirect(&mut self.hot, Self::jumps_of(1));
     }
 }
