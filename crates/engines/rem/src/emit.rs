@@ -8,10 +8,10 @@ use iced_x86::{Code, Encoder, Instruction, InstructionInfoFactory, Mnemonic, OpA
 use iem::tlb::{ENTRIES, Entry};
 
 use crate::asm::{Alu, Asm, M, cc, r};
-use crate::groups::Slot;
-use crate::swap::Swap;
 use crate::context::{JUMPS, JUMPS_AT, Jump, TLB_AT, cpu, off};
+use crate::groups::Slot;
 use crate::plan::{Item, Kind, Memory, Mode, Plan, high_number};
+use crate::swap::Swap;
 use crate::thunks::{Thunks, reason};
 
 /// A direct way out of a block that can be aimed at other code.
@@ -1217,7 +1217,9 @@ fn set_memory(insn: &mut Instruction, m: M) {
     let (base, index, scale, disp) = match m {
         M::At(base, disp) => (base, None, 0, disp),
         M::Index(base, index, scale, disp) => (base, Some(index), scale, disp),
-        M::Ctx(_) | M::CtxAt(..) | M::CtxAt2(..) | M::CtxAt8(..) | M::Scaled(..) => unreachable!("guest memory is reached by a base"),
+        M::Ctx(_) | M::CtxAt(..) | M::CtxAt2(..) | M::CtxAt8(..) | M::Scaled(..) => {
+            unreachable!("guest memory is reached by a base")
+        }
     };
     insn.set_memory_base(sized(base, 8));
     insn.set_memory_index(index.map_or(Register::None, |i| sized(i, 8)));

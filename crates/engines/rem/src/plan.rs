@@ -917,7 +917,15 @@ impl Plan {
             ended = false;
             crosses = false;
         }
-        let mut plan = Self { items, end: at, crosses, ranges: vec![(start, at.max(start + 1))], looped: false, swaps: Vec::new(), verify: None };
+        let mut plan = Self {
+            items,
+            end: at,
+            crosses,
+            ranges: vec![(start, at.max(start + 1))],
+            looped: false,
+            swaps: Vec::new(),
+            verify: None,
+        };
         if crosses {
             plan.ranges[0].1 = 4096;
         }
@@ -939,12 +947,7 @@ impl Plan {
     }
 
     /// Plans one instruction that reaches into the next page; `None` if it is left to the interpreter.
-    pub(crate) fn one(
-        bytes: &[u8],
-        start: u16,
-        aim: Aim,
-        info: &mut InstructionInfoFactory,
-    ) -> Option<Self> {
+    pub(crate) fn one(bytes: &[u8], start: u16, aim: Aim, info: &mut InstructionInfoFactory) -> Option<Self> {
         let kept = Kept { sites: &mut 0, moving: &|_| false, hot: false };
         let mut plan = Self::new(bytes, start, aim, info, kept);
         let first = plan.items.first()?;

@@ -8,9 +8,9 @@ use cpum::state::{XsaveArea, cr0, cr4, efer, rflags, seg};
 use cpum::{Activity, CpuState, VcpuLink};
 use em::{Engine, Event, Exit, VmContext};
 use iced_x86::{CpuidFeature, Encoder, InstructionInfoFactory};
-use iem::{Iem, Source};
 use iem::tlb::{Bank, Frame};
 use iem::unit::Features as UnitFeatures;
+use iem::{Iem, Source};
 use pgm::CodeWrites;
 use vbox_types::VcpuId;
 
@@ -546,8 +546,7 @@ impl Rem {
         } else {
             self.stats.interpreted += 1;
         }
-        let result =
-            if self.is_fleeting(cpu.rip) { self.iem.step_fleeting(cpu) } else { self.iem.step(cpu) };
+        let result = if self.is_fleeting(cpu.rip) { self.iem.step_fleeting(cpu) } else { self.iem.step(cpu) };
         self.iem.core().sync_flags(cpu);
         result
     }

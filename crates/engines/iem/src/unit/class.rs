@@ -232,8 +232,9 @@ pub fn classify(insn: &Instruction) -> Option<Class> {
         let mut info = InstructionInfoFactory::new();
         let used = info.info(insn).used_registers();
         let mm = used.iter().any(|r| r.register().is_mm());
-        // On Intel's CPUs CVTPI2PS counts as MMX even with a memory operand; CVTPI2PD does not (SDM volume 2).
-        if mm || (insn.code() == Code::Cvtpi2ps_xmm_mmm64 && !is_amd()) {
+        // CVTPI2PS and CVTPI2PD from memory leave the x87 registers alone, on Intel's CPUs, too, whatever SDM volume 2 says of the
+        // former.
+        if mm {
             kind = Kind::Mmx;
             with_xmm = used.iter().any(|r| r.register().is_xmm());
         }

@@ -9,7 +9,6 @@ use std::mem::offset_of;
 use cpum::state::XsaveArea;
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
-use super::class::is_amd;
 use super::stub::{Assembler, FRAME, Frame, STATE, flags_in, flags_out, xsave};
 use super::{area, set_u16, u16_at};
 
@@ -109,8 +108,6 @@ pub(super) fn build(asm: &mut Assembler, insn: &Instruction, flags: bool) -> Opt
             .map(|i| insn.op_register(i))
             .find(|&r| r != Register::ST0 && r.is_st())
             .map(|r| r.number() as u8);
-        // Comparisons that set RFLAGS clear C1 on Intel's CPUs and leave it alone on AMD's.
-        let with_flags = if is_amd() { 0 } else { C1 };
         let two = |i: u8| (vec![i, 0], 1 | 1 << i);
         match (insn.mnemonic(), deep) {
             (Fchs | Fabs | Fsqrt | Frndint, None) => {}
@@ -163,12 +160,12 @@ pub(super) fn build(asm: &mut Assembler, insn: &Instruction, flags: bool) -> Opt
             }
             (Fcomi | Fucomi, Some(i)) => {
                 (loads, plan.needs) = two(i);
-                puts = vec![Put::Discard, Put::Discard];
-                plan.conditions = with_flags;
+                // C1 stays as it is, on Intel's CPUs, too, whatever SDM volume 2 says.
+                (puts, plan.conditions) = (vec![Put::Discard, Put::Discard], 0);
             }
             (Fcomip | Fucomip, Some(i)) => {
                 (loads, plan.needs) = two(i);
-                plan.conditions = with_flags;
+                plan.conditions = 0;
                 (puts, plan.pops) = (vec![Put::Discard], 1);
             }
             _ => return None,

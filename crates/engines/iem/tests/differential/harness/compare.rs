@@ -4,7 +4,7 @@ use cpum::state::rflags;
 
 use super::Outcome;
 use super::generate::{Assembled, Case};
-use iced_x86::Mnemonic;
+use iced_x86::{Mnemonic, OpKind};
 
 const NAMES: [&str; 16] = [
     "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
@@ -53,7 +53,11 @@ pub fn differences(assembled: &Assembled, iem: &Outcome, host: &Outcome) -> Vec<
     if b[2] & 0x80 != 0 {
         field("fop".into(), 6, 2);
         field("fip".into(), 8, 8);
-        field("fdp".into(), 16, 8);
+        // Intel's CPUs forget it when an instruction without memory operand finds the exception.
+        let finder = assembled.placed.iter().find(|p| p.ip == host.state.rip);
+        if finder.is_some_and(|p| p.insn.op_kinds().any(|kind| kind == OpKind::Memory)) {
+            field("fdp".into(), 16, 8);
+        }
     }
     // PE is not exact after an unmasked overflow or underflow, nor any flag of a dot product; see the unit's documentation.
     let dot_product = assembled.placed.iter().any(|p| {
