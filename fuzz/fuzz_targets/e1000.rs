@@ -3,36 +3,23 @@
 #![no_main]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use dev_net::e1000::{E1000, Model, Wiring};
-use fuzz::{Input, save_and_restore};
+use fuzz::{FuzzWire, Input, fuzz_memory, save_and_restore};
 use libfuzzer_sys::fuzz_target;
 use parking_lot::Mutex;
-use pdm::connector::NetDriver;
 use pdm::{Device, MmioDevice};
-use pgm::{Backing, HostMemory, Layer, Pgm};
+use pgm::Pgm;
 use tm::{Clock, TimerQueue};
 use vbox_types::{ByteSize, GuestPhys};
 
-const RAM: u64 = 1 << 16;
 /// Registers that matter most.
 const REGISTERS: [u32; 32] = [
     0x0, 0x10, 0x14, 0x20, 0xc0, 0xc4, 0xc8, 0xd0, 0xd8, 0x100, 0x400, 0x2800, 0x2804, 0x2808, 0x2810,
     0x2818, 0x3800, 0x3804, 0x3808, 0x3810, 0x3818, 0x5000, 0x5200, 0x5400, 0x5404, 0x5600, 0x38, 0x4074,
     0x4080, 0x40c0, 0x8, 0x5820,
 ];
-
-#[derive(Default)]
-struct Wire(AtomicBool);
-
-impl NetDriver for Wire {
-    fn send(&self, frame: Vec<u8>) -> Result<(), Vec<u8>> {
-        if self.0.load(Ordering::Relaxed) { Err(frame) } else { Ok(()) }
-    }
-
-    fn resume(&self) {}
-}
 
 fn card(pgm: &Arc<Pgm>, timers: &Arc<TimerQueue>, model: Model) -> Arc<Mutex<E1000>> {
     let wiring = Wiring { pgm: pgm.clone(), irq: Default::default() };
@@ -41,13 +28,11 @@ fn card(pgm: &Arc<Pgm>, timers: &Arc<TimerQueue>, model: Model) -> Arc<Mutex<E10
 
 fuzz_target!(|bytes: &[u8]| {
     let mut input = Input(bytes);
-    let pgm = Pgm::new(vec![]);
-    let ram = Arc::new(HostMemory::new("ram", ByteSize(RAM)).unwrap());
-    pgm.map(GuestPhys(0), RAM, Layer::Ram, Backing::ram(ram, 0));
+    let pgm = fuzz_memory(ByteSize(1 << 16));
     let timers = TimerQueue::new(Clock::manual());
     let model = if input.byte() & 1 == 0 { Model::I82540Em } else { Model::I82543Gc };
     let e1000 = card(&pgm, &timers, model);
-    let wire = Arc::new(Wire::default());
+    let wire = Arc::new(FuzzWire::default());
     e1000.lock().connect(Some(wire.clone()));
     let port = E1000::port(&e1000);
     while !input.is_empty() {
@@ -76,7 +61,7 @@ fuzz_target!(|bytes: &[u8]| {
             }
             _ => match op >> 3 & 7 {
                 0 => e1000.lock().reset(),
-                1 => wire.0.store(input.byte() & 1 != 0, Ordering::Relaxed),
+                1 => wire.full.store(input.byte() & 1 != 0, Ordering::Relaxed),
                 2 => port.set_link(input.byte() & 1 != 0),
                 3 => port.ready(),
                 _ => save_and_restore(&mut *e1000.lock(), &mut *card(&pgm, &timers, model).lock()),

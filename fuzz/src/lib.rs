@@ -1,10 +1,12 @@
 //! What several targets share.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
-use pdm::connector::{BlockDone, BlockDriver, BlockError, BlockOp};
-use vbox_types::ByteSize;
+use pdm::connector::{BlockDone, BlockDriver, BlockError, BlockOp, NetDriver};
+use pgm::{Backing, HostMemory, Layer, Pgm};
+use vbox_types::{ByteSize, GuestPhys};
 
 /// Hands out a fuzzer's bytes; zeros when they are used up.
 pub struct Input<'a>(pub &'a [u8]);
@@ -95,6 +97,28 @@ impl BlockDriver for FuzzMedium {
     fn submit(&self, op: BlockOp, done: BlockDone) {
         self.waiting.lock().push((op, done));
     }
+}
+
+/// A network that swallows frames while it is not full.
+#[derive(Default)]
+pub struct FuzzWire {
+    pub full: AtomicBool,
+}
+
+impl NetDriver for FuzzWire {
+    fn send(&self, frame: Vec<u8>) -> Result<(), Vec<u8>> {
+        if self.full.load(Ordering::Relaxed) { Err(frame) } else { Ok(()) }
+    }
+
+    fn resume(&self) {}
+}
+
+/// A guest's memory, from address 0 on.
+pub fn fuzz_memory(size: ByteSize) -> Arc<Pgm> {
+    let pgm = Pgm::new(vec![]);
+    let ram = Arc::new(HostMemory::new("ram", size).unwrap());
+    pgm.map(GuestPhys(0), size.0, Layer::Ram, Backing::ram(ram, 0));
+    pgm
 }
 
 /// Saves `device`, loads the result into `fresh` and saves again: both must be equal.

@@ -1,4 +1,4 @@
-//! The Internet checksum.
+//! The Internet checksum and Ethernet's.
 
 /// One's complement sum of big-endian words on top of `start`, folded to 16 bits.
 pub(crate) fn sum(data: &[u8], start: u32) -> u32 {
@@ -26,4 +26,25 @@ pub(crate) fn put(frame: &mut [u8], at: usize, value: u16) {
     if let Some(field) = frame.get_mut(at..at + 2) {
         field.copy_from_slice(&value.to_be_bytes());
     }
+}
+
+const CRC: [u32; 256] = {
+    let mut table = [0; 256];
+    let mut i = 0;
+    while i < 256 {
+        let mut value = i as u32;
+        let mut bit = 0;
+        while bit < 8 {
+            value = value >> 1 ^ if value & 1 != 0 { 0xedb8_8320 } else { 0 };
+            bit += 1;
+        }
+        table[i] = value;
+        i += 1;
+    }
+    table
+};
+
+/// The frame check sequence of Ethernet.
+pub(crate) fn crc32(data: &[u8]) -> u32 {
+    !data.iter().fold(u32::MAX, |crc, byte| crc >> 8 ^ CRC[usize::from(crc as u8 ^ byte)])
 }

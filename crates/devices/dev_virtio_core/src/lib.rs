@@ -16,7 +16,7 @@ mod queue;
 #[cfg(test)]
 mod tests;
 
-pub use pci::{Transport, VirtioDevice, VirtioPci, Wiring};
+pub use pci::{Transport, VENDOR, VirtioDevice, VirtioPci, Wiring};
 pub use queue::{Chain, Queue, Region};
 
 /// Bits of the features that belong to queues and transport.

@@ -17,7 +17,8 @@ use vbox_types::Port;
 use crate::queue::Queue;
 use crate::{feature, status};
 
-const VENDOR: u16 = 0x1af4;
+/// PCI vendor of all virtio devices.
+pub const VENDOR: u16 = 0x1af4;
 /// PCI device ids of transitional devices lie from here on by a list of their own.
 const PORTS: u16 = 64;
 /// Where the legacy ports of a device's own configuration begin without MSI-X; with it, its two registers come before.

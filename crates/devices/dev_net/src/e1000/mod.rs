@@ -64,8 +64,11 @@ pub enum Model {
     I82545Em,
 }
 
+pub const VENDOR: u16 = 0x8086;
+
 impl Model {
-    const fn device_id(self) -> u16 {
+    /// The PCI device id.
+    pub const fn device_id(self) -> u16 {
         match self {
             Self::I82540Em => 0x100e,
             Self::I82543Gc => 0x1004,
@@ -300,7 +303,7 @@ impl E1000 {
         let model = this.lock().model;
         let (subsystem_vendor, subsystem) = model.subsystem();
         let mut space = ConfigSpace::new(&Identity {
-            vendor: 0x8086,
+            vendor: VENDOR,
             device: model.device_id(),
             revision: 2,
             class: [0x02, 0x00, 0x00],
@@ -714,7 +717,7 @@ impl E1000 {
             data.resize(MIN_FRAME, 0);
         }
         if control & rctl::SECRC == 0 {
-            data.extend_from_slice(&packet::crc32(&data).to_le_bytes());
+            data.extend_from_slice(&crate::checksum::crc32(&data).to_le_bytes());
         }
         let room = self.state.ring(reg::RDBAL).filter(|&(_, count, head, tail)| {
             let free = (tail + count - head) % count;

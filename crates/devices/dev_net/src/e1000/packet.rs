@@ -99,27 +99,6 @@ pub(super) fn tag(frame: &[u8], ether_type: u16) -> Option<u16> {
     (bytes[..2] == ether_type.to_be_bytes()).then(|| u16::from_be_bytes([bytes[2], bytes[3]]))
 }
 
-const CRC: [u32; 256] = {
-    let mut table = [0; 256];
-    let mut i = 0;
-    while i < 256 {
-        let mut value = i as u32;
-        let mut bit = 0;
-        while bit < 8 {
-            value = value >> 1 ^ if value & 1 != 0 { 0xedb8_8320 } else { 0 };
-            bit += 1;
-        }
-        table[i] = value;
-        i += 1;
-    }
-    table
-};
-
-/// The frame check sequence.
-pub(super) fn crc32(data: &[u8]) -> u32 {
-    !data.iter().fold(u32::MAX, |crc, byte| crc >> 8 ^ CRC[usize::from(crc as u8 ^ byte)])
-}
-
 /// What checking a received frame's checksums gives: whether IPv4's header sum is right, and TCP's or UDP's; `None` where there is none.
 pub(super) fn verify(frame: &[u8]) -> (Option<bool>, Option<bool>) {
     let Some(ip) = frame.get(14..).filter(|_| frame[12..14] == [8, 0]) else { return (None, None) };

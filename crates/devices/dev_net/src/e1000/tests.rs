@@ -1,52 +1,13 @@
-use std::sync::atomic::{AtomicBool, AtomicU32};
-
-use pdm::irq::{IrqPin, IrqSink};
-use pgm::{HostMemory, Layer};
 use ssm::{Reader, Saveable, Writer};
 use tm::Clock;
 use vbox_types::ByteSize;
 
 use super::*;
+use crate::testing::{Line, MAC, Wire, frame_to, memory};
 
-const MAC: [u8; 6] = [0x08, 0x00, 0x27, 0x12, 0x34, 0x56];
 const TX_RING: u64 = 0x1000;
 const RX_RING: u64 = 0x2000;
 const BUFFERS: u64 = 0x1_0000;
-
-#[derive(Default)]
-struct Line {
-    level: AtomicBool,
-    rises: AtomicU32,
-}
-
-impl IrqSink for Line {
-    fn set_level(&self, _pin: u32, level: bool) {
-        self.level.store(level, Ordering::SeqCst);
-        self.rises.fetch_add(u32::from(level), Ordering::SeqCst);
-    }
-}
-
-/// A network that keeps the guest's frames, as many as it has room for.
-struct Wire {
-    frames: Mutex<Vec<Vec<u8>>>,
-    room: AtomicU32,
-    resumed: AtomicU32,
-}
-
-impl NetDriver for Wire {
-    fn send(&self, frame: Vec<u8>) -> Result<(), Vec<u8>> {
-        if self.room.load(Ordering::SeqCst) == 0 {
-            return Err(frame);
-        }
-        self.room.fetch_sub(1, Ordering::SeqCst);
-        self.frames.lock().push(frame);
-        Ok(())
-    }
-
-    fn resume(&self) {
-        self.resumed.fetch_add(1, Ordering::SeqCst);
-    }
-}
 
 struct Bench {
     card: Arc<Mutex<E1000>>,
@@ -58,18 +19,11 @@ struct Bench {
 
 impl Bench {
     fn new(model: Model) -> Self {
-        let pgm = Pgm::new(vec![]);
-        let ram = Arc::new(HostMemory::new("test", ByteSize::mib(1)).unwrap());
-        pgm.map(GuestPhys(0), 1 << 20, Layer::Ram, Backing::ram(ram, 0));
+        let pgm = memory(ByteSize::mib(1));
         let timers = TimerQueue::new(Clock::manual());
-        let line = Arc::new(Line::default());
-        let irq = IrqPin::new(line.clone(), 0).line();
+        let (line, irq) = Line::pair();
         let card = E1000::new(model, MAC, true, Wiring { pgm: pgm.clone(), irq }, &timers);
-        let wire = Arc::new(Wire {
-            frames: Mutex::default(),
-            room: AtomicU32::new(u32::MAX),
-            resumed: AtomicU32::new(0),
-        });
+        let wire = Wire::new();
         card.lock().connect(Some(wire.clone()));
         card.lock().reset();
         Self { card, pgm, wire, line, timers }
@@ -124,13 +78,6 @@ impl Bench {
     fn receive(&self, frame: &[u8]) -> bool {
         E1000::port(&self.card).receive(frame)
     }
-}
-
-fn frame_to(dst: [u8; 6], len: usize) -> Vec<u8> {
-    let mut frame = dst.to_vec();
-    frame.extend([2, 0, 0, 0, 0, 1, 0x88, 0xb5]);
-    frame.extend((frame.len()..len).map(|i| i as u8));
-    frame
 }
 
 const fn command(bits: u8) -> u64 {
@@ -307,7 +254,7 @@ fn a_received_frame_lands_with_its_check_sequence() {
     assert!(bench.receive(&frame));
     let got = bench.guest(BUFFERS, 104);
     assert_eq!(got[..100], frame);
-    assert_eq!(got[100..], packet::crc32(&frame).to_le_bytes());
+    assert_eq!(got[100..], crate::checksum::crc32(&frame).to_le_bytes());
     let descriptor = bench.guest(RX_RING + 8, 8);
     assert_eq!(descriptor[..2], [104, 0]);
     assert_eq!(descriptor[4], rxs::DD | rxs::EOP | rxs::IXSM);
@@ -317,7 +264,7 @@ fn a_received_frame_lands_with_its_check_sequence() {
 
 #[test]
 fn the_check_sequence_is_that_of_the_standard() {
-    assert_eq!(packet::crc32(b"123456789"), 0xcbf4_3926);
+    assert_eq!(crate::checksum::crc32(b"123456789"), 0xcbf4_3926);
 }
 
 #[test]

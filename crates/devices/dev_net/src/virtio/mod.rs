@@ -20,6 +20,10 @@ use parking_lot::Mutex;
 use pdm::connector::{NetDriver, NetPort};
 use ssm::{Error, Reader, Writer};
 
+/// PCI identity, that of transitional cards.
+pub const VENDOR: u16 = dev_virtio_core::VENDOR;
+pub const DEVICE: u16 = 0x1000;
+
 /// Feature bits.
 mod bit {
     pub(super) const CSUM: u64 = 1 << 0;

@@ -1,49 +1,17 @@
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 
-use pdm::irq::{IrqPin, IrqSink};
 use pdm::{Device, MmioDevice};
-use pgm::{Backing, HostMemory, Layer, Pgm};
+use pgm::Pgm;
 use ssm::Saveable;
 use vbox_types::{ByteSize, GuestPhys};
 
 use super::*;
+use crate::testing::{Line, MAC, Wire, memory};
 
-const MAC: [u8; 6] = [0x08, 0x00, 0x27, 0x12, 0x34, 0x56];
 const OTHER: [u8; 6] = [0x52, 0x54, 0x00, 1, 2, 3];
 /// Table, available and used ring of each queue, a page each.
 const QUEUES: u64 = 0x1_0000;
 const BUFFERS: u64 = 0x4_0000;
-
-#[derive(Default)]
-struct Line(AtomicBool);
-
-impl IrqSink for Line {
-    fn set_level(&self, _pin: u32, level: bool) {
-        self.0.store(level, Ordering::SeqCst);
-    }
-}
-
-/// A network that keeps the guest's frames, as many as it has room for.
-struct Wire {
-    frames: Mutex<Vec<Vec<u8>>>,
-    room: AtomicU32,
-    resumed: AtomicU32,
-}
-
-impl NetDriver for Wire {
-    fn send(&self, frame: Vec<u8>) -> Result<(), Vec<u8>> {
-        if self.room.load(Ordering::SeqCst) == 0 {
-            return Err(frame);
-        }
-        self.room.fetch_sub(1, Ordering::SeqCst);
-        self.frames.lock().push(frame);
-        Ok(())
-    }
-
-    fn resume(&self) {
-        self.resumed.fetch_add(1, Ordering::SeqCst);
-    }
-}
 
 struct Bench {
     card: Arc<Mutex<Card>>,
@@ -56,16 +24,10 @@ struct Bench {
 impl Bench {
     /// A card whose driver, of virtio 1.0, has taken `features`.
     fn new(features: u64) -> Self {
-        let pgm = Pgm::new(vec![]);
-        let ram = Arc::new(HostMemory::new("test", ByteSize::mib(4)).unwrap());
-        pgm.map(GuestPhys(0), 4 << 20, Layer::Ram, Backing::ram(ram, 0));
-        let irq = IrqPin::new(Arc::new(Line::default()), 0).line();
+        let pgm = memory(ByteSize::mib(4));
+        let (_, irq) = Line::pair();
         let card = VirtioNet::create(MAC, true, Wiring { pgm: pgm.clone(), irq });
-        let wire = Arc::new(Wire {
-            frames: Mutex::default(),
-            room: AtomicU32::new(u32::MAX),
-            resumed: AtomicU32::new(0),
-        });
+        let wire = Wire::new();
         VirtioNet::connect(&card, Some(wire.clone()));
         let port = VirtioNet::port(&card);
         let bench = Self { card, port, pgm, wire, given: [0; 3] };
