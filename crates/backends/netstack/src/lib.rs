@@ -4,4 +4,4 @@
 pub mod nat;
 mod slirp;
 
-pub use nat::{Error, Guest, Nat, NatConfig, Protocol, Rule};
+pub use nat::{Error, Guest, Nat, NatConfig, Protocol, Rule, Tftp};

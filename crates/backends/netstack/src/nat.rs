@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
@@ -60,6 +61,16 @@ pub struct Rule {
     pub guest_port: u16,
 }
 
+/// What the router's TFTP server offers, and what DHCP says about booting.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tftp {
+    /// The folder whose files are served, for reading.
+    pub folder: PathBuf,
+    pub boot_file: String,
+    /// The server that DHCP names in place of the router.
+    pub next_server: Option<Ipv4Addr>,
+}
+
 /// A NAT network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NatConfig {
@@ -69,6 +80,7 @@ pub struct NatConfig {
     pub mtu: u16,
     /// The guest reaches the host's loopback interface through its gateway.
     pub host_loopback: bool,
+    pub tftp: Tftp,
 }
 
 impl NatConfig {
@@ -79,6 +91,7 @@ impl NatConfig {
             prefix: 24,
             mtu: 0,
             host_loopback: false,
+            tftp: Tftp::default(),
         }
     }
 
@@ -196,7 +209,7 @@ impl Nat {
             .spawn(move || {
                 let config = engine_config;
                 let mtu = if config.mtu == 0 { 1500 } else { config.mtu.into() };
-                let Some(slirp) = Slirp::new(&config.addresses(), mtu, config.host_loopback) else {
+                let Some(slirp) = Slirp::new(&config.addresses(), mtu, config.host_loopback, &config.tftp) else {
                     let _ = told.send(Err(Error::Stack(config.network)));
                     return;
                 };

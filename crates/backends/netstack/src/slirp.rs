@@ -4,13 +4,15 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::marker::PhantomData;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::ptr::NonNull;
 use std::time::Instant;
 
+use crate::nat::Tftp;
 use libc::{in_addr, in6_addr, size_t, ssize_t};
 
 /// The longest frame that is passed on to libslirp, in bytes.
@@ -113,6 +115,25 @@ struct Timer {
     deadline: Option<i64>,
 }
 
+/// Lets DHCP name another server to boot from: libslirp names its gateway always. Changes the field `siaddr` of DHCP replies and takes
+/// the UDP checksum away, which IPv4 allows. Other frames stay as they are.
+fn name_next_server(frame: &mut [u8], server: Ipv4Addr) {
+    const ETHERNET: usize = 14;
+    const UDP: u8 = 17;
+    const SIADDR: usize = 20;
+    let Some(ip) = frame.get(ETHERNET..).filter(|_| frame[12..14] == [8, 0]) else { return };
+    let header = usize::from(ip.first().copied().unwrap_or(0) & 0xf) * 4;
+    let Some(udp) = ip.get(header..header + 8).filter(|_| header >= 20) else { return };
+    if ip[9] != UDP || udp[..4] != [0, 67, 0, 68] {
+        return;
+    }
+    let udp = ETHERNET + header;
+    if let Some(field) = frame.get_mut(udp + 8 + SIADDR..udp + 8 + SIADDR + 4) {
+        field.copy_from_slice(&server.octets());
+        frame[udp + 6..udp + 8].fill(0);
+    }
+}
+
 /// What the callbacks work on. They run inside calls to libslirp, on the thread of the [`Slirp`].
 struct Context {
     origin: Instant,
@@ -120,6 +141,7 @@ struct Context {
     out: RefCell<VecDeque<Vec<u8>>>,
     timers: RefCell<Vec<Option<Timer>>>,
     notified: Cell<bool>,
+    next_server: Option<Ipv4Addr>,
 }
 
 impl Context {
@@ -139,8 +161,11 @@ unsafe fn context<'a>(opaque: *mut c_void) -> &'a Context {
 
 extern "C" fn send_packet(data: *const c_void, len: size_t, opaque: *mut c_void) -> ssize_t {
     // SAFETY: libslirp passes our opaque pointer and a buffer of `len` readable bytes.
-    let (context, frame) =
+    let (context, mut frame) =
         unsafe { (context(opaque), std::slice::from_raw_parts(data.cast::<u8>(), len).to_vec()) };
+    if let Some(server) = context.next_server {
+        name_next_server(&mut frame, server);
+    }
     context.out.borrow_mut().push_back(frame);
     len.cast_signed()
 }
@@ -264,13 +289,18 @@ pub(crate) struct Slirp {
 
 impl Slirp {
     /// Starts a stack; `None` if the library refuses the configuration. `mtu` in bytes, 0 for the library's own.
-    pub(crate) fn new(at: &Addresses, mtu: usize, host_loopback: bool) -> Option<Self> {
+    pub(crate) fn new(at: &Addresses, mtu: usize, host_loopback: bool, tftp: &Tftp) -> Option<Self> {
         let context = Box::new(Context {
             origin: Instant::now(),
             out: RefCell::default(),
             timers: RefCell::default(),
             notified: Cell::new(false),
+            next_server: tftp.next_server,
         });
+        // A text with a zero byte in it names no file.
+        let text = |bytes: &[u8]| CString::new(bytes).unwrap_or_default();
+        let (folder, boot_file) = (text(tftp.folder.as_os_str().as_bytes()), text(tftp.boot_file.as_bytes()));
+        let or_null = |text: &CString| if text.is_empty() { std::ptr::null() } else { text.as_ptr() };
         let context = NonNull::from(Box::leak(context));
         let no_address = in6_addr { s6_addr: [0; 16] };
         let config = RawConfig {
@@ -286,8 +316,8 @@ impl Slirp {
             vhost6: no_address,
             vhostname: std::ptr::null(),
             tftp_server_name: std::ptr::null(),
-            tftp_path: std::ptr::null(),
-            bootfile: std::ptr::null(),
+            tftp_path: or_null(&folder),
+            bootfile: or_null(&boot_file),
             vdhcp_start: raw(at.guest),
             vnameserver: raw(at.dns),
             vnameserver6: no_address,
@@ -302,7 +332,7 @@ impl Slirp {
             disable_dns: false,
             disable_dhcp: false,
         };
-        // SAFETY: the configuration is valid and copied; callbacks are static; the context outlives the stack (see `Drop`).
+        // SAFETY: the configuration is valid and copied, its texts too; callbacks are static; the context outlives the stack (see `Drop`).
         let slirp = unsafe { slirp_new(&config, &CALLBACKS, context.as_ptr().cast()) };
         match NonNull::new(slirp) {
             Some(slirp) => Some(Self { slirp, context, fds: Vec::new(), _one_thread: PhantomData }),

@@ -53,16 +53,12 @@ fn arp_request(target: [u8; 4]) -> Vec<u8> {
     frame
 }
 
-fn dhcp_discover() -> Vec<u8> {
-    let mut bootp = vec![1, 1, 6, 0, 0x12, 0x34, 0x56, 0x78, 0, 0, 0x80, 0];
-    bootp.resize(28, 0);
-    bootp.extend(MAC);
-    bootp.resize(236, 0);
-    bootp.extend([0x63, 0x82, 0x53, 0x63, 53, 1, 1, 255]);
-    bootp.resize(300, 0);
+/// A datagram, broadcast on the wire.
+fn datagram(from: ([u8; 4], u16), to: ([u8; 4], u16), data: &[u8]) -> Vec<u8> {
     let mut ip = vec![0x45, 0];
-    ip.extend((28 + bootp.len() as u16).to_be_bytes());
-    ip.extend([0, 0, 0, 0, 64, 17, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255]);
+    ip.extend((28 + data.len() as u16).to_be_bytes());
+    ip.extend([0, 0, 0, 0, 64, 17, 0, 0]);
+    ip.extend([from.0, to.0].concat());
     let sum: u32 = ip.chunks(2).map(|c| u32::from(u16::from_be_bytes([c[0], c[1]]))).sum();
     let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
     ip[10..12].copy_from_slice(&sum.to_be_bytes());
@@ -70,11 +66,22 @@ fn dhcp_discover() -> Vec<u8> {
     frame.extend(MAC);
     frame.extend([8, 0]);
     frame.extend(ip);
-    frame.extend([0, 68, 0, 67]);
-    frame.extend((8 + bootp.len() as u16).to_be_bytes());
+    frame.extend(from.1.to_be_bytes());
+    frame.extend(to.1.to_be_bytes());
+    frame.extend((8 + data.len() as u16).to_be_bytes());
     frame.extend([0, 0]);
-    frame.extend(bootp);
+    frame.extend(data);
     frame
+}
+
+fn dhcp_discover() -> Vec<u8> {
+    let mut bootp = vec![1, 1, 6, 0, 0x12, 0x34, 0x56, 0x78, 0, 0, 0x80, 0];
+    bootp.resize(28, 0);
+    bootp.extend(MAC);
+    bootp.resize(236, 0);
+    bootp.extend([0x63, 0x82, 0x53, 0x63, 53, 1, 1, 255]);
+    bootp.resize(300, 0);
+    datagram(([0; 4], 68), ([255; 4], 67), &bootp)
 }
 
 fn rule(name: &str, protocol: Protocol, host_port: u16) -> Rule {
@@ -89,9 +96,62 @@ fn free_port() -> u16 {
 fn dhcp_gives_the_first_card_10_0_2_15() {
     let (nat, keeper) = network(usize::MAX);
     nat.send(dhcp_discover()).unwrap();
-    let offer =
-        wait_for(&keeper, |f| f.len() > 282 && f[23] == 17 && f[34..36] == [0, 67]).expect("an offer");
+    let offer = wait_for(&keeper, is_offer).expect("an offer");
     assert_eq!(offer[42 + 16..42 + 20], [10, 0, 2, 15]);
+}
+
+fn is_offer(f: &[u8]) -> bool {
+    f.len() > 282 && f[23] == 17 && f[34..36] == [0, 67]
+}
+
+/// A folder that goes when the test ends.
+struct Folder(PathBuf);
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A NAT whose TFTP server has the file `loader`.
+fn boot_network(test: &str, next_server: Option<Ipv4Addr>) -> (Nat, Arc<Keeper>, Folder) {
+    let folder = Folder(std::env::temp_dir().join(format!("boxwood-nat-{test}-{}", std::process::id())));
+    std::fs::create_dir_all(folder.0.join("tftp")).unwrap();
+    std::fs::write(folder.0.join("secret"), b"not for guests").unwrap();
+    std::fs::write(folder.0.join("tftp/loader"), [b'x'; 700]).unwrap();
+    let keeper = Arc::new(Keeper { frames: Mutex::default(), limit: usize::MAX });
+    let tftp = Tftp { folder: folder.0.join("tftp"), boot_file: "loader".into(), next_server };
+    let config = NatConfig { tftp, ..NatConfig::for_slot(0) };
+    (Nat::start(&config, keeper.clone()).unwrap(), keeper, folder)
+}
+
+#[test]
+fn dhcp_names_the_boot_file_and_the_server_to_get_it_from() {
+    for (wanted, named) in [(None, [10, 0, 2, 2]), (Some(Ipv4Addr::new(192, 0, 2, 9)), [192, 0, 2, 9])] {
+        let (nat, keeper, _folder) = boot_network("dhcp", wanted);
+        nat.send(dhcp_discover()).unwrap();
+        let offer = wait_for(&keeper, is_offer).expect("an offer");
+        assert_eq!(offer[42 + 20..42 + 24], named);
+        assert_eq!(&offer[42 + 108..42 + 115], b"loader\0");
+    }
+}
+
+#[test]
+fn tftp_serves_files_of_its_folder_and_no_others() {
+    let (nat, keeper, _folder) = boot_network("tftp", None);
+    let ask = |name: &str, port: u16| {
+        let request = [b"\0\x01", name.as_bytes(), b"\0octet\0"].concat();
+        nat.send(datagram(([10, 0, 2, 15], port), ([10, 0, 2, 2], 69), &request)).unwrap();
+        let to = port.to_be_bytes();
+        let reply = wait_for(&keeper, |f| f.len() > 46 && f[23] == 17 && f[36..38] == to);
+        reply.expect("an answer")[42..].to_vec()
+    };
+    nat.send(arp_request([10, 0, 2, 2])).unwrap();
+    let first = ask("loader", 2000);
+    assert_eq!((&first[..4], first.len(), first[4]), (b"\0\x03\0\x01".as_slice(), 516, b'x'));
+    for (i, wrong) in ["../secret", "/../secret", "sub/../../secret", "missing"].into_iter().enumerate() {
+        assert_eq!(ask(wrong, 3000 + i as u16)[..2], [0, 5], "{wrong}");
+    }
 }
 
 #[test]
