@@ -7,7 +7,6 @@
 //!
 //! Left out: the vertical retrace interrupt, light pen, and VirtualBox's host interfaces (HGSMI, VBVA).
 
-pub mod bios;
 mod memory;
 mod render;
 mod state;

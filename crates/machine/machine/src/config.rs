@@ -169,6 +169,8 @@ pub enum BootDevice {
 #[derive(Clone, Debug)]
 pub struct MachineConfig {
     pub name: String,
+    /// The machine's folder, in which relative paths begin.
+    pub folder: PathBuf,
     pub uuid: Uuid,
     pub ram: ByteSize,
     pub vram: ByteSize,
@@ -212,6 +214,7 @@ impl MachineConfig {
     pub fn bare(name: &str, ram: ByteSize) -> Self {
         Self {
             name: name.to_owned(),
+            folder: PathBuf::new(),
             uuid: Uuid::nil(),
             ram,
             vram: ByteSize::mib(16),
@@ -362,7 +365,7 @@ impl MachineConfig {
 
         let mut nics = Vec::new();
         for nic in hw.network.iter().filter(|n| n.enabled) {
-            match NicConfig::from_settings(nic, &mut notes) {
+            match NicConfig::from_settings(m, nic, folder, &mut notes) {
                 Ok(nic) => nics.extend(nic),
                 Err(why) => refused.push(why),
             }
@@ -394,7 +397,10 @@ impl MachineConfig {
         note(hw.cpu.hotplug, "CPUs cannot be plugged or unplugged while the machine runs yet");
         note(hw.cpu.profile != "host", "the CPU profile is that of the host: others are not available yet");
         note(hw.memory_balloon_mb > 0, "the memory balloon is not available yet");
-        note(!hw.bandwidth_groups.is_empty(), "bandwidth groups have no effect yet");
+        note(
+            hw.bandwidth_groups.iter().any(|g| g.group_type == w::BandwidthGroupType::Disk),
+            "bandwidth groups of disks have no effect yet",
+        );
         note(m.recording.enabled, "recording is not available yet");
         note(
             !hw.paravirt_debug.is_empty(),
@@ -406,6 +412,7 @@ impl MachineConfig {
         }
         Ok(Self {
             name: m.name.clone(),
+            folder: folder.to_owned(),
             uuid: hw.uuid.unwrap_or(m.uuid),
             ram: ByteSize::mib(hw.memory.ram_mb.into()),
             vram: ByteSize::mib(hw.display.vram_mb.into()),
@@ -574,9 +581,10 @@ mod tests {
     }
 
     #[test]
-    fn a_network_card_is_noted_and_does_not_stop_the_machine() {
+    fn a_network_card_that_is_not_available_is_noted_and_does_not_stop_the_machine() {
         let mut m = MachineSettings::default();
         m.hardware.network[0].enabled = true;
+        m.hardware.network[0].adapter_type = w::NetworkAdapterType::Ne2000;
         let config = MachineConfig::from_settings(&m, Path::new("/vm")).unwrap();
         assert_eq!(config.notes.len(), 1);
     }

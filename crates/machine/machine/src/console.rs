@@ -314,7 +314,8 @@ impl ConsoleBackend for Console {
         let (settings, _) = settings::MachineSettings::load(&document).map_err(|e| failed(&e))?;
         let Some(adapter) = settings.hardware.network.get(slot as usize) else { return Ok(()) };
         let mut notes = Vec::new();
-        let config = NicConfig::from_settings(adapter, &mut notes).map_err(ApiError::invalid_arg)?;
+        let config = NicConfig::from_settings(&settings, adapter, self.machine.folder(), &mut notes)
+            .map_err(ApiError::invalid_arg)?;
         for note in notes {
             tracing::info!(target: "console", "{note}");
         }

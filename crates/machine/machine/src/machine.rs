@@ -1,5 +1,6 @@
 //! Builds the machine: the only place that names concrete devices and engines and wires them up.
 
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, Weak};
 
 use anyhow::{Context, Result, bail};
@@ -32,11 +33,11 @@ use vbox_types::{ByteSize, GuestPhys, Hz};
 
 use crate::config::{BootDevice, DriveConfig, DriveKind, IdeModel, MachineConfig};
 use crate::engine::{Backend, Kind};
-use crate::network::{self, Nic};
+use crate::network::{self, Nic, NicConfig};
 use crate::serial::CharBackend;
 use crate::stam::Sample;
 use crate::storage::{Controllers, Media, Storage};
-use crate::{bios_log, firmware, host};
+use crate::{bios_log, firmware, host, option_rom};
 
 /// The IDE controller is a function of the ISA bridge's device.
 const IDE_PLACE: DevFn = DevFn::new(1, 1);
@@ -51,6 +52,7 @@ const BOOT_MENU_WAIT: u16 = 500;
 
 /// A machine, assembled and not running yet.
 pub struct Machine {
+    folder: PathBuf,
     em: Arc<Em>,
     engine: Kind,
     /// In the order of their reset.
@@ -213,17 +215,9 @@ impl Machine {
         }
 
         // Network.
-        let mut nics = Vec::new();
-        for nic in &config.nics {
-            let Some(place) = nic.place() else {
-                bail!("network adapter {} does not exist: there are eight", nic.slot + 1);
-            };
-            let nic_wiring =
-                network::Wiring { pgm: pgm.clone(), irq: wiring.intx(place, 1), timers: &timers, pci: &pci };
-            let (nic, card) = Nic::build(nic, place, nic_wiring)?;
-            devices.push(card);
-            nics.push(nic);
-        }
+        let nic_wiring = network::Wiring { pgm: &pgm, iom: &iom, irqs: &wiring, timers: &timers, pci: &pci };
+        let (nics, cards) = network::build(&config.nics, &nic_wiring)?;
+        devices.extend(cards);
 
         bios_log::register(&iom);
 
@@ -242,9 +236,10 @@ impl Machine {
             // Named after the PCI function and with its identity inside, so that the VGA BIOS learns where the adapter is
             // and finds its frame buffer.
             let mut vga_bios = firmware::read("vgabios-stdvga.bin", "seabios")?;
-            vga::bios::adopt(&mut vga_bios, vga::VENDOR, vga::DEVICE)
+            option_rom::adopt(&mut vga_bios, vga::VENDOR, vga::DEVICE)
                 .context("cannot use vgabios-stdvga.bin")?;
-            store.add_file("pci80ee,beef.rom", vga_bios);
+            store.add_file(&rom_file(vga::VENDOR, vga::DEVICE), vga_bios);
+            add_boot_roms(&mut store, config);
             if config.acpi {
                 let pm = AcpiPm::new(&iom, wiring.isa(SCI_IRQ), control.clone(), &timers, WIDE_PM_TIMER);
                 AcpiPm::register(&pm, &iom, &pci);
@@ -279,6 +274,7 @@ impl Machine {
         em.set_triple_fault_reset(config.triple_fault_reset && config.cpus == 1);
         let _ = control.em.set(Arc::downgrade(&em));
         let machine = Arc::new(Self {
+            folder: config.folder.clone(),
             em,
             engine,
             devices,
@@ -304,6 +300,11 @@ impl Machine {
         for (at, name) in self.pci.list() {
             tracing::info!(target: "pdm", "PCI 00:{:02x}.{} {name}", at.device(), at.function());
         }
+    }
+
+    /// The machine's folder, in which relative paths of its settings begin.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// What guest code runs on.
@@ -394,6 +395,31 @@ impl Machine {
     }
 }
 
+/// The fw_cfg file from which SeaBIOS takes the option ROM of a PCI device.
+fn rom_file(vendor: u16, device: u16) -> String {
+    format!("pci{vendor:04x},{device:04x}.rom")
+}
+
+/// Gives the firmware the boot ROMs of the network cards, if it is to boot from them. One that is missing or of no use does not keep
+/// the machine from booting from elsewhere.
+fn add_boot_roms(store: &mut FwCfg, config: &MachineConfig) {
+    if !config.boot_order.contains(&BootDevice::Network) {
+        return;
+    }
+    for network::BootRom { image, vendor, device } in
+        config.nics.iter().filter_map(|nic| nic.model.boot_rom())
+    {
+        let rom = firmware::read(image, "ipxe-qemu").and_then(|mut rom| {
+            option_rom::adopt(&mut rom, vendor, device)?;
+            Ok(rom)
+        });
+        match rom {
+            Ok(rom) => store.add_file(&rom_file(vendor, device), rom),
+            Err(error) => tracing::warn!(target: "main", "no booting from the network: {error:#}"),
+        }
+    }
+}
+
 /// Read-only memory with `image` in it.
 fn rom(name: &'static str, image: &[u8]) -> Result<Arc<HostMemory>> {
     let memory = HostMemory::new(name, ByteSize(image.len() as u64))?;
@@ -432,7 +458,14 @@ fn boot_list(config: &MachineConfig) -> Vec<fw_cfg::BootDevice> {
     let mut list = Vec::new();
     for device in config.boot_order {
         match device {
-            BootDevice::None | BootDevice::Network => {}
+            BootDevice::None => {}
+            BootDevice::Network => {
+                let nics = network::boot_order(&config.nics).into_iter();
+                list.extend(
+                    nics.filter_map(NicConfig::place)
+                        .map(|place| fw_cfg::BootDevice::Network { slot: place.device() }),
+                );
+            }
             BootDevice::Floppy => {
                 let count = config.floppies.as_ref().map_or(0, |drives| drives.len().min(2));
                 list.extend((0..count as u8).map(fw_cfg::BootDevice::Floppy));

@@ -1,20 +1,27 @@
 //! Network cards: which of the settings' become real, and what joins them (`pdm`) to their networks (`netstack`).
 
 use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use dev_net::e1000::{self, E1000};
+use dev_net::pcnet::{self, Pcnet};
 use dev_net::virtio::{self, VirtioNet};
-use netstack::{Guest, Nat, NatConfig, Protocol, Rule};
+use netstack::{Guest, Nat, NatConfig, Protocol, Rule, Tftp};
 use parking_lot::Mutex;
-use pdm::Device;
 use pdm::connector::{NetDriver, NetPort};
-use pdm::irq::IrqLine;
 use pdm::pci::{DevFn, PciBus};
+use pdm::{Device, Iom};
 use pgm::Pgm;
-use settings::NetworkAdapter;
 use settings::words as w;
+use settings::{MachineSettings, NetworkAdapter};
+use vbox_types::Port;
+
+use crate::wire::{Limits, Wire, WireConfig};
+
+/// Base port and interrupt of each ISA card: those of the NE2100.
+const ISA_PLACES: [(u16, u8); 4] = [(0x300, 3), (0x320, 5), (0x340, 9), (0x360, 4)];
 
 /// A card's network.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,7 +38,30 @@ pub enum Attachment {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Model {
     E1000(e1000::Model),
+    Pcnet(pcnet::Model),
     Virtio,
+}
+
+/// A card's boot ROM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BootRom {
+    /// The image in package `ipxe-qemu`.
+    pub image: &'static str,
+    pub vendor: u16,
+    pub device: u16,
+}
+
+impl Model {
+    /// The boot ROM; the ISA card has none.
+    pub fn boot_rom(self) -> Option<BootRom> {
+        let (image, vendor, device) = match self {
+            Self::E1000(model) => ("pxe-e1000.rom", e1000::VENDOR, model.device_id()),
+            Self::Pcnet(pcnet::Model::Am79C960) => return None,
+            Self::Pcnet(_) => ("pxe-pcnet.rom", pcnet::VENDOR, pcnet::DEVICE),
+            Self::Virtio => ("pxe-virtio.rom", virtio::VENDOR, virtio::DEVICE),
+        };
+        Some(BootRom { image, vendor, device })
+    }
 }
 
 /// A network card.
@@ -43,17 +73,29 @@ pub struct NicConfig {
     pub mac: [u8; 6],
     pub cable: bool,
     pub attachment: Attachment,
+    pub wire: WireConfig,
+    /// 1 to 4 from highest to lowest; 0 for lowest.
+    pub boot_priority: u32,
 }
 
 impl NicConfig {
-    /// The card as the settings have it; `None` for one that is not available yet. `notes` gets what is left out.
-    pub fn from_settings(nic: &NetworkAdapter, notes: &mut Vec<String>) -> Result<Option<Self>, String> {
+    /// The card `nic` of the machine `m` as the settings have it; `None` for one that is not available yet. `folder` is the
+    /// machine's, for relative paths. `notes` gets what is left out.
+    pub fn from_settings(
+        m: &MachineSettings,
+        nic: &NetworkAdapter,
+        folder: &Path,
+        notes: &mut Vec<String>,
+    ) -> Result<Option<Self>, String> {
         let number = nic.slot + 1;
         let mut note = |text: String| notes.push(format!("network adapter {number}: {text}"));
         let model = match nic.adapter_type {
             w::NetworkAdapterType::I82540EM => Model::E1000(e1000::Model::I82540Em),
             w::NetworkAdapterType::I82543GC => Model::E1000(e1000::Model::I82543Gc),
             w::NetworkAdapterType::I82545EM => Model::E1000(e1000::Model::I82545Em),
+            w::NetworkAdapterType::Am79C970A => Model::Pcnet(pcnet::Model::Am79C970A),
+            w::NetworkAdapterType::Am79C973 => Model::Pcnet(pcnet::Model::Am79C973),
+            w::NetworkAdapterType::Am79C960 => Model::Pcnet(pcnet::Model::Am79C960),
             w::NetworkAdapterType::Virtio => Model::Virtio,
             other => {
                 note(format!("the card {} is not available yet: the guest finds none", other.as_str()));
@@ -82,9 +124,8 @@ impl NicConfig {
                         )),
                     }
                 }
-                if !nic.nat.tftp_prefix.is_empty() || !nic.nat.tftp_boot_file.is_empty() {
-                    note("TFTP is not available yet".into());
-                }
+                config.tftp =
+                    tftp(&m.name, &nic.nat).map_err(|e| format!("network adapter {number}: {e}"))?;
                 Attachment::Nat { config, rules }
             }
             other => {
@@ -95,22 +136,60 @@ impl NicConfig {
                 return Ok(None);
             }
         };
-        if nic.trace_enabled {
-            note("its traffic cannot be recorded yet".into());
+        let groups = &m.hardware.bandwidth_groups;
+        let group = groups
+            .iter()
+            .find(|g| g.name == nic.bandwidth_group && g.group_type == w::BandwidthGroupType::Network);
+        if group.is_none() && !nic.bandwidth_group.is_empty() {
+            note(format!("there is no network bandwidth group called \"{}\"", nic.bandwidth_group));
         }
+        let wire = WireConfig {
+            trace: nic.trace_enabled.then(|| trace_file(nic, folder)),
+            group: group.map(|g| (g.name.clone(), g.max_bytes_per_sec)),
+            promiscuous: nic.promisc_policy != w::PromiscPolicy::Deny,
+        };
         let slot = u8::try_from(nic.slot).map_err(|_| format!("network adapter {number} does not exist"))?;
         let mac = mac(&nic.mac_address).unwrap_or_else(|| {
             note("it has no MAC address in the settings".into());
             [0x08, 0x00, 0x27, 0, 0, slot]
         });
         let cable = nic.cable_connected && attachment != Attachment::Null;
-        Ok(Some(Self { slot, model, mac, cable, attachment }))
+        let boot_priority = nic.boot_priority;
+        Ok(Some(Self { slot, model, mac, cable, attachment, wire, boot_priority }))
     }
 
     /// Where VirtualBox has the card on the PCI bus of a PIIX3 machine; `None` for a ninth card.
     pub fn place(&self) -> Option<DevFn> {
         const DEVICES: [u8; 8] = [3, 8, 9, 10, 16, 17, 18, 19];
         DEVICES.get(usize::from(self.slot)).map(|device| DevFn::new(*device, 0))
+    }
+}
+
+/// What NAT's TFTP server offers: by default, as with VirtualBox, the file named after the machine in the folder `TFTP` of the
+/// configuration directory.
+fn tftp(machine: &str, nat: &settings::Nat) -> Result<Tftp, String> {
+    let config = settings::paths::Environment::of_process().config_directory().unwrap_or_default();
+    let prefix = if nat.tftp_prefix.is_empty() { "TFTP" } else { &nat.tftp_prefix };
+    let boot_file = match nat.tftp_boot_file.as_str() {
+        "" => format!("{machine}.pxe"),
+        file => file.to_owned(),
+    };
+    let next_server = match nat.tftp_next_server.as_str() {
+        "" => None,
+        text => {
+            let address =
+                text.parse().map_err(|_| format!("the TFTP server \"{text}\" is no IPv4 address"))?;
+            Some(address)
+        }
+    };
+    Ok(Tftp { folder: config.join(prefix), boot_file, next_server })
+}
+
+/// Where the card's traffic is recorded.
+fn trace_file(nic: &NetworkAdapter, folder: &Path) -> PathBuf {
+    match nic.trace_file.as_str() {
+        "" => folder.join("Logs").join(format!("VBox-{:x}-nic{}.pcap", std::process::id(), nic.slot + 1)),
+        file => folder.join(file),
     }
 }
 
@@ -136,6 +215,13 @@ fn forwarding(rule: &settings::NatRule, bind_ip: &str) -> Option<Rule> {
         guest,
         guest_port: rule.guest_port,
     })
+}
+
+/// The cards of a machine, in the order in which the BIOS is to boot from them.
+pub fn boot_order(nics: &[NicConfig]) -> Vec<&NicConfig> {
+    let mut nics: Vec<_> = nics.iter().filter(|nic| nic.model.boot_rom().is_some()).collect();
+    nics.sort_by_key(|nic| if nic.boot_priority == 0 { u32::MAX } else { nic.boot_priority });
+    nics
 }
 
 struct GuestEnd(Arc<dyn NetPort>);
@@ -166,6 +252,7 @@ impl NetDriver for NatDriver {
 #[derive(Clone)]
 enum Card {
     E1000(Arc<Mutex<E1000>>),
+    Pcnet(Arc<Mutex<Pcnet>>),
     Virtio(Arc<Mutex<virtio::Card>>),
 }
 
@@ -173,6 +260,7 @@ impl Card {
     fn port(&self) -> Arc<dyn NetPort> {
         match self {
             Self::E1000(card) => E1000::port(card),
+            Self::Pcnet(card) => Pcnet::port(card),
             Self::Virtio(card) => VirtioNet::port(card),
         }
     }
@@ -180,6 +268,7 @@ impl Card {
     fn connect(&self, driver: Option<Arc<dyn NetDriver>>) -> Option<Arc<dyn NetDriver>> {
         match self {
             Self::E1000(card) => card.lock().connect(driver),
+            Self::Pcnet(card) => card.lock().connect(driver),
             Self::Virtio(card) => VirtioNet::connect(card, driver),
         }
     }
@@ -187,16 +276,48 @@ impl Card {
 
 /// What cards are wired to.
 pub struct Wiring<'a> {
-    pub pgm: Arc<Pgm>,
-    pub irq: IrqLine,
+    pub pgm: &'a Arc<Pgm>,
+    pub iom: &'a Iom,
+    pub irqs: &'a dev_pc::piix3::Wiring,
     pub timers: &'a Arc<tm::TimerQueue>,
     pub pci: &'a PciBus,
+}
+
+/// Builds all cards of a machine. The second list has them as devices.
+pub fn build(configs: &[NicConfig], wiring: &Wiring<'_>) -> Result<(Vec<Nic>, Vec<Arc<Mutex<dyn Device>>>)> {
+    let limits = Limits::default();
+    let mut isa = ISA_PLACES.into_iter();
+    let mut built = (Vec::new(), Vec::new());
+    for config in configs {
+        let number = config.slot + 1;
+        let place = match (config.model, config.place()) {
+            (Model::Pcnet(pcnet::Model::Am79C960), _) => match isa.next() {
+                Some((base, irq)) => Place::Isa(Port(base), irq),
+                None => bail!("network adapter {number}: there is no place for more than four ISA cards"),
+            },
+            (_, Some(place)) => Place::Pci(place),
+            (_, None) => bail!("network adapter {number} does not exist: there are eight"),
+        };
+        let (nic, device) = Nic::build(config, place, wiring, &limits)?;
+        built.0.push(nic);
+        built.1.push(device);
+    }
+    Ok(built)
+}
+
+/// Where a card is plugged in.
+#[derive(Clone, Copy)]
+enum Place {
+    Pci(DevFn),
+    /// Base port and interrupt.
+    Isa(Port, u8),
 }
 
 /// A card in a running machine.
 pub struct Nic {
     pub slot: u8,
     card: Card,
+    wire: Arc<Wire>,
     nat: Mutex<Option<Arc<Nat>>>,
     /// What the card's network is now.
     attachment: Mutex<Attachment>,
@@ -217,27 +338,49 @@ fn add_rules<'a>(nat: &Nat, number: u8, rules: impl IntoIterator<Item = &'a Rule
 
 impl Nic {
     /// Builds the card, plugs it into the machine at `place`, and starts its network.
-    pub fn build(
+    fn build(
         config: &NicConfig,
-        place: DevFn,
-        wiring: Wiring<'_>,
+        place: Place,
+        wiring: &Wiring<'_>,
+        limits: &Limits,
     ) -> Result<(Self, Arc<Mutex<dyn Device>>)> {
-        let Wiring { pgm, irq, timers, pci } = wiring;
-        let (card, device): (_, Arc<Mutex<dyn Device>>) = match config.model {
-            Model::E1000(model) => {
-                let wiring = e1000::Wiring { pgm, irq };
-                let card = E1000::new(model, config.mac, config.cable, wiring, timers);
+        let Wiring { pgm, iom, irqs, timers, pci } = *wiring;
+        let pgm = pgm.clone();
+        let irq = match place {
+            Place::Pci(place) => irqs.intx(place, 1),
+            Place::Isa(_, irq) => irqs.isa(irq),
+        };
+        let (mac, cable) = (config.mac, config.cable);
+        let (card, device): (_, Arc<Mutex<dyn Device>>) = match (config.model, place) {
+            (Model::E1000(model), Place::Pci(place)) => {
+                let card = E1000::new(model, mac, cable, e1000::Wiring { pgm, irq }, timers);
                 E1000::register(&card, pci, place);
                 (Card::E1000(card.clone()), card)
             }
-            Model::Virtio => {
-                let card = VirtioNet::create(config.mac, config.cable, dev_virtio_core::Wiring { pgm, irq });
+            (Model::Pcnet(model), place) => {
+                let card = Pcnet::new(model, mac, cable, pcnet::Wiring { pgm, irq }, timers);
+                match place {
+                    Place::Pci(place) => Pcnet::register(&card, pci, place),
+                    Place::Isa(base, _) => Pcnet::register_isa(&card, iom, base),
+                }
+                (Card::Pcnet(card.clone()), card)
+            }
+            (Model::Virtio, Place::Pci(place)) => {
+                let card = VirtioNet::create(mac, cable, dev_virtio_core::Wiring { pgm, irq });
                 virtio::Card::register(&card, pci, place);
                 (Card::Virtio(card.clone()), card)
             }
+            (model, Place::Isa(..)) => bail!("network adapter {}: {model:?} is no ISA card", config.slot + 1),
         };
-        let nic =
-            Self { slot: config.slot, card, nat: Mutex::new(None), attachment: Mutex::new(Attachment::Null) };
+        let wire = Wire::new(card.port(), mac, &config.wire, limits.clone(), timers)
+            .with_context(|| format!("network adapter {}", config.slot + 1))?;
+        let nic = Self {
+            slot: config.slot,
+            card,
+            wire,
+            nat: Mutex::new(None),
+            attachment: Mutex::new(Attachment::Null),
+        };
         nic.attach(&config.attachment)?;
         Ok((nic, device))
     }
@@ -248,20 +391,21 @@ impl Nic {
         *self.attachment.lock() = Attachment::Null;
         let number = self.slot + 1;
         if let Attachment::Nat { config, rules } = attachment {
-            let nat = Nat::start(config, Arc::new(GuestEnd(self.card.port())))
+            let nat = Nat::start(config, Arc::new(GuestEnd(self.wire.clone())))
                 .with_context(|| format!("network adapter {number}: NAT cannot start"))?;
             add_rules(&nat, number, rules);
             let nat = Arc::new(nat);
             let driver: Arc<dyn NetDriver> = Arc::new(NatDriver(nat.clone()));
-            self.card.connect(Some(driver));
+            self.card.connect(Some(self.wire.driver(driver)));
             *self.nat.lock() = Some(nat);
         }
         *self.attachment.lock() = attachment.clone();
         Ok(())
     }
 
-    /// Takes over what of `config` can change while the machine runs: the network, its rules, and the cable.
+    /// Takes over what of `config` can change while the machine runs: the network, its rules, the cable, and what the wire does.
     pub fn change(&self, config: &NicConfig) -> Result<()> {
+        self.wire.change(&config.wire)?;
         let before = self.attachment.lock().clone();
         match (&before, &config.attachment) {
             (Attachment::Nat { config: old, rules: had }, Attachment::Nat { config: new, rules })
@@ -290,7 +434,7 @@ impl Nic {
 
     /// Plugs the cable in or pulls it out.
     pub fn set_link(&self, up: bool) {
-        self.card.port().set_link(up);
+        self.wire.set_link(up);
     }
 
     /// Ends the card's network.
@@ -316,10 +460,20 @@ mod tests {
         }
     }
 
+    fn config(nic: &NetworkAdapter, notes: &mut Vec<String>) -> Result<Option<NicConfig>, String> {
+        let mut m = MachineSettings { name: "box".into(), ..MachineSettings::default() };
+        m.hardware.bandwidth_groups = vec![settings::BandwidthGroup {
+            name: "slow".into(),
+            group_type: w::BandwidthGroupType::Network,
+            max_bytes_per_sec: 1000,
+        }];
+        NicConfig::from_settings(&m, nic, Path::new("/vm"), notes)
+    }
+
     #[test]
     fn a_nat_card_has_the_second_network_and_the_second_place() {
         let mut notes = Vec::new();
-        let nic = NicConfig::from_settings(&adapter(), &mut notes).unwrap().unwrap();
+        let nic = config(&adapter(), &mut notes).unwrap().unwrap();
         assert_eq!(nic.mac, [0x08, 0x00, 0x27, 0xa1, 0xb2, 0xc3]);
         assert_eq!(nic.place(), Some(DevFn::new(8, 0)));
         let Attachment::Nat { config, rules } = nic.attachment else { panic!("not NAT") };
@@ -330,23 +484,76 @@ mod tests {
     #[test]
     fn other_cards_and_attachments_are_noted() {
         let mut notes = Vec::new();
-        let pcnet = NetworkAdapter { adapter_type: w::NetworkAdapterType::Am79C973, ..adapter() };
-        assert_eq!(NicConfig::from_settings(&pcnet, &mut notes), Ok(None));
+        let old = NetworkAdapter { adapter_type: w::NetworkAdapterType::Ne2000, ..adapter() };
+        assert_eq!(config(&old, &mut notes), Ok(None));
         let bridged = NetworkAdapter { attachment: w::NetworkAttachment::Bridged, ..adapter() };
-        assert_eq!(NicConfig::from_settings(&bridged, &mut notes), Ok(None));
+        assert_eq!(config(&bridged, &mut notes), Ok(None));
         assert_eq!(notes.len(), 2);
     }
 
     #[test]
     fn a_card_that_is_not_attached_has_no_cable() {
         let nic = NetworkAdapter { attachment: w::NetworkAttachment::Null, ..adapter() };
-        assert!(!NicConfig::from_settings(&nic, &mut Vec::new()).unwrap().unwrap().cable);
+        assert!(!config(&nic, &mut Vec::new()).unwrap().unwrap().cable);
     }
 
     #[test]
     fn an_impossible_network_is_refused() {
         let mut nic = adapter();
         nic.nat.network = "10.0.2.0/31".into();
-        assert!(NicConfig::from_settings(&nic, &mut Vec::new()).is_err());
+        assert!(config(&nic, &mut Vec::new()).is_err());
+    }
+
+    #[test]
+    fn the_boot_file_is_named_after_the_machine_unless_the_user_says_otherwise() {
+        let tftp = |nic: &NetworkAdapter| match config(nic, &mut Vec::new()).unwrap().unwrap().attachment {
+            Attachment::Nat { config, .. } => config.tftp,
+            Attachment::Null => panic!("not NAT"),
+        };
+        let mut nic = adapter();
+        let found = tftp(&nic);
+        assert!(found.folder.ends_with("TFTP"));
+        assert_eq!((found.boot_file.as_str(), found.next_server), ("box.pxe", None));
+        nic.nat.tftp_prefix = "/srv/tftp".into();
+        nic.nat.tftp_boot_file = "pxelinux.0".into();
+        nic.nat.tftp_next_server = "10.0.2.7".into();
+        let expected = Tftp {
+            folder: "/srv/tftp".into(),
+            boot_file: "pxelinux.0".into(),
+            next_server: Some(Ipv4Addr::new(10, 0, 2, 7)),
+        };
+        assert_eq!(tftp(&nic), expected);
+        nic.nat.tftp_next_server = "somewhere".into();
+        assert!(config(&nic, &mut Vec::new()).is_err());
+    }
+
+    #[test]
+    fn the_wire_records_limits_and_filters_as_the_settings_say() {
+        let mut nic = NetworkAdapter { bandwidth_group: "slow".into(), ..adapter() };
+        (nic.trace_enabled, nic.trace_file) = (true, "t.pcap".into());
+        let wire = config(&nic, &mut Vec::new()).unwrap().unwrap().wire;
+        assert_eq!(wire.trace, Some("/vm/t.pcap".into()));
+        assert_eq!((wire.group, wire.promiscuous), (Some(("slow".into(), 1000)), false));
+        nic.bandwidth_group = "gone".into();
+        let mut notes = Vec::new();
+        config(&nic, &mut notes).unwrap();
+        assert_eq!(notes.len(), 1);
+    }
+
+    #[test]
+    fn cards_boot_by_priority_and_isa_cards_do_not() {
+        let card = |slot: u32, priority, adapter_type| {
+            let nic = NetworkAdapter { slot, boot_priority: priority, adapter_type, ..adapter() };
+            config(&nic, &mut Vec::new()).unwrap().unwrap()
+        };
+        use w::NetworkAdapterType as T;
+        let nics = [
+            card(0, 0, T::I82540EM),
+            card(1, 2, T::Virtio),
+            card(2, 1, T::Am79C970A),
+            card(3, 1, T::Am79C960),
+        ];
+        let order: Vec<u8> = boot_order(&nics).iter().map(|nic| nic.slot).collect();
+        assert_eq!(order, [2, 1, 0]);
     }
 }
