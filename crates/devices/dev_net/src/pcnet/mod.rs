@@ -1008,10 +1008,8 @@ impl Pcnet {
         let dwio = self.state.is_dwio();
         let word = value as u16;
         match (offset, width) {
-            (0..=15, Width::Byte) => {
-                if self.state.bcr[bcr::MC] & bcr::APROMWE != 0 {
-                    self.state.prom[usize::from(offset & 15)] = value as u8;
-                }
+            (0..=15, Width::Byte) if self.state.bcr[bcr::MC] & bcr::APROMWE != 0 => {
+                self.state.prom[usize::from(offset & 15)] = value as u8;
             }
             (0x10, Width::Word) if !dwio => self.write_rdp(word),
             (0x12, Width::Word) if !dwio => self.state.rap = value as u8 & 0x7f,
