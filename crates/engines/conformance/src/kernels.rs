@@ -682,3 +682,115 @@ fn switch(kind: Kind, scale: u32, tagged: bool) -> f64 {
     };
     run(true) - run(false)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// More address spaces than engines keep.
+    const COUNT: u64 = 12;
+    const LIST: u64 = 0x5_0000;
+    const USER_STACK: u64 = 0x6_0800;
+    const FREE: u64 = 0xa0_0000;
+
+    fn page_of(space: u64) -> u64 {
+        FREE + 0x8000 * space
+    }
+
+    /// What space `n` adds to RBX: by its code, and by its data.
+    fn values(n: u64) -> (u64, u64) {
+        (0x1_0000 + n * n, 7 * n + 1)
+    }
+
+    /// A window of two pages, code and data, that each address space maps elsewhere.
+    fn space(board: &Board, n: u64) {
+        let set = |at: u64, value: u64| board.put(at, &value.to_le_bytes());
+        let at = page_of(n);
+        let own = |k: u64| at + 0x1000 * k;
+        set(own(0), own(1) | 7);
+        set(own(1), (TREES[0] + 0x2000) | 7);
+        set(own(1) + 8, own(2) | 7);
+        set(own(2), own(3) | 7);
+        for page in 0..3 {
+            set(own(3) + 8 * page, own(4 + page) | 7);
+        }
+        let (by_code, by_data) = values(n);
+        let mut code = vec![0x48, 0x81, 0xc3];
+        code.extend_from_slice(&(by_code as u32).to_le_bytes());
+        code.extend_from_slice(&[0x48, 0x03, 0x1e, 0x0f, 0x05]);
+        board.put(own(4), &code);
+        set(own(5), by_data);
+        set(own(6), by_data + 1000);
+    }
+
+    /// Goes round all address spaces `rounds` times through IRET and SYSCALL, then takes away the data page of two and says so in
+    /// two ways, and goes round once more. Gives RBX.
+    fn go_round(kind: Kind, rounds: u32) -> u64 {
+        let mut rig = Rig::new(kind);
+        for n in 0..COUNT {
+            space(&rig.board, n);
+            rig.board.put(LIST + 8 * n, &(page_of(n) | n | 1 << 63).to_le_bytes());
+        }
+        let back = CODE + 0x800;
+        rig.cpu.msr.lstar = back;
+        rig.cpu.cr3 = page_of(0);
+        rig.load(CODE, |a| {
+            a.mov(r8d, rounds)?;
+            a.mov(r9d, 1)?;
+            a.xor(ebx, ebx)?;
+            a.mov(r10d, COUNT as u32 - 1)?;
+            a.jmp(back - 0x100)
+        });
+        // One address space: to privilege 3.
+        rig.load(back - 0x100, |a| {
+            a.mov(rax, qword_ptr(LIST as i32 + r10 * 8))?;
+            a.mov(cr3, rax)?;
+            a.mov(rsi, WINDOW + 0x1000)?;
+            a.mov(rax, WINDOW)?;
+            a.push(0x1b)?;
+            a.push(USER_STACK as i32)?;
+            a.push(2)?;
+            a.push(0x23)?;
+            a.push(rax)?;
+            a.iretq()
+        });
+        rig.load(back, |a| {
+            let (mut last, mut end) = (a.create_label(), a.create_label());
+            a.mov(rsp, STACK)?;
+            a.dec(r10d)?;
+            a.jns(back - 0x100)?;
+            a.mov(r10d, COUNT as u32 - 1)?;
+            a.dec(r8d)?;
+            a.jne(back - 0x100)?;
+            a.dec(r9d)?;
+            a.jne(end)?;
+            a.set_label(&mut last)?;
+            a.mov(r8d, 1)?;
+            for n in [3, 5] {
+                a.mov(rax, page_of(n) + 0x3008)?;
+                a.mov(rdx, page_of(n) + 0x6007)?;
+                a.mov(qword_ptr(rax), rdx)?;
+            }
+            // Space 3 by INVPCID, space 5 by a load of CR3 that does not keep it.
+            a.mov(qword_ptr(LIST as i32 + 0x100), 3)?;
+            a.mov(qword_ptr(LIST as i32 + 0x108), 0)?;
+            a.mov(eax, 1)?;
+            a.mov(rdi, LIST + 0x100)?;
+            a.invpcid(rax, xmmword_ptr(rdi))?;
+            a.btr(qword_ptr(LIST as i32 + 8 * 5), 63)?;
+            a.jmp(back - 0x100)?;
+            a.set_label(&mut end)?;
+            a.hlt()
+        });
+        rig.time();
+        rig.cpu.gpr[gpr::RBX]
+    }
+
+    #[test]
+    fn address_spaces_with_pcids_are_kept_apart() {
+        let round: u64 = (0..COUNT).map(|n| values(n).0 + values(n).1).sum();
+        for kind in Kind::ALL {
+            assert_eq!(go_round(*kind, 3), 4 * round + 2 * 1000, "{kind:?}");
+        }
+    }
+}

@@ -38,6 +38,7 @@ pub struct Stats {
     pub write_misses: u64,
     pub fetch_misses: u64,
     pub flushes: u64,
+    pub space_changes: u64,
     pub code_writes: u64,
     pub mmio: u64,
     pub exceptions: u64,
@@ -49,15 +50,26 @@ pub struct Stats {
 #[derive(Clone, Debug, Default)]
 pub struct Flushed {
     pub all: bool,
+    /// Translations that are not global, other than the user's.
     pub not_global: bool,
-    /// Single pages, by linear address.
-    pub pages: Vec<u64>,
+    /// The user's translations of address spaces, as a bit mask of their numbers (`Tlb::space`).
+    pub spaces: u32,
+    /// Single pages, by address space and linear address.
+    pub pages: Vec<(u8, u64)>,
+    /// Another address space is at work.
+    pub changed: bool,
 }
 
 impl Flushed {
-    fn page(&mut self, linear: u64) {
+    /// Whether there is anything to follow.
+    #[inline(always)]
+    pub fn any(&self) -> bool {
+        self.all || self.not_global || self.changed || self.spaces != 0 || !self.pages.is_empty()
+    }
+
+    fn page(&mut self, space: usize, linear: u64) {
         if self.pages.len() < 16 {
-            self.pages.push(linear & !0xfff);
+            self.pages.push((space as u8, linear & !0xfff));
         } else {
             self.all = true;
         }
@@ -279,9 +291,17 @@ impl Core {
         } else {
             Bank::Supervisor
         };
-        self.special =
-            cpu.rflags & (rflags::TF | rflags::RF) != 0 || cpu.dr7 & 0xff != 0 || cpu.inhibit_rip.is_some();
+        // RF matters to breakpoints only.
+        self.special = cpu.rflags & rflags::TF != 0 || cpu.dr7 & 0xff != 0 || cpu.inhibit_rip.is_some();
         self.update_key(cpu);
+    }
+
+    /// Without breakpoints nothing will ask for RF, which the next instruction clears in any case.
+    #[inline(always)]
+    pub fn drop_resume_flag(&self, cpu: &mut CpuState) {
+        if !self.special {
+            cpu.rflags &= !rflags::RF;
+        }
     }
 
     /// Code size: 0 for 16-bit, 1 for 32-bit, 2 for 64-bit.
@@ -293,23 +313,43 @@ impl Core {
         self.key = self.flush_count << 3 | u64::from(self.user) << 2 | Self::code_size(cpu);
     }
 
-    /// Drops translations because of CR3, CR4 and the like.
+    /// Drops all translations, or (`keep_global`) those of the address space at work that are not global.
     pub(crate) fn flush_tlb(&mut self, keep_global: bool) {
         self.stats.flushes += 1;
         self.tlb.flush(keep_global);
         if keep_global {
             self.flushed.not_global = true;
+            self.flushed.spaces |= 1 << self.tlb.space();
         } else {
             self.flushed.all = true;
         }
-        self.flush_count += 1;
-        self.resync = true;
-        self.stop = true;
+        self.translations_changed();
+    }
+
+    /// Goes from the address space (PCID) `old` to `new`, and drops what is known of that unless `keep`.
+    pub(crate) fn change_space(&mut self, old: u16, new: u16, keep: bool) {
+        self.stats.space_changes += 1;
+        let dropped = self.tlb.change_space(old, new, keep);
+        self.stats.flushes += u64::from(dropped != 0);
+        self.flushed.spaces |= dropped;
+        self.flushed.not_global = true;
+        self.flushed.changed = true;
+        self.translations_changed();
+    }
+
+    /// Drops what is known of address spaces but the one at work: of one, or all.
+    pub(crate) fn forget_spaces(&mut self, pcid: Option<u16>) {
+        self.flushed.spaces |= self.tlb.forget_spaces(pcid);
+        self.translations_changed();
     }
 
     pub(crate) fn flush_page(&mut self, linear: u64) {
-        self.tlb.flush_page(linear);
-        self.flushed.page(linear);
+        self.flushed.spaces |= self.tlb.flush_page(linear);
+        self.flushed.page(self.tlb.space(), linear);
+        self.translations_changed();
+    }
+
+    fn translations_changed(&mut self) {
         self.flush_count += 1;
         self.resync = true;
         self.stop = true;

@@ -57,6 +57,7 @@ impl Iem {
             }
             if self.core.resync {
                 self.core.update_mode(cpu);
+                self.core.drop_resume_flag(cpu);
             }
             let result = if self.core.special { self.step(cpu) } else { self.run_block(cpu) };
             if let Err(exit) = result {
@@ -135,6 +136,11 @@ impl Iem {
         let result = self.step(cpu);
         self.core.fleeting = false;
         result
+    }
+
+    /// Delivers a fault of the instruction at the CPU's place.
+    pub fn raise_fault(&mut self, cpu: &mut CpuState, fault: Fault) -> Result<(), Exit> {
+        self.raise(cpu, Raised { fault, via_ss: false })
     }
 
     /// Runs one instruction with all that single-stepping, breakpoints and interrupt shadows ask for.
@@ -491,6 +497,7 @@ impl Engine for Iem {
             ("write misses", s.write_misses),
             ("fetch misses", s.fetch_misses),
             ("TLB flushes", s.flushes),
+            ("address space changes", s.space_changes),
             ("writes to code pages", s.code_writes),
             ("MMIO accesses", s.mmio),
             ("exceptions", s.exceptions),

@@ -3,7 +3,7 @@
 //! An entry holds one tag for each kind of access and the distance from guest linear to host address:
 //!
 //! ```text
-//! entry = bank[(linear >> 12) & 1023]
+//! entry = bank[(linear >> 12) & 4095]
 //! linear ^ entry.read  <=  4096 - size     hit: page, permission and no page crossing in one compare
 //! host address = linear + entry.delta
 //! ```
@@ -13,20 +13,30 @@
 //!
 //! There is one bank of entries for each class of privilege ([`Bank`]); one of them is never filled, for times at which each
 //! access must be looked at.
+//!
+//! The user's bank, and a part of the memory in front of the entries, exist once for each of [`SPACES`] address spaces, told
+//! apart by their PCID (Intel SDM volume 3, 4.10.1). Each space has a view of the whole memory in which its own parts are mapped at the place of
+//! the first one's, so that going to another space is going to another base address.
 #![allow(unsafe_code)] // guest memory is reached by host pointers; only this module dereferences them
 
 use std::alloc::Layout;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
 use pgm::HostMemory;
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use crate::flags::Int;
 
 /// Entries in a bank.
-pub const ENTRIES: usize = 1024;
+pub const ENTRIES: usize = 4096;
+/// Address spaces whose user translations are kept at a time.
+pub const SPACES: usize = 8;
 const PAGE: u64 = 0xfff;
 
 /// The privilege that translations are kept for, as offset of the bank's first entry.
@@ -55,6 +65,8 @@ pub struct Entry {
 
 /// Bytes in front of the entries that belong to an engine which generates code: it reaches both from one base register.
 pub const ENGINE_BYTES: usize = 4096 + (7 << 20);
+/// Those of them that each address space has for itself.
+pub const ENGINE_OWN: Range<usize> = 4096 + (1 << 20)..4096 + (2 << 20);
 
 /// What generated code works on.
 #[repr(C, align(4096))]
@@ -63,47 +75,76 @@ struct Area {
     entries: [Entry; 4 * ENTRIES],
 }
 
-/// The area's place in memory, which never changes.
-struct AreaBox(NonNull<Area>);
+/// Where the user's bank lies in the area.
+const USER_BANK: Range<usize> = {
+    let start = std::mem::offset_of!(Area, entries) + Bank::User as usize * size_of::<Entry>();
+    start..start + ENTRIES * size_of::<Entry>()
+};
+/// Bytes that an address space has for itself.
+const OWN_BYTES: usize = (ENGINE_OWN.end - ENGINE_OWN.start) + (USER_BANK.end - USER_BANK.start);
 
-// SAFETY: the allocation belongs to this object alone.
-unsafe impl Send for AreaBox {}
+const _: () = assert!(
+    ENGINE_OWN.start.is_multiple_of(4096)
+        && ENGINE_OWN.end.is_multiple_of(4096)
+        && USER_BANK.start.is_multiple_of(4096)
+        && USER_BANK.end.is_multiple_of(4096)
+);
 
-impl AreaBox {
-    fn new() -> Self {
-        // SAFETY: fresh private memory at an address of the kernel's choice; zeros are valid for the area's integers. What no
-        // engine touches costs no memory.
-        let area = unsafe {
-            mmap_anonymous(
-                std::ptr::null_mut(),
-                size_of::<Area>(),
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::PRIVATE,
-            )
-        };
-        match area.ok().and_then(|area| NonNull::new(area.cast::<Area>())) {
-            Some(area) => Self(area),
-            None => std::alloc::handle_alloc_error(Layout::new::<Area>()),
-        }
-    }
+/// An area's place.
+#[derive(Clone, Copy)]
+struct AreaRef(NonNull<Area>);
 
+// SAFETY: only the object that holds the views of an area reaches it.
+unsafe impl Send for AreaRef {}
+
+impl AreaRef {
     #[inline(always)]
     fn entries(&self) -> &[Entry; 4 * ENTRIES] {
-        // SAFETY: the area lives as long as `self`; generated code runs only while its engine borrows the `Tlb` mutably.
+        // SAFETY: the mapping lives as long as the `Tlb` that holds this; generated code runs only while its engine borrows
+        // that mutably.
         unsafe { &(*self.0.as_ptr()).entries }
     }
 
     #[inline(always)]
     fn entries_mut(&mut self) -> &mut [Entry; 4 * ENTRIES] {
-        // SAFETY: as above.
+        // SAFETY: as above; of views of the same memory only one is used at a time, because all are reached through one `Tlb`.
         unsafe { &mut (*self.0.as_ptr()).entries }
     }
 }
 
-impl Drop for AreaBox {
+/// The area as one address space sees it. Its place never changes.
+struct View(AreaRef);
+
+impl View {
+    /// Maps the view of space `n`.
+    fn new(memory: &OwnedFd, n: usize) -> Result<Self, Errno> {
+        let all = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a mapping at an address of the kernel's choice; zeros are valid for the area's integers. What no engine
+        // touches costs no memory.
+        let at = unsafe {
+            mmap(std::ptr::null_mut(), size_of::<Area>(), all, MapFlags::SHARED, memory, 0)?.cast::<u8>()
+        };
+        let view = Self(AreaRef(NonNull::new(at.cast()).ok_or(Errno::NOMEM)?));
+        if n > 0 {
+            let mut from = size_of::<Area>() + (n - 1) * OWN_BYTES;
+            for part in [ENGINE_OWN, USER_BANK] {
+                let len = part.end - part.start;
+                // SAFETY: replaces a part of the mapping just made, which nobody has seen yet.
+                unsafe {
+                    let at = at.add(part.start).cast();
+                    mmap(at, len, all, MapFlags::SHARED | MapFlags::FIXED, memory, from as u64)?;
+                }
+                from += len;
+            }
+        }
+        Ok(view)
+    }
+}
+
+impl Drop for View {
     fn drop(&mut self) {
         // SAFETY: unmaps exactly what `new` mapped.
-        let _ = unsafe { munmap(self.0.as_ptr().cast(), size_of::<Area>()) };
+        let _ = unsafe { munmap(self.0.0.as_ptr().cast(), size_of::<Area>()) };
     }
 }
 
@@ -412,26 +453,99 @@ unsafe fn store<T: Copy>(address: u64, value: T) {
 struct Meta {
     live: bool,
     global: bool,
+    /// The index stands in the list of global entries, or of others.
+    in_global: bool,
+    in_local: bool,
     /// Linear page address.
     page: u64,
 }
 
+/// An address space and what is kept for it alone.
+struct Space {
+    view: View,
+    /// The user bank's entries.
+    meta: Box<[Meta]>,
+    /// Indexes of entries of the user's bank that may be live.
+    live: Vec<u16>,
+    /// Translations of other banks that are not global, while another space is at work.
+    parked: Vec<(u16, u64, Entry)>,
+    pcid: Option<u16>,
+    /// When it was last gone to.
+    used: u64,
+}
+
+/// Most entries that are parked for a space.
+const MOST_PARKED: usize = 256;
+
+impl Space {
+    fn new(memory: &OwnedFd, n: usize) -> Result<Self, Errno> {
+        let mut view = View::new(memory, n)?;
+        let from = if n == 0 { 0 } else { Bank::User as usize };
+        let to = if n == 0 { 4 * ENTRIES } else { from + ENTRIES };
+        for (i, entry) in view.0.entries_mut().iter_mut().enumerate().take(to).skip(from) {
+            *entry = Entry::none(i);
+        }
+        Ok(Self {
+            view,
+            meta: vec![Meta::default(); ENTRIES].into(),
+            live: Vec::new(),
+            parked: Vec::new(),
+            pcid: None,
+            used: 0,
+        })
+    }
+
+    /// Drops all that is kept for it alone.
+    fn clear(&mut self) {
+        self.parked.clear();
+        let entries = self.view.0.entries_mut();
+        for index in self.live.drain(..) {
+            let index = usize::from(index);
+            entries[index] = Entry::none(index);
+            self.meta[index % ENTRIES] = Meta::default();
+        }
+    }
+}
+
 /// The translations of one vCPU.
 pub struct Tlb {
-    area: AreaBox,
+    spaces: Vec<Space>,
+    /// The one at work, and its view.
+    space: usize,
+    area: AreaRef,
+    memory: OwnedFd,
+    /// Of all banks; the user's part is not used.
     meta: Box<[Meta]>,
-    /// Indexes of live entries, so that a flush costs what was filled.
-    live: Vec<u16>,
+    /// Indexes of entries outside the user's bank that may be live, so that a flush costs what was filled.
+    global: Vec<u16>,
+    local: Vec<u16>,
     losses: u64,
+    /// Changes of the address space.
+    changes: u64,
+    /// User pages were global at some time.
+    global_users: bool,
 }
 
 impl Default for Tlb {
     fn default() -> Self {
-        let mut area = AreaBox::new();
-        for (i, entry) in area.entries_mut().iter_mut().enumerate() {
-            *entry = Entry::none(i);
+        let made = || {
+            let memory = memfd_create("tlb", MemfdFlags::CLOEXEC)?;
+            ftruncate(&memory, (size_of::<Area>() + (SPACES - 1) * OWN_BYTES) as u64)?;
+            Ok::<_, Errno>((Space::new(&memory, 0)?, memory))
+        };
+        let Ok((first, memory)) = made() else { std::alloc::handle_alloc_error(Layout::new::<Area>()) };
+        Self {
+            area: first.view.0,
+            spaces: vec![first],
+            space: 0,
+            memory,
+            meta: vec![Meta::default(); 4 * ENTRIES].into(),
+            global: Vec::new(),
+            local: Vec::new(),
+            losses: 0,
+            changes: 0,
+            global_users: false,
         }
-        Self { area, meta: vec![Meta::default(); 4 * ENTRIES].into(), live: Vec::new(), losses: 0 }
     }
 }
 
@@ -454,9 +568,29 @@ fn slot(bank: Bank, linear: u64) -> usize {
 }
 
 impl Tlb {
-    /// Where the engine's bytes start ([`ENGINE_BYTES`], zeroed at first); the entries of all banks follow. The place never changes.
+    /// Where the engine's bytes start ([`ENGINE_BYTES`], zeroed at first) in the view of the address space at work; the entries of
+    /// all banks follow.
     pub fn area(&mut self) -> NonNull<u8> {
         self.area.0.cast()
+    }
+
+    /// The number of the address space at work, below [`SPACES`].
+    pub fn space(&self) -> usize {
+        self.space
+    }
+
+    /// The area as another address space sees it, if that has been gone to yet.
+    pub fn area_of(&mut self, space: usize) -> Option<NonNull<u8>> {
+        self.spaces.get(space).map(|s| s.view.0.0.cast())
+    }
+
+    #[inline(always)]
+    fn meta(&mut self, index: usize) -> &mut Meta {
+        if index / ENTRIES == 1 {
+            &mut self.spaces[self.space].meta[index % ENTRIES]
+        } else {
+            &mut self.meta[index]
+        }
     }
 
     /// Reads, if a translation allows.
@@ -547,7 +681,12 @@ impl Tlb {
     /// Whether the translation of code at `linear` is global.
     pub fn is_global(&self, bank: Bank, linear: u64) -> bool {
         let index = slot(bank, linear);
-        self.meta[index].live && self.meta[index].global
+        let meta = if bank == Bank::User {
+            &self.spaces[self.space].meta[index % ENTRIES]
+        } else {
+            &self.meta[index]
+        };
+        meta.live && meta.global
     }
 
     /// Counts what took translations away.
@@ -563,16 +702,27 @@ impl Tlb {
         let index = slot(bank, linear);
         let page = linear & !PAGE;
         let delta = frame.host.wrapping_sub(page);
-        let meta = &mut self.meta[index];
-        let entry = &mut self.area.entries_mut()[index];
-        if !meta.live || meta.page != page || entry.delta != delta {
-            if !meta.live {
-                self.live.push(index as u16);
+        let same = self.area.entries()[index].delta == delta;
+        let meta = self.meta(index);
+        let kept = meta.live && meta.page == page && same;
+        let global = global && (meta.global || !kept);
+        let listed = if bank == Bank::User || !global { &mut meta.in_local } else { &mut meta.in_global };
+        let new = !std::mem::replace(listed, true);
+        *meta = Meta { live: true, global, page, ..*meta };
+        if new {
+            if bank == Bank::User {
+                self.global_users |= global;
+                self.spaces[self.space].live.push(index as u16);
+            } else if global {
+                self.global.push(index as u16);
+            } else {
+                self.local.push(index as u16);
             }
-            *meta = Meta { live: true, global, page };
+        }
+        let entry = &mut self.area.entries_mut()[index];
+        if !kept {
             *entry = Entry { delta, ..Entry::none(index) };
         }
-        meta.global &= global;
         match kind {
             crate::paging::Kind::Read => entry.read = page,
             crate::paging::Kind::Write if frame.writable => {
@@ -584,51 +734,155 @@ impl Tlb {
         }
     }
 
-    fn clear_entry(entries: &mut [Entry; 4 * ENTRIES], meta: &mut [Meta], index: usize) {
-        entries[index] = Entry::none(index);
-        meta[index].live = false;
-    }
-
-    /// Drops all translations, or all but global ones.
-    pub fn flush(&mut self, keep_global: bool) {
-        self.losses += 1;
-        let Self { area, meta, live, .. } = self;
-        let entries = area.entries_mut();
-        live.retain(|&index| {
-            let index = index as usize;
-            if keep_global && meta[index].global {
-                return true;
-            }
-            Self::clear_entry(entries, meta, index);
-            false
-        });
-    }
-
-    /// Drops the translations of one page.
-    pub fn flush_page(&mut self, linear: u64) {
-        self.losses += 1;
-        for bank in [Bank::Supervisor, Bank::User, Bank::Override] {
-            let index = slot(bank, linear);
-            let page = linear & !PAGE;
-            if self.meta[index].live && self.meta[index].page == page {
-                // The index stays in `live`; the entry is dead and harmless there.
-                self.area.entries_mut()[index] = Entry::none(index);
-                self.meta[index].page = NO_PAGE;
+    /// Drops the entries outside the user's bank that are not global; `park` is told of those that were live.
+    fn drop_local(&mut self, mut park: impl FnMut(u16, u64, Entry)) {
+        let entries = self.area.entries_mut();
+        for number in self.local.drain(..) {
+            let index = usize::from(number);
+            let meta = &mut self.meta[index];
+            meta.in_local = false;
+            if meta.live && !meta.global {
+                park(number, meta.page, entries[index]);
+                meta.live = false;
+                entries[index] = Entry::none(index);
             }
         }
+    }
+
+    /// Drops all translations of all address spaces, or (`keep_global`) those of the space at work that are not global.
+    pub fn flush(&mut self, keep_global: bool) {
+        self.losses += 1;
+        self.drop_local(|_, _, _| ());
+        if keep_global {
+            self.spaces[self.space].clear();
+            return;
+        }
+        for space in &mut self.spaces {
+            space.clear();
+            space.pcid = None;
+        }
+        let entries = self.area.entries_mut();
+        for index in self.global.drain(..) {
+            let index = usize::from(index);
+            self.meta[index] = Meta::default();
+            entries[index] = Entry::none(index);
+        }
+        self.global_users = false;
+    }
+
+    /// Goes from the address space `old` to `new`, and drops what is known of that unless `keep`. Gives the numbers of spaces whose
+    /// user translations were dropped as a bit mask.
+    pub fn change_space(&mut self, old: u16, new: u16, keep: bool) -> u32 {
+        self.losses += 1;
+        self.changes += 1;
+        let mut dropped = 0;
+        if self.spaces[self.space].pcid != Some(old) {
+            // Everything was dropped since the space was gone to; it belongs to whoever is at work now.
+            dropped = self.forget_spaces(Some(old));
+            self.spaces[self.space].pcid = Some(old);
+        }
+        let mut parked = std::mem::take(&mut self.spaces[self.space].parked);
+        parked.clear();
+        self.drop_local(|index, page, entry| {
+            if page != NO_PAGE && parked.len() < MOST_PARKED {
+                parked.push((index, page, entry));
+            }
+        });
+        self.spaces[self.space].parked = parked;
+        self.spaces[self.space].used = self.changes;
+        let known = self.spaces.iter().position(|s| s.pcid == Some(new));
+        let to = match known {
+            Some(n) => n,
+            None if self.spaces.len() < SPACES => match Space::new(&self.memory, self.spaces.len()) {
+                Ok(space) => {
+                    self.spaces.push(space);
+                    self.spaces.len() - 1
+                }
+                // The host is short of memory: one space must do.
+                Err(_) => self.space,
+            },
+            None => (0..self.spaces.len()).min_by_key(|&n| self.spaces[n].used).unwrap_or(self.space),
+        };
+        self.space = to;
+        self.area = self.spaces[to].view.0;
+        let space = &mut self.spaces[to];
+        space.pcid = Some(new);
+        space.used = self.changes;
+        if known.is_none() || !keep {
+            space.clear();
+            return dropped | 1 << to;
+        }
+        let entries = space.view.0.entries_mut();
+        for (number, page, entry) in space.parked.drain(..) {
+            let index = usize::from(number);
+            let meta = &mut self.meta[index];
+            if !meta.live {
+                let listed = std::mem::replace(&mut meta.in_local, true);
+                *meta = Meta { live: true, global: false, page, ..*meta };
+                entries[index] = entry;
+                if !listed {
+                    self.local.push(number);
+                }
+            }
+        }
+        dropped
+    }
+
+    /// Drops what is known of address spaces but the one at work: of one, or all. Gives their numbers as a bit mask.
+    pub fn forget_spaces(&mut self, pcid: Option<u16>) -> u32 {
+        let current = self.space;
+        let mut mask = 0;
+        for (n, space) in self.spaces.iter_mut().enumerate() {
+            if n != current && pcid.is_none_or(|p| space.pcid == Some(p)) {
+                space.clear();
+                space.pcid = None;
+                mask |= 1 << n;
+            }
+        }
+        mask
+    }
+
+    /// Drops the translations of one page. Gives the numbers of other address spaces that were dropped as a bit mask.
+    pub fn flush_page(&mut self, linear: u64) -> u32 {
+        self.losses += 1;
+        let page = linear & !PAGE;
+        for bank in [Bank::Supervisor, Bank::User, Bank::Override] {
+            let index = slot(bank, linear);
+            let meta = self.meta(index);
+            if meta.live && meta.page == page {
+                // The index stays in its list; the entry is dead and harmless there.
+                meta.page = NO_PAGE;
+                self.area.entries_mut()[index] = Entry::none(index);
+            }
+        }
+        // A global page is all address spaces'.
+        if self.global_users { self.forget_spaces(None) } else { 0 }
     }
 
     /// Takes the write permission from all translations to a frame.
     pub fn drop_writes(&mut self, frame: Frame) {
         self.losses += 1;
-        let Self { area, meta, live, .. } = self;
-        let entries = area.entries_mut();
-        for &index in &*live {
-            let index = index as usize;
-            let entry = &mut entries[index];
-            if entry.host(meta[index].page) == frame.host {
-                entry.write = no_tag(index);
+        // Tags hold page addresses; an entry without any has nothing to lose.
+        let drop = |entries: &mut [Entry; 4 * ENTRIES], index: u16| {
+            let index = usize::from(index);
+            let page = entries[index].write;
+            if entries[index].host(page) == frame.host {
+                entries[index].write = no_tag(index);
             }
+        };
+        for space in &mut self.spaces {
+            for (index, page, entry) in &mut space.parked {
+                if entry.host(*page) == frame.host {
+                    entry.write = no_tag(usize::from(*index));
+                }
+            }
+            for &index in &space.live {
+                drop(space.view.0.entries_mut(), index);
+            }
+        }
+        let entries = self.area.entries_mut();
+        for &index in self.global.iter().chain(&self.local) {
+            drop(entries, index);
         }
     }
 }

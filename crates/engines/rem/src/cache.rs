@@ -5,6 +5,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::AtomicU32;
 
 use iem::Source;
+use iem::tlb::SPACES;
 
 use crate::plan::Mode;
 
@@ -103,8 +104,34 @@ impl Rewritten {
 
 /// Which slots of the jump cache hold addresses of one page.
 pub(crate) struct PageJumps {
+    /// The kernel's code in it is global. The user's is looked at as the address space's own.
     pub(crate) global: bool,
     pub(crate) slots: Vec<u16>,
+}
+
+/// A bank of the jump cache: the user's exists once for each address space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Placed(u8);
+
+impl Placed {
+    pub(crate) const KERNEL: Self = Self(0);
+    pub(crate) const OVERRIDE: Self = Self(2);
+
+    pub(crate) fn new(bank: u8, space: usize) -> Self {
+        if bank == 1 { Self::user(space) } else { Self(bank) }
+    }
+
+    pub(crate) fn user(space: usize) -> Self {
+        Self((space as u8) << 2 | 1)
+    }
+
+    pub(crate) fn bank(self) -> usize {
+        usize::from(self.0 & 3)
+    }
+
+    pub(crate) fn space(self) -> usize {
+        usize::from(self.0 >> 2)
+    }
 }
 
 #[derive(Default)]
@@ -123,5 +150,9 @@ pub(crate) struct Cache {
     pub(crate) pages: IntMap<u64, Page>,
     pub(crate) rewritten: IntMap<u64, Rewritten>,
     /// By bank and linear page address.
-    pub(crate) jumps: IntMap<(u8, u64), PageJumps>,
+    pub(crate) jumps: IntMap<(Placed, u64), PageJumps>,
+    /// Those of the kernel's banks that are not global.
+    pub(crate) local: Vec<(Placed, u64)>,
+    /// The user's pages, by address space.
+    pub(crate) users: [Vec<u64>; SPACES],
 }

@@ -8,13 +8,20 @@ use std::sync::atomic::AtomicU32;
 
 use cpum::state::XsaveArea;
 use cpum::{CpuState, Segment};
-use iem::tlb::{ENGINE_BYTES, Entry};
+use iem::tlb::{ENGINE_BYTES, ENGINE_OWN, Entry};
+
+/// A vector register: XMM, then the upper half of YMM where the host has that.
+#[derive(Clone, Copy)]
+#[repr(C, align(32))]
+pub(crate) struct Vector(pub(crate) [u8; 32]);
 
 /// Everything but tables.
 #[repr(C)]
 pub(crate) struct Context {
-    /// The vector registers while Rust code runs, in the XSAVE format; the x87 state stays in the unit.
+    /// Where state goes to and comes from memory in the XSAVE format.
     pub(crate) xsave: XsaveArea,
+    /// The vector registers while Rust code runs; the x87 state stays in the unit.
+    pub(crate) vectors: [Vector; 16],
     pub(crate) cpu: *mut CpuState,
     pub(crate) rem: *mut crate::run::Rem,
     /// `VcpuLink::kick_word`.
@@ -57,6 +64,15 @@ pub(crate) struct Context {
     /// The code and stack segments that SYSCALL and SYSRET load.
     pub(crate) kernel_segments: [Segment; 2],
     pub(crate) user_segments: [Segment; 2],
+    /// Not zero: IRET can be done in generated code if it goes to code and stack of these selectors and the descriptors at this
+    /// linear address are flat ones.
+    pub(crate) iret_ok: u64,
+    pub(crate) iret_selectors: [u64; 2],
+    pub(crate) iret_descriptors: u64,
+    /// Not zero: RAX and RDX are in `tmp[2]` and `tmp[3]` if the host raises an exception.
+    pub(crate) masked: u64,
+    /// Control registers of the floating-point units, for a look at them: MXCSR, FCW.
+    pub(crate) control: [u32; 2],
     /// The link by which the code goes on if the check of a page at work fails.
     pub(crate) check: u64,
     /// Pages that groups of accesses of the block at work lie in: the distance to host memory is the second value.
@@ -77,7 +93,7 @@ pub(crate) const SITES: usize = 1 << 14;
 /// Offsets of the fields.
 pub(crate) mod off {
     use super::{Context, offset_of};
-    pub(crate) const XSAVE: i32 = offset_of!(Context, xsave) as i32;
+    pub(crate) const VECTORS: i32 = offset_of!(Context, vectors) as i32;
     pub(crate) const CPU: i32 = offset_of!(Context, cpu) as i32;
     pub(crate) const REM: i32 = offset_of!(Context, rem) as i32;
     pub(crate) const KICK: i32 = offset_of!(Context, kick) as i32;
@@ -106,6 +122,11 @@ pub(crate) mod off {
     pub(crate) const SYSRET_OK: i32 = offset_of!(Context, sysret_ok) as i32;
     pub(crate) const LSTAR: i32 = offset_of!(Context, lstar) as i32;
     pub(crate) const SYSCALL_KEEPS: i32 = offset_of!(Context, syscall_keeps) as i32;
+    pub(crate) const IRET_OK: i32 = offset_of!(Context, iret_ok) as i32;
+    pub(crate) const IRET_SELECTORS: i32 = offset_of!(Context, iret_selectors) as i32;
+    pub(crate) const IRET_DESCRIPTORS: i32 = offset_of!(Context, iret_descriptors) as i32;
+    pub(crate) const MASKED: i32 = offset_of!(Context, masked) as i32;
+    pub(crate) const CONTROL: i32 = offset_of!(Context, control) as i32;
     pub(crate) const KERNEL_SEGMENTS: i32 = offset_of!(Context, kernel_segments) as i32;
     pub(crate) const USER_SEGMENTS: i32 = offset_of!(Context, user_segments) as i32;
 }
@@ -121,6 +142,7 @@ pub(crate) mod cpu {
     pub(crate) const SELECTOR: i32 = offset_of!(Segment, selector) as i32;
     pub(crate) const CS: i32 = SEGMENTS + seg::CS as i32 * SEGMENT;
     pub(crate) const SS: i32 = SEGMENTS + seg::SS as i32 * SEGMENT;
+    pub(crate) const FS_BASE: i32 = SEGMENTS + seg::FS as i32 * SEGMENT + offset_of!(Segment, base) as i32;
     pub(crate) const GS_BASE: i32 = SEGMENTS + seg::GS as i32 * SEGMENT + offset_of!(Segment, base) as i32;
     const MSR: usize = offset_of!(CpuState, msr);
     pub(crate) const KERNEL_GS_BASE: i32 = (MSR + offset_of!(cpum::state::Msrs, kernel_gs_base)) as i32;
@@ -166,6 +188,9 @@ const _: () = {
     assert!(size_of::<Context>() <= JUMPS_AT);
     assert!(LIVE_SITES_AT + SITES * size_of::<u16>() <= ENGINE_BYTES);
     assert!(SITES <= 1 << 16);
+    // The user's bank of the jump cache exists once for each address space.
+    assert!(ENGINE_OWN.start == JUMPS_AT + JUMPS * size_of::<Jump>());
+    assert!(ENGINE_OWN.end == JUMPS_AT + 2 * JUMPS * size_of::<Jump>());
     assert!(cpu::SEGMENT == 24);
     assert!(size_of::<Entry>() == 1 << (12 - TLB_SHIFT));
 };

@@ -94,6 +94,13 @@ enum Cold {
         start: u16,
         why: u32,
     },
+    /// The same of an instruction on x87, SSE or AVX state; with `reset` the unit gets masks that are safe for host code.
+    InterpretFp {
+        sites: Vec<usize>,
+        offset: u16,
+        saved: bool,
+        reset: bool,
+    },
     Far {
         site: usize,
         target: i64,
@@ -752,13 +759,11 @@ impl<'a> Emitter<'a> {
                 self.hot.shift_imm(5, true, r::RDX, 32);
                 self.hot.mov32(r::RAX, r::RAX);
             }
-            Kind::Selector => {
-                let at = cpu::SEGMENTS + insn.op1_register().number() as i32 * cpu::SEGMENT + cpu::SELECTOR;
-                self.hot.load(r::S15, M::Ctx(off::CPU));
-                let to = self.destination(insn.op0_register());
-                self.hot.rm(false, None, &[0x0f, 0xb7], to, M::At(r::S15, at));
-                self.settle(insn.op0_register(), to);
-            }
+            Kind::Selector => self.selector(item),
+            Kind::ReadBase(gs) => self.read_base(insn, gs),
+            Kind::WriteBase(gs) => self.write_base(item, gs),
+            Kind::Xsave(compact) => self.xsave(item, compact),
+            Kind::Xrstor => self.xrstor(item),
             Kind::ReadControl => {
                 let at = match insn.op1_register() {
                     Register::CR0 => cpu::CR0,
@@ -810,6 +815,10 @@ impl<'a> Emitter<'a> {
             }
             Kind::Sysret => {
                 self.sysret(item);
+                return true;
+            }
+            Kind::Iret => {
+                self.iret(item);
                 return true;
             }
             Kind::Interpret(fp) => {
@@ -1179,6 +1188,23 @@ impl<'a> Emitter<'a> {
                     self.cold.restore_flags(r::S14, off::FLAGS);
                     self.cold.mov_imm32(r::S14, start.into());
                     self.cold.mov_imm32(r::DELTA, why);
+                    self.cold_thunk(self.thunks.exit, false);
+                }
+                Cold::InterpretFp { sites, offset, saved, reset } => {
+                    for site in sites {
+                        self.aim_hot(site);
+                    }
+                    if reset {
+                        self.cold.store_imm32(M::Ctx(off::CONTROL), 0x1f80);
+                        self.cold.rm(false, None, &[0x0f, 0xae], 2, M::Ctx(off::CONTROL)); // ldmxcsr
+                        self.cold.bytes(&[0xdb, 0xe3]); // fninit
+                    }
+                    Self::swap_out(&mut self.cold, &self.swaps);
+                    if saved {
+                        self.cold.restore_flags(r::S14, off::FLAGS);
+                    }
+                    self.cold.mov_imm32(r::S14, offset.into());
+                    self.cold.mov_imm32(r::DELTA, reason::INTERPRET_FP as u32);
                     self.cold_thunk(self.thunks.exit, false);
                 }
                 Cold::Far { site, target } => {

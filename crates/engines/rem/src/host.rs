@@ -91,23 +91,32 @@ pub(crate) fn announce(start: u64, len: u64, on_fault: u64) {
     RUNNING.with(|r| r.set((start, len, on_fault)));
 }
 
-static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
+/// Whether generated code may use XSAVE, XSAVEC and XRSTOR.
+pub(crate) fn has_xsave() -> bool {
+    std::is_x86_feature_detected!("xsave") && std::is_x86_feature_detected!("xsavec")
+}
 
-/// Sees to it that division errors in generated code are the guest's. Once for the process.
+/// The signals that are looked at, and the actions before.
+const SIGNALS: [i32; 2] = [libc::SIGFPE, libc::SIGSEGV];
+static PREVIOUS: [OnceLock<libc::sigaction>; 2] = [const { OnceLock::new() }; 2];
+
+/// Sees to it that division errors in generated code are the guest's, and #GP where it says that it may raise that. Once for the process.
 pub(crate) fn handle_signals() -> std::io::Result<()> {
     static DONE: OnceLock<Result<(), i32>> = OnceLock::new();
     let done = DONE.get_or_init(|| {
         // SAFETY: the handler only reads thread-local numbers and changes the context it is given; the old action is kept and
         // called for signals that are not ours.
         unsafe {
-            let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = handler as *const () as usize;
-            action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-            let mut old: libc::sigaction = std::mem::zeroed();
-            libc::sigaction(libc::SIGFPE, std::ptr::null(), &mut old);
-            let _ = PREVIOUS.set(old);
-            if libc::sigaction(libc::SIGFPE, &action, std::ptr::null_mut()) != 0 {
-                return Err(std::io::Error::last_os_error().raw_os_error().unwrap_or(0));
+            for (signal, previous) in SIGNALS.into_iter().zip(&PREVIOUS) {
+                let mut action: libc::sigaction = std::mem::zeroed();
+                action.sa_sigaction = handler as *const () as usize;
+                action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+                let mut old: libc::sigaction = std::mem::zeroed();
+                libc::sigaction(signal, std::ptr::null(), &mut old);
+                let _ = previous.set(old);
+                if libc::sigaction(signal, &action, std::ptr::null_mut()) != 0 {
+                    return Err(std::io::Error::last_os_error().raw_os_error().unwrap_or(0));
+                }
             }
         }
         Ok(())
@@ -115,18 +124,30 @@ pub(crate) fn handle_signals() -> std::io::Result<()> {
     done.map_err(std::io::Error::from_raw_os_error)
 }
 
+/// Whether generated code, which was interrupted, said that the instruction at work may raise #GP.
+fn may_fault() -> bool {
+    let masked: u64;
+    // SAFETY: GS is the context's base while generated code runs.
+    unsafe {
+        std::arch::asm!("mov {}, gs:[{at}]", out(reg) masked, at = const crate::context::off::MASKED,
+            options(nostack, readonly, preserves_flags));
+    }
+    masked != 0
+}
+
 extern "C" fn handler(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     let (start, len, on_fault) = RUNNING.with(Cell::get);
     let registers = context.cast::<libc::ucontext_t>();
     // SAFETY: the kernel passes a valid context to handlers with SA_SIGINFO.
     let rip = unsafe { &mut (*registers).uc_mcontext.gregs[libc::REG_RIP as usize] };
-    if (*rip as u64).wrapping_sub(start) < len {
+    if (*rip as u64).wrapping_sub(start) < len && (signal != libc::SIGSEGV || may_fault()) {
         *rip = on_fault as i64;
         return;
     }
     // SAFETY: hands the signal on as it would have come without this handler.
     unsafe {
-        match PREVIOUS.get() {
+        let known = SIGNALS.iter().position(|&s| s == signal);
+        match known.and_then(|n| PREVIOUS[n].get()) {
             Some(old) if old.sa_sigaction != libc::SIG_DFL && old.sa_sigaction != libc::SIG_IGN => {
                 if old.sa_flags & libc::SA_SIGINFO != 0 {
                     let f: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) =

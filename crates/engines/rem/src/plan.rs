@@ -10,6 +10,8 @@ use crate::emit::verify::{Immediate, Verify, reads_immediate};
 use crate::groups::{self, Group};
 use crate::swap::{self, Swap};
 
+/// Bytes of an XSAVE image with all that guests have.
+const XSAVE_BYTES: u16 = cpum::state::XsaveArea::SIZE as u16;
 /// Most instructions in a block.
 const MAX_INSNS: usize = 96;
 /// The arithmetic flags, as `iced-x86` names them.
@@ -35,6 +37,8 @@ pub(crate) struct Mode {
     pub(crate) smap: bool,
     /// RDTSC reads the host's counter.
     pub(crate) tsc: bool,
+    /// RDFSBASE and relatives are enabled.
+    pub(crate) fsgsbase: bool,
 }
 
 impl Mode {
@@ -49,6 +53,7 @@ impl Mode {
             | if self.plain { PLAIN_BIT } else { 0 }
             | u16::from(self.smap) << 8
             | u16::from(self.tsc) << 9
+            | u16::from(self.fsgsbase) << 10
     }
 
     /// What code of all banks has in common.
@@ -101,7 +106,7 @@ pub(crate) enum Kind {
     Rdtsc,
     /// RDTSCP.
     Rdtscp,
-    /// MOV from a segment register.
+    /// MOV from a segment register, to a register or memory.
     Selector,
     /// MOV from a control register.
     ReadControl,
@@ -112,6 +117,14 @@ pub(crate) enum Kind {
     SetAc(bool),
     Syscall,
     Sysret,
+    /// IRET in 64-bit code.
+    Iret,
+    /// RDFSBASE, RDGSBASE; WRFSBASE, WRGSBASE. True for GS.
+    ReadBase(bool),
+    WriteBase(bool),
+    /// XSAVE and XSAVEOPT; XSAVEC if true.
+    Xsave(bool),
+    Xrstor,
     /// Left to the interpreter; true if it works on x87, SSE or AVX state.
     Interpret(bool),
 }
@@ -208,6 +221,8 @@ pub(crate) struct Machine {
     pub(crate) unit: Features,
     /// Features of general instructions that are announced (`general_features`).
     pub(crate) general: u32,
+    /// The host has XSAVE, XSAVEC and XRSTOR.
+    pub(crate) xsave: bool,
 }
 
 /// `CpuidFeature`s of general instructions beyond the base set, in the order of the bits of [`Machine::general`].
@@ -483,6 +498,12 @@ fn sort(insn: &Instruction, mode: Mode, machine: &Machine) -> Sorted {
     let has_memory = (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Memory);
     let word = if mode.long { 8 } else { 4 };
     if let Some(kind) = sort_system(insn, mode) {
+        if kind == Kind::Selector && has_memory {
+            if !addressable(insn, mode) {
+                return interpret;
+            }
+            return Sorted { memory: true, size: 2, writes: true, ..Sorted::plain(kind) };
+        }
         let stack = matches!(kind, Kind::Pushf | Kind::Popf);
         return Sorted {
             size: if stack { word } else { 0 },
@@ -589,6 +610,24 @@ fn sort(insn: &Instruction, mode: Mode, machine: &Machine) -> Sorted {
         _ => {}
     }
     if let Some(class) = unit::classify(insn) {
+        if class.kind == unit::Kind::Xsave
+            && mode.avx
+            && mode.long
+            && machine.xsave
+            && machine.unit.contains(class.features)
+            && addressable(insn, mode)
+        {
+            let kind = match insn.mnemonic() {
+                Mnemonic::Xsave | Mnemonic::Xsave64 | Mnemonic::Xsaveopt | Mnemonic::Xsaveopt64 => {
+                    Kind::Xsave(false)
+                }
+                Mnemonic::Xsavec | Mnemonic::Xsavec64 => Kind::Xsave(true),
+                Mnemonic::Xrstor | Mnemonic::Xrstor64 => Kind::Xrstor,
+                _ => Kind::Interpret(true),
+            };
+            let writes = matches!(kind, Kind::Xsave(_));
+            return Sorted { kind, memory: true, size: XSAVE_BYTES, writes, align: 64, fp: true };
+        }
         let allowed = match class.kind {
             unit::Kind::X87 | unit::Kind::X87NoWait | unit::Kind::Wait | unit::Kind::Mmx => {
                 mode.x87 && mode.sse
@@ -682,11 +721,15 @@ fn sort_system(insn: &Instruction, mode: Mode) -> Option<Kind> {
         Mnemonic::Syscall if mode.long && mode.user() => Kind::Syscall,
         Mnemonic::Sysretq if mode.long && mode.bank == 0 => Kind::Sysret,
         Mnemonic::Mov
-            if matches!(insn.code(), Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg)
-                && insn.op0_kind() == OpKind::Register =>
+            if matches!(insn.code(), Code::Mov_rm16_Sreg | Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg) =>
         {
             Kind::Selector
         }
+        Mnemonic::Iretq if mode.long && mode.bank == 0 => Kind::Iret,
+        Mnemonic::Rdfsbase if mode.long && mode.fsgsbase => Kind::ReadBase(false),
+        Mnemonic::Rdgsbase if mode.long && mode.fsgsbase => Kind::ReadBase(true),
+        Mnemonic::Wrfsbase if mode.long && mode.fsgsbase => Kind::WriteBase(false),
+        Mnemonic::Wrgsbase if mode.long && mode.fsgsbase => Kind::WriteBase(true),
         Mnemonic::Mov
             if kernel
                 && insn.code() == Code::Mov_r64_cr
@@ -744,7 +787,8 @@ pub(crate) fn stack_change(insn: &Instruction, kind: Kind, word: i32) -> Change 
     match kind {
         Kind::Push | Kind::Pushf | Kind::Call(_) | Kind::CallIndirect => return Change::By(-word),
         Kind::Popf => return Change::By(word),
-        Kind::Selector | Kind::ReadControl => {
+        Kind::Selector if insn.op0_kind() != OpKind::Register => return Change::Same,
+        Kind::Selector | Kind::ReadControl | Kind::ReadBase(_) => {
             let sp = insn.op0_register().full_register() == Register::RSP;
             return if sp { Change::Unknown } else { Change::Same };
         }
@@ -884,6 +928,10 @@ impl Plan {
                     | Kind::JmpIndirect
                     | Kind::CallIndirect
                     | Kind::Ret
+                    | Kind::Syscall
+                    | Kind::Sysret
+                    | Kind::Iret
+                    | Kind::SetAc(_)
                     | Kind::Interpret(_)
             );
             if ended || fleeting && (s.writes || matches!(s.kind, Kind::Movs(_) | Kind::Stos(_))) {
@@ -1028,7 +1076,7 @@ impl Plan {
                 Kind::Interpret(_) | Kind::JmpIndirect | Kind::CallIndirect | Kind::Ret | Kind::Syscall => {
                     live = ARITH;
                 }
-                Kind::Sysret => live = 0,
+                Kind::Sysret | Kind::Iret => live = 0,
                 Kind::SetAc(_) => live = look(i64::from(item.offset) + item.insn.len() as i64),
                 _ => {}
             }

@@ -8,13 +8,13 @@ use cpum::state::{XsaveArea, cr0, cr4, efer, rflags, seg};
 use cpum::{Activity, CpuState, VcpuLink};
 use em::{Engine, Event, Exit, VmContext};
 use iced_x86::{CpuidFeature, Encoder, InstructionInfoFactory};
-use iem::tlb::{Bank, Frame};
+use iem::tlb::{Bank, Frame, SPACES};
 use iem::unit::Features as UnitFeatures;
 use iem::{Iem, Source};
 use pgm::CodeWrites;
 use vbox_types::VcpuId;
 
-use crate::cache::{Block, Cache, Link, Page, PageJumps};
+use crate::cache::{Block, Cache, Link, Page, PageJumps, Placed};
 use crate::code::CodeBuffer;
 use crate::context::{
     Context, JUMP_BANKS, JUMPS, JUMPS_AT, Jump, LIVE_SITES_AT, NO_STACK, SITES, SITES_AT, Site,
@@ -95,6 +95,8 @@ pub struct Rem {
     ctx: Arc<VmContext>,
     code_writes_seen: u64,
     losses_seen: u64,
+    /// Address spaces whose part of the jump cache was set up.
+    views: usize,
     /// What code in the jump cache was translated for: in common, and by bank.
     common: u16,
     own: [(bool, bool); JUMP_BANKS],
@@ -102,6 +104,8 @@ pub struct Rem {
     syscall_msrs: [u64; 3],
     pub(crate) last_slow: (u64, u32),
     pub(crate) last_moves: Moves,
+    /// What the delivery of a fault led to, if not to its handler.
+    raised: Option<Exit>,
     encoder: Encoder,
     info: InstructionInfoFactory,
     pub(crate) stats: Stats,
@@ -133,7 +137,7 @@ impl Rem {
             link,
             features,
             host: Host { bmi2: features.bmi2, alone: ctx.links.len() == 1 },
-            machine: Machine { unit, general },
+            machine: Machine { unit, general, xsave: host::has_xsave() },
             code,
             kept,
             thunks,
@@ -148,21 +152,18 @@ impl Rem {
             ctx,
             code_writes_seen: CodeWrites::get().count(),
             losses_seen: 0,
+            views: 1,
             common: 0,
             own: [(false, false); JUMP_BANKS],
             syscall_msrs: [u64::MAX; 3],
             last_slow: (0, 0),
             last_moves: Moves::default(),
+            raised: None,
             encoder: Encoder::new(64),
             info: InstructionInfoFactory::new(),
             stats: Stats::default(),
         };
-        let none = rem.no_jump();
-        for bank in 0..JUMP_BANKS {
-            for slot in 0..JUMPS {
-                rem.set_jump(bank, slot, none);
-            }
-        }
+        rem.clear_view(0, 0..JUMP_BANKS);
         let sites = rem.iem.core().tlb.area().as_ptr();
         for n in 0..SITES {
             // SAFETY: the sites lie within the engine's part of the area.
@@ -180,14 +181,30 @@ impl Rem {
         Jump { tag: 0, code: self.thunks.unknown }
     }
 
-    fn jump_slot(&mut self, bank: usize, slot: usize) -> *mut Jump {
+    /// A slot of the jump cache as an address space sees it.
+    fn jump_slot(&mut self, space: usize, bank: usize, slot: usize) -> *mut Jump {
         assert!(bank < JUMP_BANKS && slot < JUMPS);
+        let tlb = &mut self.iem.core().tlb;
+        let area = tlb.area_of(space).unwrap_or_else(|| tlb.area());
         // SAFETY: the slot lies within the engine's part of the area.
-        unsafe { self.iem.core().tlb.area().as_ptr().add(JUMPS_AT).cast::<Jump>().add(bank * JUMPS + slot) }
+        unsafe { area.as_ptr().add(JUMPS_AT).cast::<Jump>().add(bank * JUMPS + slot) }
+    }
+
+    /// Empties the jump cache as an address space sees it.
+    fn clear_view(&mut self, space: usize, banks: std::ops::Range<usize>) {
+        let none = self.no_jump();
+        for bank in banks {
+            for slot in 0..JUMPS {
+                let at = self.jump_slot(space, bank, slot);
+                // SAFETY: a valid slot; generated code does not run now.
+                unsafe { at.write(none) }
+            }
+        }
     }
 
     fn set_jump(&mut self, bank: usize, slot: usize, jump: Jump) {
-        let at = self.jump_slot(bank, slot);
+        let space = self.iem.core().tlb.space();
+        let at = self.jump_slot(space, bank, slot);
         // SAFETY: a valid slot; generated code does not run now.
         unsafe { at.write(jump) }
     }
@@ -206,6 +223,7 @@ impl Rem {
             self.follow();
             if self.iem.core().resync {
                 self.iem.core().update_mode(cpu);
+                self.iem.core().drop_resume_flag(cpu);
                 self.way = self.find_way(cpu);
             }
             let result = match self.way {
@@ -235,8 +253,7 @@ impl Rem {
     #[inline(always)]
     fn follow(&mut self) {
         let core = self.iem.core();
-        let flushed = &core.flushed;
-        if flushed.all || flushed.not_global || !flushed.pages.is_empty() {
+        if core.flushed.any() {
             self.follow_flushes();
         }
         let losses = self.iem.core().tlb.losses();
@@ -272,31 +289,59 @@ impl Rem {
     #[cold]
     fn follow_flushes(&mut self) {
         let flushed = std::mem::take(&mut self.iem.core().flushed);
-        if flushed.all || flushed.not_global {
-            let all = flushed.all;
-            let mut jumps = std::mem::take(&mut self.cache.jumps);
-            jumps.retain(|&(bank, page), entry| {
-                if entry.global && !all {
-                    return true;
-                }
-                self.clear_jumps(bank, page, entry);
-                false
-            });
-            self.cache.jumps = jumps;
+        if flushed.changed {
+            let space = self.iem.core().tlb.space();
+            while self.views <= space {
+                self.clear_view(self.views, 1..2);
+                self.views += 1;
+            }
+            let area = self.context();
+            self.features.set_gs(area as u64);
         }
-        for page in flushed.pages {
-            for bank in 0..JUMP_BANKS as u8 {
-                if let Some(entry) = self.cache.jumps.remove(&(bank, page)) {
-                    self.clear_jumps(bank, page, &entry);
-                }
+        if flushed.all {
+            let jumps = std::mem::take(&mut self.cache.jumps);
+            for (&(place, page), entry) in &jumps {
+                self.clear_jumps(place, page, entry);
+            }
+            self.cache.local.clear();
+            self.cache.users = Default::default();
+        }
+        if flushed.not_global {
+            for (place, page) in std::mem::take(&mut self.cache.local) {
+                self.clear_jump_page(place, page);
+            }
+        }
+        for space in 0..SPACES {
+            if flushed.spaces & 1 << space != 0 {
+                self.clear_space(space);
+            }
+        }
+        for (space, page) in flushed.pages {
+            for place in [Placed::KERNEL, Placed::user(space.into()), Placed::OVERRIDE] {
+                self.clear_jump_page(place, page);
             }
         }
     }
 
-    fn clear_jumps(&mut self, bank: u8, page: u64, entry: &PageJumps) {
+    /// Clears the slots that hold addresses of user code of an address space.
+    fn clear_space(&mut self, space: usize) {
+        let mut pages = std::mem::take(&mut self.cache.users[space]);
+        for page in pages.drain(..) {
+            self.clear_jump_page(Placed::user(space), page);
+        }
+        self.cache.users[space] = pages;
+    }
+
+    fn clear_jump_page(&mut self, place: Placed, page: u64) {
+        if let Some(entry) = self.cache.jumps.remove(&(place, page)) {
+            self.clear_jumps(place, page, &entry);
+        }
+    }
+
+    fn clear_jumps(&mut self, place: Placed, page: u64, entry: &PageJumps) {
         let none = self.no_jump();
         for &slot in &entry.slots {
-            let at = self.jump_slot(bank.into(), slot.into());
+            let at = self.jump_slot(place.space(), place.bank(), slot.into());
             // SAFETY: a valid slot; generated code does not run now.
             unsafe {
                 // Code that crosses into the page has an address in the one before.
@@ -389,8 +434,8 @@ impl Rem {
     fn drop_all(&mut self) {
         self.stats.cache_flushes += 1;
         let jumps = std::mem::take(&mut self.cache.jumps);
-        for ((bank, page), entry) in &jumps {
-            self.clear_jumps(*bank, *page, entry);
+        for ((place, page), entry) in &jumps {
+            self.clear_jumps(*place, *page, entry);
         }
         self.cache = Cache::default();
         self.clear_sites();
@@ -410,6 +455,10 @@ impl Rem {
         let core = self.iem.core();
         if core.special {
             return Way::Step;
+        }
+        // What is translated for the kernel runs at privilege 0.
+        if matches!(cpu.cpl(), 1 | 2) {
+            return Way::Interpret;
         }
         let bank = match core.bank {
             Bank::Supervisor => 0,
@@ -446,6 +495,7 @@ impl Rem {
             plain: false,
             smap: cpu.cr4 & cr4::SMAP != 0,
             tsc: self.tsc.is_some() && (bank != 1 || cpu.cr4 & cr4::TSD == 0),
+            fsgsbase: cpu.cr4 & cr4::FSGSBASE != 0,
         };
         self.follow_mode(cpu, mode);
         Way::Native(mode)
@@ -464,11 +514,12 @@ impl Rem {
         };
         if stale.contains(&true) {
             let mut jumps = std::mem::take(&mut self.cache.jumps);
-            jumps.retain(|&(b, page), entry| {
-                if stale[usize::from(b)] {
-                    self.clear_jumps(b, page, entry);
+            jumps.retain(|&(place, page), entry| {
+                let stale = stale[place.bank()];
+                if stale {
+                    self.clear_jumps(place, page, entry);
                 }
-                !stale[usize::from(b)]
+                !stale
             });
             self.cache.jumps = jumps;
             for (b, kept) in self.own.iter_mut().enumerate() {
@@ -495,6 +546,20 @@ impl Rem {
             (*context).syscall_ok =
                 u64::from(enabled && kernel == (true, true) && cpu.msr.sfmask & masks == masks);
             (*context).sysret_ok = u64::from(enabled && user == (true, true));
+            // IRET to the segments of SYSRET, if their descriptors are as usual (which it looks at itself), and no segment
+            // has to be dropped.
+            let [cs, ss] = (*context).user_segments;
+            let droppable = |s: usize| {
+                let attr = cpu.seg[s].attr;
+                !attr.unusable() && attr.dpl() < 3
+            };
+            let inner = [seg::ES, seg::DS, seg::FS, seg::GS].into_iter().any(droppable);
+            let table = u64::from(cpu.gdtr.limit) >= u64::from(cs.selector | 7) && ss.selector & 4 == 0;
+            (*context).iret_ok = u64::from(
+                user == (true, true) && !inner && table && ss.selector & !7 != 0 && !cpu.nmi_blocked,
+            );
+            (*context).iret_descriptors = cpu.gdtr.base.wrapping_add(u64::from(ss.selector & !7));
+            (*context).iret_selectors = [cs.selector.into(), ss.selector.into()];
         }
         self.syscall_msrs = msrs;
     }
@@ -519,6 +584,14 @@ impl Rem {
         let area = unsafe { &mut (*self.context()).xsave };
         host::save_unit(area);
         host::reset_unit();
+        // SAFETY: as above.
+        let vectors = unsafe { &(*self.context()).vectors };
+        for (i, vector) in vectors.iter().enumerate() {
+            area.0[160 + 16 * i..][..16].copy_from_slice(&vector.0[..16]);
+            if avx {
+                area.0[576 + 16 * i..][..16].copy_from_slice(&vector.0[16..]);
+            }
+        }
         // Header: x87 and SSE always, AVX where its registers were kept; without them it is as it was loaded.
         area.0[512] = if avx { 7 } else { area.0[512] & 4 | 3 };
         cpu.xsave.clone_from(area);
@@ -535,6 +608,12 @@ impl Rem {
             area.0[576..XsaveArea::SIZE].fill(0);
         }
         host::load_unit(area);
+        // SAFETY: as above.
+        let vectors = unsafe { &mut (*self.context()).vectors };
+        for (i, vector) in vectors.iter_mut().enumerate() {
+            vector.0[..16].copy_from_slice(&area.0[160 + 16 * i..][..16]);
+            vector.0[16..].copy_from_slice(&area.0[576 + 16 * i..][..16]);
+        }
     }
 
     // ---- native ----
@@ -661,7 +740,7 @@ impl Rem {
                 self.way = self.find_way(cpu);
             }
         }
-        if !mode.long {
+        if !mode.long && !cpu.is_64bit() {
             cpu.rip &= 0xffff_ffff;
         }
         let why_now = why & 7;
@@ -692,8 +771,17 @@ impl Rem {
                 self.unknown = true;
                 Ok(())
             }
-            _ => Ok(()),
+            _ => match self.raised.take() {
+                Some(exit) => Err(exit),
+                None => Ok(()),
+            },
         }
+    }
+
+    /// Delivers a fault that a memory access of generated code met.
+    pub(crate) fn raise(&mut self, cpu: &mut CpuState, fault: iem::Fault) {
+        self.iem.core().sync_flags(cpu);
+        self.raised = self.iem.raise_fault(cpu, fault).err();
     }
 
     /// Has the instruction at RIP interpreted, unless somebody wants attention first.
@@ -931,13 +1019,19 @@ impl Rem {
         let second = self.cache.blocks[index as usize].second.map(|_| (pc | 0xfff).wrapping_add(1));
         let tlb = &self.iem.core().tlb;
         let global = tlb.is_global(code_bank, pc) && second.is_none_or(|next| tlb.is_global(code_bank, next));
+        let place = Placed::new(mode.bank, tlb.space());
         for page in [pc & !0xfff].into_iter().chain(second) {
-            let entry = self
-                .cache
-                .jumps
-                .entry((mode.bank, page))
-                .or_insert_with(|| PageJumps { global, slots: Vec::new() });
-            entry.global &= global;
+            let Cache { jumps, local, users, .. } = &mut self.cache;
+            let entry = jumps.entry((place, page)).or_insert_with(|| {
+                if mode.user() {
+                    note_page(&mut users[place.space()], page);
+                }
+                PageJumps { global: true, slots: Vec::new() }
+            });
+            if entry.global && !global && !mode.user() {
+                entry.global = false;
+                note_page(local, (place, page));
+            }
             entry.slots.push(slot);
             // Two pages that take turns in a slot must not make the list grow.
             if entry.slots.len() >= 2 * 4096 {
@@ -946,6 +1040,16 @@ impl Rem {
             }
         }
     }
+}
+
+/// Adds to a list that names pages again whose entries were dropped one by one.
+fn note_page<T: Ord>(list: &mut Vec<T>, page: T) {
+    const MANY: usize = 4096;
+    if list.len() >= MANY && list.len().is_power_of_two() {
+        list.sort_unstable();
+        list.dedup();
+    }
+    list.push(page);
 }
 
 fn announced(cpuid: &cpum::CpuidTable, feature: CpuidFeature) -> bool {

@@ -11,10 +11,10 @@ use crate::run::Rem;
 pub(crate) const FP_SHIFT: u32 = 13;
 const WRITES: u32 = 1 << 12;
 const FP: u32 = 1 << FP_SHIFT;
-const STACK: u32 = 1 << 14;
-const GROUP: u32 = 1 << 15;
-const SIZE_SHIFT: u32 = 16;
-const SIZE_MASK: u32 = 0xfff;
+pub(crate) const STACK: u32 = 1 << 14;
+pub(crate) const GROUP: u32 = 1 << 15;
+pub(crate) const SIZE_SHIFT: u32 = 16;
+pub(crate) const SIZE_MASK: u32 = 0xfff;
 /// Number of low bits that an aligned address has clear.
 pub(crate) const ALIGN_SHIFT: u32 = 28;
 
@@ -52,10 +52,12 @@ pub(crate) fn describe_moves(offset: u16, fp: bool) -> u32 {
 const RETRY: u64 = 0;
 /// Have the instruction interpreted.
 const INTERPRET: u64 = 1;
-/// The page cannot be kept (any value above `INTERPRET` goes on behind the call).
-const NOT_KEPT: u64 = 2;
+/// Leave: a fault was delivered.
+pub(crate) const LEAVE: u64 = 2;
+/// The page cannot be kept (any value above `LEAVE` goes on behind the call).
+const NOT_KEPT: u64 = 3;
 
-/// What generated code calls when a check fails: [`RETRY`], [`INTERPRET`], or the host address to use this once.
+/// What generated code calls when a check fails: [`RETRY`], [`INTERPRET`], [`LEAVE`], or the host address to use this once.
 pub(crate) extern "sysv64" fn access(rem: *mut Rem, address: u64, description: u32) -> u64 {
     // SAFETY: generated code passes the pointer that the run loop put into the context; the loop does not touch the engine
     // until generated code has returned.
@@ -104,11 +106,16 @@ impl Rem {
         }
         let kind = if writes { Kind::Write } else { Kind::Read };
         // SAFETY: the run loop lent the state to generated code, which has handed it on to here.
-        let cpu = unsafe { &*(*self.context()).cpu };
+        let cpu = unsafe { &mut *(*self.context()).cpu };
         let core = self.iem.core();
         let bank = core.bank;
-        let Ok((physical, Some(frame))) = core.place(cpu, address, kind, Who::Explicit) else {
-            return INTERPRET;
+        let (physical, frame) = match core.place(cpu, address, kind, Who::Explicit) {
+            Ok((physical, Some(frame))) => (physical, frame),
+            Ok((_, None)) => return INTERPRET,
+            Err(fault) => {
+                self.raise(cpu, fault);
+                return LEAVE;
+            }
         };
         if core.tlb.holds(bank, address, writes) {
             return if self.last_slow == (address, description) {

@@ -12,6 +12,7 @@ use iced_x86::code_asm::*;
 use iem::tlb::{ENTRIES, Entry};
 
 use crate::context::{TLB_AT, TLB_MASK, TLB_SHIFT, off};
+use crate::slow;
 
 /// Addresses of the thunks in the code buffer.
 #[derive(Clone, Copy, Debug, Default)]
@@ -82,20 +83,16 @@ const XMM: [AsmRegisterXmm; 16] =
 const YMM: [AsmRegisterYmm; 16] =
     [ymm0, ymm1, ymm2, ymm3, ymm4, ymm5, ymm6, ymm7, ymm8, ymm9, ymm10, ymm11, ymm12, ymm13, ymm14, ymm15];
 
-fn vector_slots(i: usize) -> (AsmMemoryOperand, AsmMemoryOperand) {
-    let low = off::XSAVE + 160 + 16 * i as i32;
-    let high = off::XSAVE + 576 + 16 * i as i32;
-    (xmmword_ptr(low as u64).gs(), xmmword_ptr(high as u64).gs())
+fn vector_slot(i: usize) -> u64 {
+    (off::VECTORS + 32 * i as i32) as u64
 }
 
 fn spill_vectors(a: &mut CodeAssembler, avx: bool) -> Result<(), IcedError> {
     for i in 0..16 {
-        let (low, high) = vector_slots(i);
         if avx {
-            a.vmovaps(low, XMM[i])?;
-            a.vextractf128(high, YMM[i], 1)?;
+            a.vmovaps(ymmword_ptr(vector_slot(i)).gs(), YMM[i])?;
         } else {
-            a.movaps(low, XMM[i])?;
+            a.movaps(xmmword_ptr(vector_slot(i)).gs(), XMM[i])?;
         }
     }
     if avx {
@@ -106,12 +103,10 @@ fn spill_vectors(a: &mut CodeAssembler, avx: bool) -> Result<(), IcedError> {
 
 fn load_vectors(a: &mut CodeAssembler, avx: bool) -> Result<(), IcedError> {
     for i in 0..16 {
-        let (low, high) = vector_slots(i);
         if avx {
-            a.vmovaps(XMM[i], low)?;
-            a.vinsertf128(YMM[i], YMM[i], high, 1)?;
+            a.vmovaps(YMM[i], ymmword_ptr(vector_slot(i)).gs())?;
         } else {
-            a.movaps(XMM[i], low)?;
+            a.movaps(XMM[i], xmmword_ptr(vector_slot(i)).gs())?;
         }
     }
     Ok(())
@@ -176,6 +171,7 @@ fn string(
     stos: bool,
     shift: u32,
     exit: CodeLabel,
+    slow_saved: CodeLabel,
 ) -> Result<(), IcedError> {
     let tlb = TLB_AT + (bank * ENTRIES * size_of::<Entry>()) as i32;
     let entry = |field: usize| qword_ptr(r14 + (tlb + field as i32)).gs();
@@ -185,6 +181,8 @@ fn string(
     let mut again = a.create_label();
     let mut done = a.create_label();
     let mut fail = a.create_label();
+    let miss_write = a.create_label();
+    let miss_read = a.create_label();
     a.mov(r14, rax)?;
     a.lahf()?;
     a.seto(al)?;
@@ -196,18 +194,7 @@ fn string(
     a.set_label(&mut again)?;
     a.test(rcx, rcx)?;
     a.je(done)?;
-    a.mov(r14d, edi)?;
-    a.shr(r14d, u32::from(TLB_SHIFT))?;
-    a.and(r14d, TLB_MASK)?;
-    a.mov(r15, rdi)?;
-    a.xor(r15, entry(write))?;
-    a.cmp(r15, 0xfff)?;
-    a.ja(fail)?;
-    a.mov(r13d, 0x1000)?;
-    a.sub(r13d, r15d)?;
-    a.mov(r15, rdi)?;
-    a.add(r15, entry(delta))?;
-    a.mov(ctx(off::TMP), r15)?;
+    // The source comes first, as far as faults go.
     if !stos {
         a.mov(r14d, esi)?;
         a.shr(r14d, u32::from(TLB_SHIFT))?;
@@ -215,12 +202,28 @@ fn string(
         a.mov(r15, rsi)?;
         a.xor(r15, entry(read))?;
         a.cmp(r15, 0xfff)?;
-        a.ja(fail)?;
-        a.mov(ctx(off::TMP + 8), r15)?;
+        a.ja(miss_read)?;
+        a.mov(r13d, 0x1000)?;
+        a.sub(r13d, r15d)?;
         a.mov(r15, rsi)?;
         a.add(r15, entry(delta))?;
-        a.mov(r14d, 0x1000)?;
-        a.sub(r14d, dword_ptr((off::TMP + 8) as u64).gs())?;
+        a.mov(ctx(off::TMP + 16), r15)?;
+    }
+    a.mov(r14d, edi)?;
+    a.shr(r14d, u32::from(TLB_SHIFT))?;
+    a.and(r14d, TLB_MASK)?;
+    a.mov(r15, rdi)?;
+    a.xor(r15, entry(write))?;
+    a.cmp(r15, 0xfff)?;
+    a.ja(miss_write)?;
+    a.mov(ctx(off::TMP), r15)?;
+    a.mov(r15, rdi)?;
+    a.add(r15, entry(delta))?;
+    a.mov(r14d, 0x1000)?;
+    a.sub(r14d, dword_ptr(off::TMP as u64).gs())?;
+    if stos {
+        a.mov(r13d, r14d)?;
+    } else {
         a.cmp(r14d, r13d)?;
         a.cmovb(r13d, r14d)?;
     }
@@ -231,11 +234,11 @@ fn string(
     }
     a.cmp(rcx, r13)?;
     a.cmovb(r13, rcx)?;
-    a.mov(ctx(off::TMP + 16), rcx)?;
+    a.mov(ctx(off::TMP), rcx)?;
     a.mov(ctx(off::TMP + 24), rdi)?;
     a.mov(r14, rsi)?;
     a.mov(rcx, r13)?;
-    a.mov(rdi, ctx(off::TMP))?;
+    a.mov(rdi, r15)?;
     if stos {
         match shift {
             0 => a.rep().stosb()?,
@@ -244,7 +247,7 @@ fn string(
             _ => a.rep().stosq()?,
         }
     } else {
-        a.mov(rsi, r15)?;
+        a.mov(rsi, ctx(off::TMP + 16))?;
         match shift {
             0 => a.rep().movsb()?,
             1 => a.rep().movsw()?,
@@ -255,7 +258,7 @@ fn string(
     }
     a.mov(rdi, ctx(off::TMP + 24))?;
     a.lea(rdi, qword_ptr(rdi + r13 * (1 << shift)))?;
-    a.mov(rcx, ctx(off::TMP + 16))?;
+    a.mov(rcx, ctx(off::TMP))?;
     a.sub(rcx, r13)?;
     a.je(done)?;
     a.mov(r14, ctx(off::KICK))?;
@@ -267,6 +270,24 @@ fn string(
     a.mov(r14d, dword_ptr(off::FAULT_OFFSET as u64).gs())?;
     a.mov(r13d, reason::INTERPRET as u32)?;
     a.jmp(exit)?;
+    // Pages that the TLB does not know are looked up as for any other access.
+    for (mut label, address, writes) in [(miss_write, rdi, true), (miss_read, rsi, false)] {
+        if stos && !writes {
+            continue;
+        }
+        a.set_label(&mut label)?;
+        a.mov(r15, address)?;
+        a.mov(r14d, dword_ptr(off::FAULT_OFFSET as u64).gs())?;
+        a.or(r14d, slow::describe(0, 1 << shift, 1, writes, false))?;
+        a.lea(rsp, qword_ptr(rsp - 8))?;
+        a.call(slow_saved)?;
+        // Five bytes for "try again": r15 is zero.
+        a.db(&[0x45, 0x31, 0xff, 0x66, 0x90])?;
+        a.lea(rsp, qword_ptr(rsp + 8))?;
+        a.test(r15, r15)?;
+        a.je(again)?;
+        a.jmp(fail)?;
+    }
     a.set_label(&mut done)?;
     restore_flags(a)?;
     a.mov(r13, ctx(off::DELTA))?;
@@ -281,8 +302,47 @@ fn restore_flags(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.mov(rax, r14)
 }
 
-/// Makes the thunks for a buffer at `base`; `slow` is the function behind slow accesses.
-pub(crate) fn build(base: u64, avx: bool, slow: u64) -> Result<(Vec<u8>, Thunks), IcedError> {
+/// Where a stack check (r15 and r14d as for a slow access) failed because another page was kept, keeps the one it asks for and
+/// returns, if the TLB knows it and the accesses lie in it. Kernels have several stacks and change between them at each system call.
+fn keep_stack_page(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let write = TLB_AT + offset_of!(Entry, write) as i32;
+    let delta = TLB_AT + offset_of!(Entry, delta) as i32;
+    let mut slow = a.create_label();
+    let mut fail = a.create_label();
+    a.mov(r13d, r14d)?;
+    a.and(r13d, slow::STACK | slow::GROUP)?;
+    a.cmp(r13d, slow::STACK)?;
+    a.jne(slow)?;
+    a.mov(ctx(off::TMP), r15)?;
+    a.mov(ctx(off::TMP + 8), r14)?;
+    a.shr(r14d, slow::SIZE_SHIFT)?;
+    a.and(r14d, slow::SIZE_MASK)?;
+    a.mov(r13d, r15d)?;
+    a.and(r13d, 0xfff)?;
+    a.add(r13d, r14d)?;
+    a.cmp(r13d, 0x1000)?;
+    a.ja(fail)?;
+    a.mov(r13, ctx(off::BANK))?;
+    a.shl(r13, (ENTRIES * size_of::<Entry>()).trailing_zeros())?;
+    a.mov(r14d, r15d)?;
+    a.shr(r14d, u32::from(TLB_SHIFT))?;
+    a.and(r14d, TLB_MASK)?;
+    a.add(r14, r13)?;
+    a.and(r15, -0x1000)?;
+    a.cmp(r15, qword_ptr(r14 + write).gs())?;
+    a.jne(fail)?;
+    a.mov(r13, qword_ptr(r14 + delta).gs())?;
+    a.mov(ctx(off::STACK_PAGE), r15)?;
+    a.mov(ctx(off::DELTA), r13)?;
+    a.ret()?;
+    a.set_label(&mut fail)?;
+    a.mov(r15, ctx(off::TMP))?;
+    a.mov(r14, ctx(off::TMP + 8))?;
+    a.set_label(&mut slow)
+}
+
+/// Makes the thunks for a buffer at `base`; `access` is the function behind slow accesses.
+pub(crate) fn build(base: u64, avx: bool, access: u64) -> Result<(Vec<u8>, Thunks), IcedError> {
     let mut a = CodeAssembler::new(64)?;
     let mut labels: [CodeLabel; 6] = std::array::from_fn(|_| CodeLabel::default());
     for label in &mut labels {
@@ -310,8 +370,18 @@ pub(crate) fn build(base: u64, avx: bool, slow: u64) -> Result<(Vec<u8>, Thunks)
     a.jmp(ctx(off::ENTRY))?;
 
     a.set_label(&mut host_fault)?;
+    let mut plain = a.create_label();
     a.mov(r14d, dword_ptr(off::FAULT_OFFSET as u64).gs())?;
     a.mov(r13d, reason::INTERPRET as u32)?;
+    a.mov(r15, rcx)?;
+    a.mov(rcx, ctx(off::MASKED))?;
+    a.jrcxz(plain)?;
+    a.mov(ctx(off::MASKED), 0)?;
+    a.mov(rax, ctx(off::TMP + 16))?;
+    a.mov(rdx, ctx(off::TMP + 24))?;
+    a.mov(r13d, reason::INTERPRET_FP as u32)?;
+    a.set_label(&mut plain)?;
+    a.mov(rcx, r15)?;
     a.set_label(&mut exit)?;
     a.mov(r15, ctx(off::PAGE))?;
     a.lea(r15, qword_ptr(r15 + r14))?;
@@ -336,6 +406,7 @@ pub(crate) fn build(base: u64, avx: bool, slow: u64) -> Result<(Vec<u8>, Thunks)
 
     let mut common = a.create_label();
     a.set_label(&mut slow_saved)?;
+    keep_stack_page(&mut a)?;
     a.mov(ctx(off::TMP), r15)?;
     a.mov(ctx(off::TMP + 8), r14)?;
     a.mov(r15, ctx(off::CPU))?;
@@ -344,6 +415,7 @@ pub(crate) fn build(base: u64, avx: bool, slow: u64) -> Result<(Vec<u8>, Thunks)
     merge_flags(&mut a)?;
     a.jmp(common)?;
     a.set_label(&mut slow_dead)?;
+    keep_stack_page(&mut a)?;
     a.mov(ctx(off::TMP), r15)?;
     a.mov(ctx(off::TMP + 8), r14)?;
     a.mov(r15, ctx(off::CPU))?;
@@ -358,15 +430,16 @@ pub(crate) fn build(base: u64, avx: bool, slow: u64) -> Result<(Vec<u8>, Thunks)
     a.mov(rsi, ctx(off::TMP))?;
     a.mov(edx, dword_ptr((off::TMP + 8) as u64).gs())?;
     a.sub(rsp, 8)?;
-    a.mov(rax, slow)?;
+    a.mov(rax, access)?;
     a.call(rax)?;
     a.add(rsp, 8)?;
     let mut abort = a.create_label();
     let mut direct = a.create_label();
     a.mov(r15, ctx(off::CPU))?;
-    a.cmp(rax, 1)?;
-    a.je(abort)?;
+    a.cmp(rax, slow::LEAVE as i32)?;
     a.ja(direct)?;
+    a.test(eax, eax)?;
+    a.jne(abort)?;
     load_vectors(&mut a, avx)?;
     load_registers(&mut a)?;
     a.ret()?;
@@ -382,8 +455,14 @@ pub(crate) fn build(base: u64, avx: bool, slow: u64) -> Result<(Vec<u8>, Thunks)
     a.mov(r14, ctx(off::TMP + 8))?;
     a.ret()?;
     a.set_label(&mut abort)?;
+    let mut interpret = a.create_label();
+    a.cmp(eax, slow::LEAVE as i32)?;
+    a.jne(interpret)?;
+    a.mov(eax, reason::GO_ON as u32)?;
+    leave(&mut a)?;
+    a.set_label(&mut interpret)?;
     a.mov(eax, dword_ptr((off::TMP + 8) as u64).gs())?;
-    a.shr(eax, crate::slow::FP_SHIFT)?;
+    a.shr(eax, slow::FP_SHIFT)?;
     a.and(eax, 1)?;
     a.add(eax, reason::INTERPRET as u32)?;
     leave(&mut a)?;
@@ -394,7 +473,7 @@ pub(crate) fn build(base: u64, avx: bool, slow: u64) -> Result<(Vec<u8>, Thunks)
             for (shift, label) in sizes.iter_mut().enumerate() {
                 *label = a.create_label();
                 a.set_label(label)?;
-                string(&mut a, bank, stos != 0, shift as u32, exit)?;
+                string(&mut a, bank, stos != 0, shift as u32, exit, slow_saved)?;
             }
         }
     }

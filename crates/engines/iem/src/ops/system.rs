@@ -309,15 +309,21 @@ fn mode_switched(cpu: &mut CpuState) {
 const CR3_KEEP: u64 = 1 << 63;
 
 fn write_cr3(core: &mut Core, cpu: &mut CpuState, v: u64) -> Result<(), Fault> {
-    let v = if cpu.cr4 & cr4::PCIDE != 0 { v & !CR3_KEEP } else { v };
+    let spaces = cpu.cr4 & cr4::PCIDE != 0;
+    let keep = v & CR3_KEEP != 0;
+    let v = if spaces { v & !CR3_KEEP } else { v };
     if cpu.msr.efer & efer::LMA != 0 && v >> core.limits.phys_bits != 0 {
         return Err(Fault::GP0);
     }
     if segment::uses_pdptes(cpu.cr0, cpu.cr4, cpu.msr.efer) {
         segment::load_pdptes(core, cpu, v)?;
     }
-    cpu.cr3 = v;
-    core.flush_tlb(true);
+    let old = std::mem::replace(&mut cpu.cr3, v);
+    if spaces {
+        core.change_space(old as u16 & 0xfff, v as u16 & 0xfff, keep);
+    } else {
+        core.flush_tlb(true);
+    }
     Ok(())
 }
 
@@ -423,11 +429,16 @@ pub(crate) fn invpcid(core: &mut Core, cpu: &mut CpuState, op: &Op) -> Result<()
     if kind < 2 && cpu.cr4 & cr4::PCIDE == 0 && pcid != 0 || kind == 0 && !canonical(address) {
         return Err(Fault::GP0);
     }
-    // Only the current PCID's translations are kept, so that none but these need to go.
+    let current = cpu.cr4 & cr4::PCIDE == 0 || pcid == cpu.cr3 & 0xfff;
     match kind {
-        0 => core.flush_page(address),
+        0 if current => core.flush_page(address),
+        1 if current => core.flush_tlb(true),
+        0 | 1 => core.forget_spaces(Some(pcid as u16)),
         2 => core.flush_tlb(false),
-        _ => core.flush_tlb(true),
+        _ => {
+            core.forget_spaces(None);
+            core.flush_tlb(true);
+        }
     }
     Ok(())
 }
