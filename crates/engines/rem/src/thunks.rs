@@ -181,6 +181,7 @@ fn string(
     let mut again = a.create_label();
     let mut done = a.create_label();
     let mut fail = a.create_label();
+    let mut destination = a.create_label();
     let miss_write = a.create_label();
     let miss_read = a.create_label();
     a.mov(r14, rax)?;
@@ -203,11 +204,16 @@ fn string(
         a.xor(r15, entry(read))?;
         a.cmp(r15, 0xfff)?;
         a.ja(miss_read)?;
-        a.mov(r13d, 0x1000)?;
-        a.sub(r13d, r15d)?;
         a.mov(r15, rsi)?;
         a.add(r15, entry(delta))?;
         a.mov(ctx(off::TMP + 16), r15)?;
+    }
+    // What was found of the source is kept while the destination is looked up: both may have the same entry of the TLB.
+    a.set_label(&mut destination)?;
+    if !stos {
+        a.mov(r13d, esi)?;
+        a.or(r13d, !0xfff)?;
+        a.neg(r13d)?;
     }
     a.mov(r14d, edi)?;
     a.shr(r14d, u32::from(TLB_SHIFT))?;
@@ -285,7 +291,7 @@ fn string(
         a.db(&[0x45, 0x31, 0xff, 0x66, 0x90])?;
         a.lea(rsp, qword_ptr(rsp + 8))?;
         a.test(r15, r15)?;
-        a.je(again)?;
+        a.je(if writes { destination } else { again })?;
         a.jmp(fail)?;
     }
     a.set_label(&mut done)?;
