@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 use vbox_types::ByteSize;
 
 /// The size of the smallest page, in bytes.
@@ -149,18 +149,7 @@ impl HostMemory {
         let host_len = usize::try_from(len).map_err(std::io::Error::other)?;
         let fd = memfd_create(name, MemfdFlags::CLOEXEC)?;
         ftruncate(&fd, len)?;
-        // SAFETY: a fresh shared mapping of our own memfd at an address of the kernel's choice.
-        let base = unsafe {
-            mmap(
-                std::ptr::null_mut(),
-                host_len,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::SHARED,
-                &fd,
-                0,
-            )?
-        };
-        let base = NonNull::new(base.cast()).ok_or_else(|| std::io::Error::other("mmap returned null"))?;
+        let base = map_aligned(&fd, host_len)?;
         let pages = host_len / PAGE_SIZE as usize;
         Ok(Self {
             name,
@@ -174,6 +163,13 @@ impl HostMemory {
 
     pub fn name(&self) -> &'static str {
         self.name
+    }
+
+    /// Asks the host for pages of 2 MiB behind this memory, as far as it has them. Fails where the host's kernel does not know such pages.
+    pub fn advise_large_pages(&self) -> std::io::Result<()> {
+        // SAFETY: advice about our own mapping, whose contents it leaves alone.
+        unsafe { madvise(self.base().cast(), self.len as usize, Advice::LinuxHugepage)? }
+        Ok(())
     }
 
     /// Size in bytes, a multiple of [`PAGE_SIZE`].
@@ -283,6 +279,42 @@ impl HostMemory {
     }
 }
 
+/// Size and alignment of a large page.
+const LARGE_PAGE: usize = 2 << 20;
+
+/// Maps the whole of a memfd, at a multiple of a large page if it is as large as one.
+fn map_aligned(fd: &OwnedFd, len: usize) -> std::io::Result<NonNull<u8>> {
+    let access = ProtFlags::READ | ProtFlags::WRITE;
+    let base = if len < LARGE_PAGE {
+        // SAFETY: a fresh shared mapping of our own memfd at an address of the kernel's choice.
+        unsafe { mmap(std::ptr::null_mut(), len, access, MapFlags::SHARED, fd, 0)? }
+    } else {
+        let room = len + LARGE_PAGE;
+        // SAFETY: reserves fresh address space, in which the memfd is put below.
+        let start =
+            unsafe { mmap_anonymous(std::ptr::null_mut(), room, ProtFlags::empty(), MapFlags::PRIVATE)? };
+        let before = start.addr().next_multiple_of(LARGE_PAGE) - start.addr();
+        let end = before + len.next_multiple_of(PAGE_SIZE as usize);
+        // SAFETY: the range lies within what was just reserved, `before` being less than a large page; the rest of that is given back.
+        unsafe {
+            let base = start.byte_add(before);
+            let mapped = mmap(base, len, access, MapFlags::SHARED | MapFlags::FIXED, fd, 0);
+            if mapped.is_err() {
+                let _ = munmap(start, room);
+            }
+            mapped?;
+            if before > 0 {
+                let _ = munmap(start, before);
+            }
+            if end < room {
+                let _ = munmap(start.byte_add(end), room - end);
+            }
+            base
+        }
+    };
+    NonNull::new(base.cast()).ok_or_else(|| std::io::Error::other("mmap returned null"))
+}
+
 impl Drop for HostMemory {
     fn drop(&mut self) {
         // SAFETY: unmaps exactly what `new` mapped; nobody can hold a pointer past the object's life.
@@ -293,6 +325,17 @@ impl Drop for HostMemory {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_of_a_large_page_or_more_begins_at_one_and_all_of_it_is_there() {
+        for len in [LARGE_PAGE as u64, 5 << 20, (4 << 20) + PAGE_SIZE] {
+            let memory = HostMemory::new("large", ByteSize(len)).unwrap();
+            assert_eq!(memory.base() as usize % LARGE_PAGE, 0);
+            assert!(memory.write(0, &[1]) && memory.write(len - 1, &[2]));
+            let mut last = [0];
+            assert!(memory.read(len - 1, &mut last) && last == [2] && !memory.read(len, &mut last));
+        }
+    }
 
     #[test]
     fn bytes_come_back_and_the_page_is_dirty() {
