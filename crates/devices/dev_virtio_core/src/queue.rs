@@ -70,6 +70,26 @@ impl Chain {
         true
     }
 
+    /// Copies what the device reads from `skip` bytes on into `out`. Returns how many bytes there were.
+    pub fn fill(&self, memory: &Pgm, skip: usize, out: &mut [u8]) -> usize {
+        let (mut skip, mut done) = (skip, 0);
+        for region in &self.readable {
+            let len = region.len as usize;
+            if skip >= len {
+                skip -= len;
+                continue;
+            }
+            let take = (len - skip).min(out.len() - done);
+            memory.read(GuestPhys(region.address.wrapping_add(skip as u64)), &mut out[done..done + take]);
+            done += take;
+            skip = 0;
+            if done == out.len() {
+                break;
+            }
+        }
+        done
+    }
+
     /// Copies `data` into what the device writes, from `skip` bytes on. Returns how many bytes found room.
     pub fn scatter(&self, memory: &Pgm, skip: usize, data: &[u8]) -> usize {
         let (mut skip, mut done) = (skip, 0);

@@ -14,13 +14,12 @@ use super::spec::{
     CQ_ENTRY, Cc, Csts, DOORBELLS, ERROR_ENTRIES, EVENT_REQUESTS, IO_QUEUES, MAX_ADMIN_ENTRIES, MAX_ENTRIES,
     MAX_PAGE_SHIFT, MAX_TRANSFER, SECTOR, SQ_ENTRY, Sqe, VERSION, admin, feature, io, reg, shutdown, status,
 };
+use crate::pieces::{PIECE, zero_piece};
 
 /// Bytes that commands under way may hold; more stay in their queues.
 const MAX_BUFFERED: usize = 32 << 20;
 /// Commands under way at once.
 const MAX_COMMANDS: usize = 1024;
-/// Zeros of one request.
-const ZEROES: u64 = 1 << 20;
 /// Kinds of asynchronous events.
 const EVENT_ERROR: u8 = 0;
 /// An error event's cause: a doorbell that does not exist, a value that it cannot take.
@@ -846,7 +845,7 @@ impl Controller {
                 if sqe.fua() || !cached {
                     steps.push_back((at, Step::Flush));
                 }
-                return Ok((Vec::new(), steps, ZEROES.min(len) as usize));
+                return Ok((Vec::new(), steps, PIECE.min(len as usize)));
             }
             io::DATASET => {
                 let count = (sqe.dw10 & 0xff) as usize + 1;
@@ -899,13 +898,12 @@ impl Controller {
             Step::Discard { offset, len } => BlockOp::Discard { offset, len },
             Step::Flush => BlockOp::Flush,
             Step::Zero { offset, len } => {
-                let now = len.min(ZEROES);
-                if now < len {
-                    command
-                        .steps
-                        .push_front((namespace, Step::Zero { offset: offset + now, len: len - now }));
+                let (op, done) = zero_piece(offset, len);
+                if done < len {
+                    let (offset, len) = (offset + done, len - done);
+                    command.steps.push_front((namespace, Step::Zero { offset, len }));
                 }
-                BlockOp::Write { offset, buffer: vec![0; now as usize] }
+                op
             }
         };
         out.asks.push(Ask { command: id, generation: self.generation, namespace, op });
