@@ -318,6 +318,8 @@ pub enum BootDevice {
     Ide { channel: u8, device: u8 },
     /// A port of an AHCI controller in this slot.
     Ahci { slot: u8, port: u8 },
+    /// A controller in this slot that has one disk to boot from: NVMe, virtio.
+    Pci { slot: u8 },
     /// The boot ROM of a network adapter in this slot.
     Network { slot: u8 },
 }
@@ -328,6 +330,7 @@ impl BootDevice {
             Self::Floppy(drive) => format!("/pci@i0cf8/isa@1/fdc@03f0/floppy@{drive:x}"),
             Self::Ide { channel, device } => format!("/pci@i0cf8/ide@1,1/drive@{channel:x}/disk@{device:x}"),
             Self::Ahci { slot, port } => format!("/pci@i0cf8/pci8086,2829@{slot:x}/drive@{port:x}/disk@0"),
+            Self::Pci { slot } => format!("/pci@i0cf8/scsi@{slot:x}"),
             Self::Network { slot } => format!("/pci@i0cf8/ethernet@{slot:x}/ethernet-phy@0"),
         }
     }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use em::{MachineHooks, RunState};
 use machine::config::{
-    AhciConfig, DriveConfig, DriveKind, IdeModel, MachineConfig, MediumConfig, UartConfig, UartMode,
+    DriveConfig, DriveKind, IdeModel, MachineConfig, MediumConfig, PortsConfig, UartConfig, UartMode,
 };
 use machine::machine::Machine;
 use uuid::Uuid;
@@ -45,12 +45,14 @@ fn drive(kind: DriveKind, path: PathBuf, port: u8) -> DriveConfig {
     };
     DriveConfig {
         kind,
+        controller: String::new(),
         port,
         device: 0,
         medium: Some(medium),
         non_rotational: false,
         discard: false,
         hot_pluggable: false,
+        bootable: true,
     }
 }
 
@@ -91,7 +93,7 @@ fn main() -> Result<()> {
         }
     }
     if ahci {
-        config.ahci = Some(AhciConfig { ports: 2, drives });
+        config.ahci = Some(PortsConfig { ports: 2, drives });
     } else {
         config.ide = Some((IdeModel::Piix4, drives));
     }

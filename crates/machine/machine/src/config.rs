@@ -122,6 +122,8 @@ pub struct MediumConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DriveConfig {
     pub kind: DriveKind,
+    /// The name of its controller in the settings.
+    pub controller: String,
     pub port: u8,
     pub device: u8,
     pub medium: Option<MediumConfig>,
@@ -130,14 +132,23 @@ pub struct DriveConfig {
     pub discard: bool,
     /// Where the controller can tell: the drive may come and go while the guest runs.
     pub hot_pluggable: bool,
+    /// The BIOS may start from it.
+    pub bootable: bool,
 }
 
-/// An AHCI controller.
+/// A controller with a number of ports: AHCI, NVMe, virtio-blk.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct AhciConfig {
-    /// Ports that the guest finds, 1 to 30.
+pub struct PortsConfig {
+    /// Ports that the guest finds.
     pub ports: u8,
     pub drives: Vec<DriveConfig>,
+}
+
+impl PortsConfig {
+    fn new(controller: &StorageController, drives: Vec<DriveConfig>) -> Self {
+        let most = u8::try_from(controller.bus().ports().1).unwrap_or(u8::MAX);
+        Self { ports: u8::try_from(controller.port_count).unwrap_or(u8::MAX).clamp(1, most), drives }
+    }
 }
 
 /// Which IDE chip the guest finds.
@@ -152,6 +163,8 @@ pub enum IdeModel {
 enum Chip {
     Ide(IdeModel),
     Ahci,
+    Nvme,
+    VirtioBlk,
     Floppy,
 }
 
@@ -200,7 +213,10 @@ pub struct MachineConfig {
     pub boot_menu: bool,
     pub uarts: Vec<UartConfig>,
     pub ide: Option<(IdeModel, Vec<DriveConfig>)>,
-    pub ahci: Option<AhciConfig>,
+    pub ahci: Option<PortsConfig>,
+    pub nvme: Option<PortsConfig>,
+    /// A disk for each drive.
+    pub virtio_blk: Option<PortsConfig>,
     pub floppies: Option<Vec<DriveConfig>>,
     pub nics: Vec<NicConfig>,
     /// CPUID leaves that the settings override: leaf, subleaf, EAX, EBX, ECX, EDX.
@@ -239,6 +255,8 @@ impl MachineConfig {
             uarts: Vec::new(),
             ide: None,
             ahci: None,
+            nvme: None,
+            virtio_blk: None,
             floppies: None,
             nics: Vec::new(),
             cpuid_overrides: Vec::new(),
@@ -283,7 +301,7 @@ impl MachineConfig {
         }
 
         let mut ide: Option<(IdeModel, Vec<DriveConfig>)> = None;
-        let mut ahci: Option<AhciConfig> = None;
+        let (mut ahci, mut nvme, mut virtio_blk) = (None, None, None);
         let mut floppies = None;
         for controller in &hw.storage_controllers {
             let chip = match controller.controller_type {
@@ -291,6 +309,8 @@ impl MachineConfig {
                 w::StorageControllerType::Piix4 => Chip::Ide(IdeModel::Piix4),
                 w::StorageControllerType::Ich6 => Chip::Ide(IdeModel::Ich6),
                 w::StorageControllerType::IntelAhci => Chip::Ahci,
+                w::StorageControllerType::Nvme => Chip::Nvme,
+                w::StorageControllerType::VirtioBlk => Chip::VirtioBlk,
                 w::StorageControllerType::I82078 => Chip::Floppy,
                 other => {
                     refuse(
@@ -308,9 +328,9 @@ impl MachineConfig {
                     &format!("a second AHCI controller (\"{}\")", controller.name),
                     "attach its media to the first",
                 ),
-                (Ok(drives), Chip::Ahci) => {
-                    ahci = Some(AhciConfig { ports: controller.port_count.clamp(1, 30) as u8, drives });
-                }
+                (Ok(drives), Chip::Ahci) => ahci = Some(PortsConfig::new(controller, drives)),
+                (Ok(drives), Chip::Nvme) => nvme = Some(PortsConfig::new(controller, drives)),
+                (Ok(drives), Chip::VirtioBlk) => virtio_blk = Some(PortsConfig::new(controller, drives)),
                 (Ok(drives), Chip::Floppy) => floppies = Some(drives),
                 (Err(why), _) => refuse(true, &why, "detach it"),
             }
@@ -448,6 +468,8 @@ impl MachineConfig {
             uarts,
             ide,
             ahci,
+            nvme,
+            virtio_blk,
             floppies,
             nics,
             cpuid_overrides: hw
@@ -520,12 +542,14 @@ fn drive(
     let small = |value: i32| u8::try_from(value).map_err(|_| format!("the drive at {place}"));
     Ok(DriveConfig {
         kind,
+        controller: controller.name.clone(),
         port: small(a.port)?,
         device: small(a.device)?,
         medium,
         non_rotational: a.non_rotational,
         discard: a.discard,
         hot_pluggable: a.hot_pluggable,
+        bootable: controller.bootable,
     })
 }
 
@@ -557,6 +581,21 @@ fn uart(port: &SerialPort, folder: &Path) -> Result<UartConfig, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nvme_and_virtio_disks_come_with_their_ports_and_whether_the_bios_may_start_from_them() {
+        let mut m = MachineSettings::default();
+        let mut nvme = StorageController::new("NVMe", w::StorageBus::Pcie);
+        nvme.port_count = 255;
+        let mut blk = StorageController::new("Blk", w::StorageBus::VirtioBlk);
+        (blk.port_count, blk.bootable) = (99, false);
+        blk.attached = vec![AttachedDevice { drive: w::DriveType::Dvd, ..AttachedDevice::default() }];
+        m.hardware.storage_controllers = vec![nvme, blk];
+        let config = MachineConfig::from_settings(&m, Path::new("/vm")).unwrap();
+        let (nvme, blk) = (config.nvme.unwrap(), config.virtio_blk.unwrap());
+        assert_eq!((nvme.ports, blk.ports), (255, 8));
+        assert_eq!((blk.drives[0].bootable, blk.drives[0].controller.as_str()), (false, "Blk"));
+    }
 
     #[test]
     fn everything_refused_is_named_with_its_mend() {

@@ -20,6 +20,8 @@ use dev_pc::{memory_map, pic::Pic, pit::Pit, rtc::Rtc, serial::Serial, tables};
 use dev_storage::ahci::{self, Ahci};
 use dev_storage::floppy::{self, DriveType, Floppy};
 use dev_storage::ide::{self, Ide};
+use dev_storage::nvme::{self, Nvme};
+use dev_storage::virtio_blk::{self, VirtioBlk};
 use dev_video::vga::{self, Vga};
 use em::{Em, VmContext};
 use gim::Gim;
@@ -31,7 +33,7 @@ use pgm::{Backing, HostMemory, Layer, Pgm};
 use tm::TimerQueue;
 use vbox_types::{ByteSize, GuestPhys, Hz};
 
-use crate::config::{BootDevice, DriveConfig, DriveKind, IdeModel, MachineConfig};
+use crate::config::{BootDevice, DriveConfig, DriveKind, IdeModel, MachineConfig, PortsConfig};
 use crate::engine::{Backend, Kind};
 use crate::network::{self, Nic, NicConfig};
 use crate::serial::CharBackend;
@@ -43,6 +45,10 @@ use crate::{bios_log, firmware, host, option_rom};
 const IDE_PLACE: DevFn = DevFn::new(1, 1);
 /// Where VirtualBox has its first AHCI controller.
 const AHCI_PLACE: DevFn = DevFn::new(0x0d, 0);
+/// Where VirtualBox has its NVMe controller.
+const NVME_PLACE: DevFn = DevFn::new(0x0e, 0);
+/// Where virtio disks begin, one slot each: places that VirtualBox leaves free.
+const VIRTIO_BLK_FIRST: u8 = 0x17;
 /// Where VirtualBox has its display adapter.
 const VGA_PLACE: DevFn = DevFn::new(2, 0);
 /// The power management timer has 32 bits, so that guests read it without watching for its wrap every few seconds.
@@ -205,6 +211,21 @@ impl Machine {
             Ahci::register(&ahci, &pci, AHCI_PLACE);
             controllers.ahci = Some(ahci.clone());
             devices.push(ahci);
+        }
+        if let Some(nvme_config) = &config.nvme {
+            let nvme_wiring = nvme::Wiring { pgm: pgm.clone(), irq: wiring.intx(NVME_PLACE, 1) };
+            let nvme = Nvme::new(nvme_wiring, media.nvme_disks(nvme_config)?);
+            Nvme::register(&nvme, &pci, NVME_PLACE);
+            devices.push(nvme);
+        }
+        if let Some(blk_config) = &config.virtio_blk {
+            for (port, disk) in media.virtio_disks(blk_config)? {
+                let place = virtio_blk_place(port);
+                let blk_wiring = dev_virtio_core::Wiring { pgm: pgm.clone(), irq: wiring.intx(place, 1) };
+                let disk = VirtioBlk::create(disk, blk_wiring);
+                virtio_blk::Card::register(&disk, &pci, place);
+                devices.push(disk);
+            }
         }
         if let Some(drives) = &config.floppies {
             let floppy_wiring = floppy::Wiring { irq: wiring.isa(6), dma: Dma::channels(&dma) };
@@ -438,19 +459,34 @@ fn ide_model(model: IdeModel) -> ide::Model {
     }
 }
 
-/// The drives of `kind` in the order of their places, as the BIOS names them: IDE before AHCI.
+/// Where the virtio disk of a port is.
+fn virtio_blk_place(port: u8) -> DevFn {
+    DevFn::new(VIRTIO_BLK_FIRST + port, 0)
+}
+
+/// The drives of `kind` in the order of their places, as the BIOS names them: IDE before AHCI before the others.
 fn bootable(config: &MachineConfig, kind: DriveKind) -> impl Iterator<Item = fw_cfg::BootDevice> {
     let places = |drives: &[DriveConfig]| {
         let mut places: Vec<(u8, u8)> =
-            drives.iter().filter(|d| d.kind == kind).map(|d| (d.port, d.device)).collect();
+            drives.iter().filter(|d| d.kind == kind && d.bootable).map(|d| (d.port, d.device)).collect();
         places.sort_unstable();
         places
     };
+    let ported =
+        |controller: &Option<PortsConfig>| controller.as_ref().map(|c| places(&c.drives)).unwrap_or_default();
     let ide = config.ide.as_ref().map(|(_, drives)| places(drives)).unwrap_or_default();
-    let ahci = config.ahci.as_ref().map(|ahci| places(&ahci.drives)).unwrap_or_default();
+    let (ahci, nvme, virtio) = (ported(&config.ahci), ported(&config.nvme), ported(&config.virtio_blk));
+    // SeaBIOS starts from an NVMe controller's first namespace.
+    let nvme = nvme.into_iter().take(1);
     ide.into_iter()
         .map(|(channel, device)| fw_cfg::BootDevice::Ide { channel, device })
         .chain(ahci.into_iter().map(|(port, _)| fw_cfg::BootDevice::Ahci { slot: AHCI_PLACE.device(), port }))
+        .chain(nvme.map(|_| fw_cfg::BootDevice::Pci { slot: NVME_PLACE.device() }))
+        .chain(
+            virtio
+                .into_iter()
+                .map(|(port, _)| fw_cfg::BootDevice::Pci { slot: virtio_blk_place(port).device() }),
+        )
 }
 
 /// The boot order, device by device.

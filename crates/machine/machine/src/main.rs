@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use em::{MachineHooks, RunState};
@@ -179,6 +180,7 @@ fn start(
     let hooks = Arc::new(Hooks { machine: machine.clone(), console: console.clone() });
     machine.em().power_on(hooks).context("cannot start the vCPU threads")?;
     process.serve_console(console.clone());
+    tell_ejects(&machine, process)?;
     end_by_signal(&machine)?;
     if request.paused {
         console.run_state_changed(RunState::Paused);
@@ -186,6 +188,27 @@ fn start(
         machine.em().resume();
     }
     Ok((machine, console))
+}
+
+/// Tells the service of discs that the guest ejects. While there is none, the next one hears of them.
+fn tell_ejects(machine: &Arc<Machine>, process: &Arc<VmProcess>) -> Result<()> {
+    const TURN: Duration = Duration::from_millis(500);
+    let (machine, process) = (Arc::downgrade(machine), Arc::downgrade(process));
+    std::thread::Builder::new().name("ejects".into()).spawn(move || {
+        let mut untold = Vec::new();
+        // Neither handle is held longer than one turn.
+        while let (Some(machine), Some(process)) = (machine.upgrade(), process.upgrade()) {
+            untold.extend(machine.storage().ejects(TURN));
+            untold.retain(|(controller, port, device): &(String, u8, u8)| {
+                let told = process.medium_ejected(controller, (*port).into(), (*device).into());
+                if let Err(error) = &told {
+                    tracing::warn!(target: "storage", %error, "an eject was not told");
+                }
+                told.is_err_and(|e| e.is_connection_lost())
+            });
+        }
+    })?;
+    Ok(())
 }
 
 /// SIGINT and SIGTERM pull the plug, as with VirtualBox.

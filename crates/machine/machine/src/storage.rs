@@ -5,23 +5,40 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use dev_storage::ahci::{self, Ahci, PortError, PortSetup};
 use dev_storage::floppy::{DriveType, Floppy, FloppyDrive};
 use dev_storage::ide::{self, CdIdentity, DiskIdentity, Drive, Ide, MediumError};
-use parking_lot::Mutex;
+use dev_storage::{nvme, virtio_blk};
+use parking_lot::{Condvar, Mutex};
 use pdm::connector::Medium;
 
 use crate::block::ImageDriver;
-use crate::config::{AhciConfig, DriveConfig, DriveKind, MachineConfig};
+use crate::config::{DriveConfig, DriveKind, MachineConfig, PortsConfig};
 
 /// A controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Chip {
     Ide,
     Ahci,
+    Nvme,
+    VirtioBlk,
     Floppy,
+}
+
+impl Chip {
+    /// The controller's name in messages.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ide => "IDE",
+            Self::Ahci => "SATA",
+            Self::Nvme => "NVMe",
+            Self::VirtioBlk => "virtio-blk",
+            Self::Floppy => "floppy",
+        }
+    }
 }
 
 /// A place for a drive: controller, port, device.
@@ -57,32 +74,76 @@ pub struct Storage {
 struct Drives {
     configs: BTreeMap<Place, DriveConfig>,
     images: BTreeMap<Place, Arc<ImageDriver>>,
+    /// Ejects that [`Storage::ejects`] has not told yet.
+    untold: Vec<(String, u8, u8)>,
 }
 
-/// Drives whose disc the guest has ejected since the last change.
+/// Drives whose disc the guest has ejected and whose image is still open.
 #[derive(Default)]
-pub struct Ejected(Mutex<BTreeSet<Place>>);
+pub struct Ejected {
+    places: Mutex<BTreeSet<Place>>,
+    changed: Condvar,
+}
+
+impl Ejected {
+    fn add(&self, place: Place) {
+        let (chip, port, device) = place;
+        tracing::info!(target: "storage", port, device, "the guest has ejected the disc at {}", chip.name());
+        self.places.lock().insert(place);
+        self.changed.notify_all();
+    }
+
+    /// Waits for ejects, at most for `time`.
+    fn wait(&self, time: Duration) {
+        let mut places = self.places.lock();
+        if places.is_empty() {
+            self.changed.wait_for(&mut places, time);
+        }
+    }
+
+    fn take(&self) -> BTreeSet<Place> {
+        std::mem::take(&mut *self.places.lock())
+    }
+}
 
 impl ide::EjectSink for Ejected {
     fn ejected(&self, channel: usize, drive: usize) {
-        tracing::info!(target: "storage", channel, drive, "the guest has ejected the disc");
-        self.0.lock().insert((Chip::Ide, channel as u8, drive as u8));
+        self.add((Chip::Ide, channel as u8, drive as u8));
     }
 }
 
 impl ahci::EjectSink for Ejected {
     fn ejected(&self, port: usize) {
-        tracing::info!(target: "storage", port, "the guest has ejected the disc");
-        self.0.lock().insert((Chip::Ahci, port as u8, 0));
+        self.add((Chip::Ahci, port as u8, 0));
     }
 }
 
 /// Every drive of the configuration by its place.
 fn configs(config: &MachineConfig) -> BTreeMap<Place, DriveConfig> {
     let ide = config.ide.iter().flat_map(|(_, drives)| drives).map(|d| (Chip::Ide, d));
-    let ahci = config.ahci.iter().flat_map(|ahci| &ahci.drives).map(|d| (Chip::Ahci, d));
+    let ported =
+        [(Chip::Ahci, &config.ahci), (Chip::Nvme, &config.nvme), (Chip::VirtioBlk, &config.virtio_blk)];
+    let ported = ported
+        .into_iter()
+        .flat_map(|(chip, c)| c.iter().flat_map(move |c| c.drives.iter().map(move |d| (chip, d))));
     let floppy = config.floppies.iter().flatten().map(|d| (Chip::Floppy, d));
-    ide.chain(ahci).chain(floppy).map(|(chip, d)| ((chip, d.port, d.device), d.clone())).collect()
+    ide.chain(ported).chain(floppy).map(|(chip, d)| ((chip, d.port, d.device), d.clone())).collect()
+}
+
+fn no_medium(place: &str) -> String {
+    format!("the hard disk at {place} has no medium: attach one, or detach the drive")
+}
+
+/// What a disk tells about itself, as VirtualBox makes it from the medium's UUID.
+fn identity(drive: &DriveConfig) -> DiskIdentity {
+    let id = drive.medium.as_ref().map(|m| m.uuid.into_bytes()).unwrap_or_default();
+    let word = |at: usize| u32::from_le_bytes([id[at], id[at + 1], id[at + 2], id[at + 3]]);
+    DiskIdentity {
+        non_rotational: drive.non_rotational,
+        discard: drive.discard,
+        // The first field of a UUID is big endian in its bytes.
+        ..DiskIdentity::virtualbox(word(0).swap_bytes(), word(12))
+    }
 }
 
 /// The images of a machine's drives while it is built.
@@ -98,7 +159,7 @@ impl Media {
         self.ejected.clone()
     }
 
-    fn open(&mut self, chip: Chip, drive: &DriveConfig) -> anyhow::Result<Medium> {
+    fn open(&mut self, chip: Chip, drive: &DriveConfig) -> anyhow::Result<Option<Arc<ImageDriver>>> {
         let Some(medium) = &drive.medium else { return Ok(None) };
         let image = ImageDriver::open(medium)?;
         self.images.insert((chip, drive.port, drive.device), image.clone());
@@ -121,51 +182,80 @@ impl Media {
     }
 
     /// The ports of an AHCI controller, with their drives.
-    pub fn ahci_ports(&mut self, config: &AhciConfig) -> anyhow::Result<Vec<PortSetup>> {
+    pub fn ahci_ports(&mut self, config: &PortsConfig) -> anyhow::Result<Vec<PortSetup>> {
         let mut ports: Vec<PortSetup> = (0..config.ports.max(1)).map(|_| PortSetup::default()).collect();
         for drive in &config.drives {
-            let Some(port) = ports.get_mut(usize::from(drive.port)).filter(|_| drive.device == 0) else {
-                anyhow::bail!(
-                    "SATA port {} device {} does not exist: the controller has {} ports with one device each",
-                    drive.port,
-                    drive.device,
-                    config.ports
-                );
-            };
-            port.drive = Some(self.ata_drive(Chip::Ahci, drive)?);
-            port.hot_pluggable = drive.hot_pluggable;
+            let port = Self::port(Chip::Ahci, config, drive)?;
+            if let Some(port) = ports.get_mut(port) {
+                port.drive = Some(self.ata_drive(Chip::Ahci, drive)?);
+                port.hot_pluggable = drive.hot_pluggable;
+            }
         }
         Ok(ports)
     }
 
+    /// A drive's port, if the controller has it.
+    fn port(chip: Chip, config: &PortsConfig, drive: &DriveConfig) -> anyhow::Result<usize> {
+        if drive.port >= config.ports.max(1) || drive.device != 0 {
+            anyhow::bail!(
+                "{} port {} device {} does not exist: the controller has {} ports with one device each",
+                chip.name(),
+                drive.port,
+                drive.device,
+                config.ports
+            );
+        }
+        Ok(usize::from(drive.port))
+    }
+
+    /// The namespaces of an NVMe controller by port.
+    pub fn nvme_disks(&mut self, config: &PortsConfig) -> anyhow::Result<Vec<Option<nvme::Disk>>> {
+        let mut disks: Vec<_> = (0..config.ports.max(1)).map(|_| None).collect();
+        for drive in &config.drives {
+            let port = Self::port(Chip::Nvme, config, drive)?;
+            let medium = self.disk(Chip::Nvme, drive)?;
+            let uuid = drive.medium.as_ref().map(|m| m.uuid.into_bytes()).unwrap_or_default();
+            if let Some(place) = disks.get_mut(port) {
+                *place = Some(nvme::Disk { medium, uuid, discard: drive.discard });
+            }
+        }
+        Ok(disks)
+    }
+
+    /// The virtio disks with their ports.
+    pub fn virtio_disks(&mut self, config: &PortsConfig) -> anyhow::Result<Vec<(u8, virtio_blk::Disk)>> {
+        let disk = |drive: &DriveConfig| {
+            Self::port(Chip::VirtioBlk, config, drive)?;
+            let medium = self.disk(Chip::VirtioBlk, drive)?;
+            let serial = identity(drive).serial;
+            Ok((drive.port, virtio_blk::Disk { medium, serial, discard: drive.discard }))
+        };
+        config.drives.iter().map(disk).collect()
+    }
+
+    /// The medium of a disk at a controller that takes nothing else.
+    fn disk(&mut self, chip: Chip, drive: &DriveConfig) -> anyhow::Result<Arc<ImageDriver>> {
+        let name = chip.name();
+        let place = format!("{name} port {} device {}", drive.port, drive.device);
+        if drive.kind != DriveKind::Disk {
+            anyhow::bail!(
+                "only hard disks can be attached to a {name} controller, and not what is at {place}"
+            );
+        }
+        self.open(chip, drive)?.with_context(|| no_medium(&place))
+    }
+
     /// A disk or CD drive, with its medium.
     fn ata_drive(&mut self, chip: Chip, drive: &DriveConfig) -> anyhow::Result<Drive> {
-        let place = format!(
-            "{} port {} device {}",
-            if chip == Chip::Ide { "IDE" } else { "SATA" },
-            drive.port,
-            drive.device
-        );
+        let place = format!("{} port {} device {}", chip.name(), drive.port, drive.device);
         let cd = match chip {
             Chip::Ide => CdIdentity::virtualbox(u32::from(drive.port) * 2 + u32::from(drive.device)),
-            Chip::Ahci | Chip::Floppy => CdIdentity::virtualbox_ahci(drive.port.into()),
+            _ => CdIdentity::virtualbox_ahci(drive.port.into()),
         };
         Ok(match (drive.kind, self.open(chip, drive)?) {
-            (DriveKind::Disk, Some(medium)) => {
-                let id = drive.medium.as_ref().map(|m| m.uuid.into_bytes()).unwrap_or_default();
-                let word = |at: usize| u32::from_le_bytes([id[at], id[at + 1], id[at + 2], id[at + 3]]);
-                // The first field of a UUID is big endian in its bytes.
-                let identity = DiskIdentity {
-                    non_rotational: drive.non_rotational,
-                    discard: drive.discard,
-                    ..DiskIdentity::virtualbox(word(0).swap_bytes(), word(12))
-                };
-                Drive::Disk { identity, medium }
-            }
-            (DriveKind::Dvd, medium) => Drive::Cd { identity: cd, medium },
-            (DriveKind::Disk, None) => {
-                anyhow::bail!("the hard disk at {place} has no medium: attach one, or detach the drive")
-            }
+            (DriveKind::Disk, Some(medium)) => Drive::Disk { identity: identity(drive), medium },
+            (DriveKind::Dvd, medium) => Drive::Cd { identity: cd, medium: medium.map(|m| m as _) },
+            (DriveKind::Disk, None) => anyhow::bail!(no_medium(&place)),
             (DriveKind::Floppy, _) => anyhow::bail!("a floppy drive cannot be attached at {place}"),
         })
     }
@@ -178,14 +268,14 @@ impl Media {
             let Some(place) = places.get_mut(usize::from(drive.device)) else {
                 anyhow::bail!("there is no floppy drive {}: devices are 0 and 1", drive.device);
             };
-            *place = Some(FloppyDrive { drive_type: DriveType::Mb1_44, medium });
+            *place = Some(FloppyDrive { drive_type: DriveType::Mb1_44, medium: medium.map(|m| m as _) });
         }
         Ok(places)
     }
 
     /// The drives of the machine that was built from the configuration.
     pub fn finish(self, config: &MachineConfig, controllers: Controllers) -> Storage {
-        let drives = Drives { configs: configs(config), images: self.images };
+        let drives = Drives { configs: configs(config), images: self.images, untold: Vec::new() };
         Storage { controllers, drives: Mutex::new(drives), ejected: self.ejected }
     }
 }
@@ -202,12 +292,7 @@ impl Storage {
     /// Carries out what differs in the new settings. After an error the drives that come later are as they were.
     pub fn change(&self, config: &MachineConfig, force: bool) -> Result<(), ChangeError> {
         let mut drives = self.drives.lock();
-        for place in std::mem::take(&mut *self.ejected.0.lock()) {
-            if let Some(drive) = drives.configs.get_mut(&place) {
-                drive.medium = None;
-            }
-            self.close(&mut drives, place);
-        }
+        self.settle_ejects(&mut drives);
         let wanted = configs(config);
         let gone: Vec<Place> = drives.configs.keys().filter(|p| !wanted.contains_key(p)).copied().collect();
         for place in gone {
@@ -229,6 +314,25 @@ impl Storage {
             }
         }
         Ok(())
+    }
+
+    /// Takes note of the discs that the guest has ejected, and closes their images.
+    fn settle_ejects(&self, drives: &mut Drives) {
+        for place in self.ejected.take() {
+            if let Some(drive) = drives.configs.get_mut(&place) {
+                drive.medium = None;
+                drives.untold.push((drive.controller.clone(), drive.port, drive.device));
+            }
+            self.close(drives, place);
+        }
+    }
+
+    /// The drives (controller, port, device) that the guest has emptied since the last call; waits for one at most for `time`.
+    pub fn ejects(&self, time: Duration) -> Vec<(String, u8, u8)> {
+        self.ejected.wait(time);
+        let mut drives = self.drives.lock();
+        self.settle_ejects(&mut drives);
+        std::mem::take(&mut drives.untold)
     }
 
     /// Lets go of the image at `place`.
@@ -273,6 +377,8 @@ impl Storage {
         self.close(drives, place);
         if let Some(image) = image {
             drives.images.insert(place, image);
+            // An eject before that is none of the new disc.
+            drives.untold.retain(|told| *told != (new.controller.clone(), new.port, new.device));
         }
         drives.configs.insert(place, new);
         Ok(())

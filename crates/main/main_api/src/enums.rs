@@ -124,8 +124,8 @@ api_enums! {
     CloneMode { MachineState, MachineAndChildStates, AllStates }
     AccessMode { ReadOnly, ReadWrite }
     DeviceType { Null, Floppy, DVD, HardDisk, Network, USB, SharedFolder, Graphics3D, End }
-    StorageBus { Null, IDE, SATA, SCSI, Floppy, SAS, USB, PCIe, VirtioSCSI }
-    StorageControllerType { Null, LsiLogic, BusLogic, IntelAhci, PIIX3, PIIX4, ICH6, I82078, LsiLogicSas, USB, NVMe, VirtioSCSI }
+    StorageBus { Null, IDE, SATA, SCSI, Floppy, SAS, USB, PCIe, VirtioSCSI, VirtioBlk }
+    StorageControllerType { Null, LsiLogic, BusLogic, IntelAhci, PIIX3, PIIX4, ICH6, I82078, LsiLogicSas, USB, NVMe, VirtioSCSI, VirtioBlk }
     MediumState { NotCreated, Created, LockedRead, LockedWrite, Inaccessible, Creating, Deleting }
     MediumType { Normal, Immutable, Writethrough, Shareable, Readonly, MultiAttach }
     MediumVariant { Standard, VmdkSplit2G, VmdkRawDisk, VmdkStreamOptimized, VmdkESX, VdiZeroExpand, Fixed, Diff, Formatted, NoCreateDir }

@@ -262,6 +262,13 @@ impl VmProcess {
         self.shared.tell(state, None)
     }
 
+    /// Tells that the guest has ejected the medium of a drive.
+    pub fn medium_ejected(&self, controller: &str, port: i32, device: i32) -> ApiResult<()> {
+        let service = lock(&self.shared.state).service.clone();
+        let service = service.ok_or_else(|| ApiError::connection_lost("no VBoxSVC"))?;
+        call(&service, IVMProcessControl::MediumEjected, (controller.to_owned(), port, device))
+    }
+
     /// Tells how far the start has come, for `startvm`'s progress.
     pub fn set_progress(&self, percent: u32, operation: &str) {
         let service = lock(&self.shared.state).service.clone();

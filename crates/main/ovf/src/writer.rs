@@ -384,7 +384,9 @@ fn hardware(t: &mut Text, version: OvfVersion, system: &System, first_disk: usiz
             (StorageBus::Scsi, StorageControllerType::BusLogic) => (6, "BusLogic", "SCSI Controller"),
             (StorageBus::Scsi, _) => (6, "lsilogic", "SCSI Controller"),
             (StorageBus::Sas, _) => (6, "lsilogicsas", "SAS Controller"),
-            (StorageBus::VirtioScsi, _) => (20, "VirtioSCSI", "VirtioSCSI Controller"),
+            (StorageBus::VirtioScsi | StorageBus::VirtioBlk, _) => {
+                (20, "VirtioSCSI", "VirtioSCSI Controller")
+            }
             (StorageBus::Pcie, _) => (20, "NVMe", "NVMe Controller"),
             _ => continue,
         };

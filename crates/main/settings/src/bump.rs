@@ -142,7 +142,7 @@ fn storage(needs: &mut impl FnMut(V, bool), controllers: &[StorageController]) {
     use StorageControllerType as C;
     for c in controllers {
         let is_ahci = c.controller_type == C::IntelAhci;
-        needs(V::V1_18, c.controller_type == C::VirtioScsi);
+        needs(V::V1_18, matches!(c.controller_type, C::VirtioScsi | C::VirtioBlk));
         needs(V::V1_16, c.controller_type == C::Nvme);
         needs(V::V1_15, c.controller_type == C::Usb);
         needs(V::V1_15, c.attached.iter().any(|d| d.hot_pluggable != is_ahci));

@@ -159,5 +159,6 @@ fn controller_name(bus: StorageBus) -> &'static str {
         StorageBus::Usb => "USB",
         StorageBus::Pcie => "PCIe",
         StorageBus::VirtioScsi => "VirtIO",
+        StorageBus::VirtioBlk => "VirtIO Block",
     }
 }

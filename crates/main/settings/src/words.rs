@@ -288,6 +288,7 @@ words! {
         Usb = "USB",
         Nvme = "NVMe",
         VirtioScsi = "VirtioSCSI",
+        VirtioBlk = "VirtioBlk",
     }
     /// A storage controller's bus, by the Main API's names (`StorageBus`).
     StorageBus {
@@ -299,6 +300,7 @@ words! {
         Usb = "USB",
         Pcie = "PCIe",
         VirtioScsi = "VirtioSCSI",
+        VirtioBlk = "VirtioBlk",
     }
     /// What kind of drive is attached to a storage controller.
     DriveType {
@@ -372,6 +374,7 @@ impl StorageControllerType {
             Self::Usb => StorageBus::Usb,
             Self::Nvme => StorageBus::Pcie,
             Self::VirtioScsi => StorageBus::VirtioScsi,
+            Self::VirtioBlk => StorageBus::VirtioBlk,
         }
     }
 }
@@ -388,6 +391,7 @@ impl StorageBus {
             Self::Usb => StorageControllerType::Usb,
             Self::Pcie => StorageControllerType::Nvme,
             Self::VirtioScsi => StorageControllerType::VirtioScsi,
+            Self::VirtioBlk => StorageControllerType::VirtioBlk,
         }
     }
 
@@ -402,6 +406,7 @@ impl StorageBus {
             Self::Usb => (8, 8),
             Self::Pcie => (1, 255),
             Self::VirtioScsi => (1, 256),
+            Self::VirtioBlk => (1, 8),
         }
     }
 }

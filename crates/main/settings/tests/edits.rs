@@ -498,3 +498,18 @@ fn edits_of_long_lists_take_time_in_proportion() {
     assert_eq!(GlobalSettings::load(&document).unwrap().0, global);
     assert!(spent.as_secs() < 20, "{spent:?}");
 }
+
+#[test]
+fn virtualbox_finds_its_own_virtio_controller_where_virtio_blk_is_stored() {
+    let mut document = Document::parse(SAMPLES[4]).unwrap();
+    let mut settings = MachineSettings::load(&document).unwrap().0;
+    settings.hardware.storage_controllers.push(StorageController::new("Fast", StorageBus::VirtioBlk));
+    settings.apply(&mut document).unwrap();
+    let text = document.to_text();
+    let line = text.lines().find(|line| line.contains("name=\"Fast\"")).unwrap();
+    assert!(line.contains("type=\"VirtioSCSI\"") && line.contains("model=\"VirtioBlk\""), "{line}");
+    assert_eq!(read(&text).hardware.storage_controller("Fast").unwrap().bus(), StorageBus::VirtioBlk);
+    // As VirtualBox writes the file when it has been at it.
+    let theirs = text.replace(" model=\"VirtioBlk\"", "");
+    assert_eq!(read(&theirs).hardware.storage_controller("Fast").unwrap().bus(), StorageBus::VirtioScsi);
+}

@@ -392,12 +392,7 @@ fn storage(r: &mut ReadTable<View>, w: &mut WriteTable<View>) {
         .add_fallible(IMediumAttachment::Passthrough, |v| attachment(v).map(|a| a.pass_through))
         .add_fallible(IMediumAttachment::TemporaryEject, |v| attachment(v).map(|a| a.temp_eject))
         .add_fallible(IMediumAttachment::IsEjected, |v| {
-            attachment(v).map(|a| {
-                a.drive != set::DriveType::HardDisk
-                    && a.temp_eject
-                    && a.image.is_none()
-                    && v.meta.state.is_online()
-            })
+            attachment(v).map(|a| a.ejected && a.image.is_none() && v.meta.state.is_online())
         })
         .add_fallible(IMediumAttachment::NonRotational, |v| attachment(v).map(|a| a.non_rotational))
         .add_fallible(IMediumAttachment::Discard, |v| attachment(v).map(|a| a.discard))

@@ -97,7 +97,10 @@ fn service(t: &mut CallTable<Context>) {
     .add(IVMProcessControl::SetProgress, |c, (percent, operation)| {
         c.svc.vm_progress(&c.peer, percent, &operation)
     })
-    .add(IVMProcessControl::SetExtraData, |c, (key, value)| c.svc.vm_extra_data(&c.peer, &key, &value));
+    .add(IVMProcessControl::SetExtraData, |c, (key, value)| c.svc.vm_extra_data(&c.peer, &key, &value))
+    .add(IVMProcessControl::MediumEjected, |c, (controller, port, device)| {
+        c.svc.vm_medium_ejected(&c.peer, &controller, port, device)
+    });
 }
 
 fn own_session(c: &Context) -> ApiResult<u32> {
@@ -649,7 +652,7 @@ fn system_properties(t: &mut CallTable<Context>) {
     .add(P::GetDeviceTypesForStorageBus, |_, (bus,)| {
         Ok(match StorageBus::from_api(bus)? {
             StorageBus::Floppy => vec![api::DeviceType::Floppy],
-            StorageBus::Pcie => vec![api::DeviceType::HardDisk],
+            StorageBus::Pcie | StorageBus::VirtioBlk => vec![api::DeviceType::HardDisk],
             _ => vec![api::DeviceType::DVD, api::DeviceType::HardDisk],
         })
     })

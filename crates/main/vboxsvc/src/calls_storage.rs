@@ -123,7 +123,7 @@ fn check_slot(controller: &StorageController, port: i32, device: i32) -> ApiResu
 fn check_kind(controller: &StorageController, kind: DriveType) -> ApiResult<()> {
     let fits = match controller.bus() {
         StorageBus::Floppy => kind == DriveType::Floppy,
-        StorageBus::Pcie => kind == DriveType::HardDisk,
+        StorageBus::Pcie | StorageBus::VirtioBlk => kind == DriveType::HardDisk,
         _ => kind != DriveType::Floppy,
     };
     if fits {
@@ -291,8 +291,7 @@ fn change_medium(
             check_medium(state, id, kind)?;
         }
         let drive = attached(v, name, port, device)?;
-        drive.image = medium;
-        drive.host_drive = None;
+        (drive.image, drive.host_drive, drive.ejected) = (medium, None, false);
         Ok(())
     })
 }

@@ -31,6 +31,7 @@ pub(crate) fn min_ports(bus: StorageBus) -> u32 {
         | StorageBus::Sas
         | StorageBus::Pcie
         | StorageBus::VirtioScsi
+        | StorageBus::VirtioBlk
         | StorageBus::Floppy => 1,
         StorageBus::Ide => 2,
         StorageBus::Scsi => 16,
@@ -49,7 +50,7 @@ pub(crate) fn max_instances(chipset: Chipset, bus: StorageBus) -> u32 {
         StorageBus::Sata | StorageBus::Scsi | StorageBus::Sas | StorageBus::Pcie | StorageBus::VirtioScsi => {
             many
         }
-        StorageBus::Ide | StorageBus::Floppy | StorageBus::Usb => 1,
+        StorageBus::Ide | StorageBus::Floppy | StorageBus::Usb | StorageBus::VirtioBlk => 1,
     }
 }
 

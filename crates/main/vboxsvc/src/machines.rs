@@ -434,6 +434,52 @@ impl Svc {
         Ok(())
     }
 
+    /// The guest of a running machine has ejected a medium. Other changes that are not saved stay so.
+    pub(crate) fn eject_medium(
+        &self,
+        state: &mut State,
+        id: Uuid,
+        controller: &str,
+        port: i32,
+        device: i32,
+    ) -> ApiResult<()> {
+        let place = |s: &MachineSettings| {
+            let mut s = s.clone();
+            let attached = &mut s.hardware.storage_controller_mut(controller)?.attached;
+            let drive = attached
+                .iter_mut()
+                .find(|a| a.port == port && a.device == device && a.drive != DriveType::HardDisk)?;
+            (drive.image, drive.host_drive, drive.ejected) = (None, None, true);
+            let temporary = drive.temp_eject;
+            Some((Arc::new(s), temporary))
+        };
+        let Lock::Held(held) = &state.machine(id)?.lock else { return Err(gone()) };
+        let (copy, temporary) = place(&held.copy).ok_or_else(|| {
+            ApiError::not_found(format!(
+                "No removable drive at port {port}, device {device} of controller '{controller}'"
+            ))
+        })?;
+        let committed = place(&state.machine(id)?.settings).filter(|_| !temporary);
+        let committed = match committed {
+            Some((settings, _)) => Some(Arc::new(complete(state, id, &settings)?)),
+            None => None,
+        };
+        state.media.unlock_for(id);
+        if let Err(error) = state.media.lock_for(id, &copy) {
+            tracing::error!(machine = %id, %error, "media of a running VM");
+        }
+        let machine = state.machine_mut(id)?;
+        if let Some(settings) = committed {
+            machine.store.as_mut().ok_or_else(gone)?.save(&settings)?;
+            machine.settings = settings;
+        }
+        if let Lock::Held(held) = &mut machine.lock {
+            held.copy = copy;
+        }
+        state.emit(IEventSource::OnMachineDataChanged, (id.to_string(), temporary));
+        Ok(())
+    }
+
     /// Moves the machine's files to where its new name puts them, if the folder is named after it.
     fn rename(&self, state: &mut State, id: Uuid, wanted: &MachineSettings) -> ApiResult<()> {
         let machine = state.machine(id)?;
@@ -879,6 +925,15 @@ fn delete_machine_files(file: &Path, settings: &MachineSettings) -> ApiResult<()
     let _ = fs::remove_dir(folder.join(snapshots));
     let _ = fs::remove_dir(folder);
     Ok(())
+}
+
+/// The VM that knew which drives the guest has ejected is gone.
+pub(crate) fn forget_ejects(settings: &mut Arc<MachineSettings>) {
+    let controllers = &settings.hardware.storage_controllers;
+    if controllers.iter().flat_map(|c| &c.attached).any(|a| a.ejected) {
+        let controllers = &mut Arc::make_mut(settings).hardware.storage_controllers;
+        controllers.iter_mut().flat_map(|c| &mut c.attached).for_each(|a| a.ejected = false);
+    }
 }
 
 #[cfg(test)]

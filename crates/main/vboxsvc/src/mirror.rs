@@ -104,9 +104,11 @@ mirrors! {
     StorageControllerType, StorageControllerType {
         LsiLogic = LsiLogic, BusLogic = BusLogic, IntelAhci = IntelAhci, Piix3 = PIIX3, Piix4 = PIIX4, Ich6 = ICH6,
         I82078 = I82078, LsiLogicSas = LsiLogicSas, Usb = USB, Nvme = NVMe, VirtioScsi = VirtioSCSI,
+        VirtioBlk = VirtioBlk,
     }
     StorageBus, StorageBus {
         Ide = IDE, Sata = SATA, Scsi = SCSI, Floppy = Floppy, Sas = SAS, Usb = USB, Pcie = PCIe, VirtioScsi = VirtioSCSI,
+        VirtioBlk = VirtioBlk,
     }
     DriveType, DeviceType { HardDisk = HardDisk, Dvd = DVD, Floppy = Floppy }
     AutostopType, AutostopType {

@@ -401,6 +401,19 @@ impl Svc {
         self.set_machine_extra_data(&mut state, id, key, value)
     }
 
+    /// IVMProcessControl::mediumEjected. Unless the drive is set up for temporary ejects, the settings file loses the medium too.
+    pub(crate) fn vm_medium_ejected(
+        &self,
+        peer: &Peer,
+        controller: &str,
+        port: i32,
+        device: i32,
+    ) -> ApiResult<()> {
+        let mut state = self.state.lock();
+        let id = vm_of(&state, peer)?;
+        self.eject_medium(&mut state, id, controller, port, device)
+    }
+
     /// Takes note of a state of the machine; what outlives the VM goes into its settings file.
     fn enter(&self, state: &mut State, id: Uuid, new: MachineState) {
         let Some(machine) = state.machines.get_mut(&id) else { return };
@@ -412,6 +425,7 @@ impl Svc {
         machine.last_change = now_ms();
         if is_final(new) {
             machine.settings = crate::guest_properties::drop_transient(&machine.settings);
+            crate::machines::forget_ejects(&mut machine.settings);
             if let Lock::Held(held) = &mut machine.lock {
                 held.copy = crate::guest_properties::drop_transient(&held.copy);
             }

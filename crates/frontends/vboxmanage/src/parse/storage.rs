@@ -82,6 +82,7 @@ const BUSES: &[(&str, &str)] = &[
     ("pcie", "PCIe"),
     ("virtio-scsi", "VirtioSCSI"),
     ("virtio", "VirtioSCSI"),
+    ("virtio-blk", "VirtioBlk"),
 ];
 
 const CONTROLLERS: &[(&str, &str)] = &[
@@ -97,6 +98,7 @@ const CONTROLLERS: &[(&str, &str)] = &[
     ("nvme", "NVMe"),
     ("virtio-scsi", "VirtioSCSI"),
     ("virtio", "VirtioSCSI"),
+    ("virtio-blk", "VirtioBlk"),
 ];
 
 /// The words of `--mtype`.

@@ -32,6 +32,8 @@ interface! {
                 id: String, settingsFile: String, settings: String, logFolder: String);
             /// Tells the machine's state. An error belongs to `Stuck`, `Aborted` and to `PoweredOff` after a failed start.
             SetState(state: MachineState, errorCode: u32, errorText: String, errorComponent: String, errorInterface: String) -> ();
+            /// The guest has ejected the medium of a drive.
+            MediumEjected(controller: String, port: i32, device: i32) -> ();
             /// Tells how far the start (or another long operation of the VM) has come.
             SetProgress(percent: u32, operation: String) -> ();
             /// Records an extra-data value of the machine at run time.

@@ -40,7 +40,7 @@ impl Walk {
             };
             c.name = long;
         }
-        a.required("type", &mut c.controller_type)?;
+        controller_type(a, &mut c.controller_type)?;
         a.always("PortCount", &mut c.port_count, 2)?;
         a.attribute("Instance", &mut c.instance, 0)?;
         a.attribute_if(self.since(V::V1_10), "useHostIOCache", &mut c.use_host_io_cache, true)?;
@@ -156,4 +156,20 @@ fn medium(a: &mut Archive<'_>, d: &mut AttachedDevice) -> Outcome {
         d.host_drive = Some(source);
         Ok(())
     })
+}
+
+/// A controller's type. VirtualBox has no virtio-blk: its files show it as the virtio controller that VirtualBox has, with which the
+/// same guests find the same disks, and an attribute that VirtualBox passes over says what it is here.
+fn controller_type(a: &mut Archive<'_>, kind: &mut StorageControllerType) -> Outcome {
+    let is_blk = *kind == StorageControllerType::VirtioBlk;
+    let mut shown = if is_blk { StorageControllerType::VirtioScsi } else { *kind };
+    let mut model = if is_blk { kind.as_str().to_owned() } else { String::new() };
+    a.required("type", &mut shown)?;
+    a.attribute("model", &mut model, String::new())?;
+    if a.reading() {
+        let is_blk =
+            shown == StorageControllerType::VirtioScsi && model == StorageControllerType::VirtioBlk.as_str();
+        *kind = if is_blk { StorageControllerType::VirtioBlk } else { shown };
+    }
+    Ok(())
 }

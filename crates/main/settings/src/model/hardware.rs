@@ -651,6 +651,8 @@ pub struct AttachedDevice {
     pub host_drive: Option<String>,
     pub pass_through: bool,
     pub temp_eject: bool,
+    /// The guest of the running machine has ejected the medium. In no file.
+    pub ejected: bool,
     pub non_rotational: bool,
     pub discard: bool,
     pub hot_pluggable: bool,
