@@ -27,8 +27,9 @@ use pdm::pci::{self, Bar, ConfigSpace, DevFn, Identity, PciBus, PciDevice};
 use pdm::{Device, MmioDevice, Width};
 use pgm::{Backing, Pgm};
 
+use crate::ide::Drive;
 use crate::ide::channel::{DriveKind, Request, SECTOR};
-use crate::ide::{Drive, cd_medium};
+use crate::scsi::cd::CdMedium;
 use port::{Ask, Owner, Port};
 use spec::{ABAR_SIZE, Ghc, MAX_PORTS, PORT_SIZE, PORTS_AT, hba};
 
@@ -90,7 +91,7 @@ fn split(drive: Option<Drive>) -> (Option<DriveKind>, Medium) {
             (Some(DriveKind::Disk { identity, sectors, read_only }), Some(medium))
         }
         Some(Drive::Cd { identity, medium }) => {
-            (Some(DriveKind::Cd { identity, medium: cd_medium(&medium) }), medium)
+            (Some(DriveKind::Cd { identity, medium: CdMedium::of(&medium) }), medium)
         }
     }
 }
@@ -151,7 +152,7 @@ impl Ahci {
             channel.cd_eject_request(0);
             return Err(PortError::Locked);
         }
-        channel.cd_medium_changed(0, cd_medium(&medium));
+        channel.cd_medium_changed(0, CdMedium::of(&medium));
         self.media[port] = medium;
         Ok(())
     }

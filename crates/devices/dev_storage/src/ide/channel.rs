@@ -5,9 +5,10 @@
 
 use std::collections::VecDeque;
 
-use super::cd::CdState;
 use super::spec::{Control, DeviceHead, error, reason, status};
 use super::{CdIdentity, DiskIdentity};
+use crate::scsi::cd::{CdMedium, CdState};
+use crate::scsi::sense::Alerts;
 
 pub(crate) const SECTOR: u64 = 512;
 /// Sectors of one PIO request to the medium.
@@ -21,13 +22,6 @@ pub(crate) const MAX_BUFFER: usize = 1 << 20;
 pub(crate) enum DriveKind {
     Disk { identity: DiskIdentity, sectors: u64, read_only: bool },
     Cd { identity: CdIdentity, medium: Option<CdMedium> },
-}
-
-/// The disc in a CD drive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct CdMedium {
-    /// Sectors of 2048 bytes.
-    pub(crate) sectors: u32,
 }
 
 /// A register that remembers its content before the last write (ATA-6, 48-bit addresses).
@@ -79,7 +73,11 @@ pub(crate) struct DriveState {
     pub(crate) write_cache: bool,
     pub(crate) look_ahead: bool,
     pub(crate) standby: bool,
+    /// What a packet device has to tell.
+    pub(crate) alerts: Alerts,
     pub(crate) cd: CdState,
+    /// The byte count limit of the packet command at work.
+    pub(crate) byte_limit: u16,
 }
 
 impl DriveState {
@@ -106,7 +104,9 @@ impl DriveState {
             write_cache: true,
             look_ahead: true,
             standby: false,
+            alerts: Alerts::NONE,
             cd: CdState::power_on(),
+            byte_limit: 0,
         };
         state.signature(kind);
         state
@@ -492,7 +492,7 @@ impl Channel {
             Job::Read(sectors) | Job::Write { sectors, .. } => usize::from(sectors.block) * SECTOR as usize,
             Job::PacketReply { .. } | Job::PacketRead { .. } => {
                 // An odd limit is rounded down, except for the last block; zero stands for the maximum.
-                match self.active().cd.byte_limit {
+                match self.active().byte_limit {
                     0 | 0xffff => 0xfffe,
                     1 => 2,
                     limit => usize::from(limit & !1),

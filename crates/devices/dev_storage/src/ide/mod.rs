@@ -31,9 +31,10 @@ use pdm::{Device, PortIo, Width};
 use pgm::Pgm;
 use vbox_types::{GuestPhys, Port};
 
-use cd::CD_SECTOR;
-use channel::{CdMedium, Channel, DriveKind, Phase, Request, SECTOR, State};
+use channel::{Channel, DriveKind, Phase, Request, SECTOR, State};
 use spec::{BmCommand, BmStatus};
+
+use crate::scsi::cd::CdMedium;
 
 /// Which south bridge the function belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,7 +179,7 @@ impl Ide {
                     (DriveKind::Disk { identity, sectors, read_only }, Some(medium))
                 }
                 Drive::Cd { identity, medium } => {
-                    (DriveKind::Cd { identity, medium: cd_medium(&medium) }, medium)
+                    (DriveKind::Cd { identity, medium: CdMedium::of(&medium) }, medium)
                 }
             };
             media[channel][drive_number] = medium;
@@ -248,7 +249,7 @@ impl Ide {
             c.cd_eject_request(drive);
             return Err(MediumError::Locked);
         }
-        c.cd_medium_changed(drive, cd_medium(&medium));
+        c.cd_medium_changed(drive, CdMedium::of(&medium));
         self.media[channel][drive] = medium;
         Ok(())
     }
@@ -419,11 +420,6 @@ impl Ide {
             _ => {}
         }
     }
-}
-
-pub(crate) fn cd_medium(medium: &Medium) -> Option<CdMedium> {
-    let sectors = medium.as_ref()?.size().0 / CD_SECTOR;
-    Some(CdMedium { sectors: sectors.min(u64::from(u32::MAX)) as u32 })
 }
 
 /// A port's channel and register: 0–7 in the command block, 8 the control block.

@@ -5,9 +5,9 @@ use std::collections::VecDeque;
 use ssm::{Error, Reader, Saveable, Writer, check_version};
 
 use super::Ide;
-use super::cd::CdState;
 use super::channel::{BusMaster, Channel, Deep, DriveState, Job, MAX_BUFFER, Phase, Sectors, State};
-use super::spec::Sense;
+use crate::scsi::cd::CdState;
+use crate::scsi::sense::{Alerts, Sense};
 
 const VERSION: u32 = 1;
 /// Most ranges one DATA SET MANAGEMENT can leave to do.
@@ -21,15 +21,6 @@ fn put_deep(out: &mut Writer, value: Deep) {
 
 fn take_deep(input: &mut Reader<'_>) -> Result<Deep, Error> {
     Ok(Deep { now: input.take_u8()?, before: input.take_u8()? })
-}
-
-fn put_sense(out: &mut Writer, value: Sense) {
-    let Sense { key, asc, ascq } = value;
-    out.put_bytes(&[key, asc, ascq]);
-}
-
-fn take_sense(input: &mut Reader<'_>) -> Result<Sense, Error> {
-    Ok(Sense { key: input.take_u8()? & 0x0f, asc: input.take_u8()?, ascq: input.take_u8()? })
 }
 
 fn put_sectors(out: &mut Writer, value: Sectors) {
@@ -73,7 +64,9 @@ fn put_drive(out: &mut Writer, drive: &DriveState) {
         write_cache,
         look_ahead,
         standby,
+        alerts,
         cd,
+        byte_limit,
     } = drive;
     out.put_bytes(&[*status, *error, *device, *multiple, *heads, *sectors_per_track, *mode]);
     for deep in [*features, *count, lba[0], lba[1], lba[2]] {
@@ -82,10 +75,11 @@ fn put_drive(out: &mut Writer, drive: &DriveState) {
     for flag in [*interrupt, *write_cache, *look_ahead, *standby] {
         out.put_bool(flag);
     }
-    let CdState { sense, attention, byte_limit, locked, tray_open, event } = *cd;
-    put_sense(out, sense);
-    put_sense(out, attention);
-    out.put_u16(byte_limit);
+    let Alerts { sense, attention } = *alerts;
+    sense.save(out);
+    attention.save(out);
+    out.put_u16(*byte_limit);
+    let CdState { locked, tray_open, event } = *cd;
     out.put_bool(locked);
     out.put_bool(tray_open);
     out.put_u8(event);
@@ -116,14 +110,9 @@ fn take_drive(input: &mut Reader<'_>) -> Result<DriveState, Error> {
         write_cache: input.take_bool()?,
         look_ahead: input.take_bool()?,
         standby: input.take_bool()?,
-        cd: CdState {
-            sense: take_sense(input)?,
-            attention: take_sense(input)?,
-            byte_limit: input.take_u16()?,
-            locked: input.take_bool()?,
-            tray_open: input.take_bool()?,
-            event: input.take_u8()?,
-        },
+        alerts: Alerts { sense: Sense::load(input)?, attention: Sense::load(input)? },
+        byte_limit: input.take_u16()?,
+        cd: CdState { locked: input.take_bool()?, tray_open: input.take_bool()?, event: input.take_u8()? },
     })
 }
 

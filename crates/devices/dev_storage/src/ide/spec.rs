@@ -134,30 +134,3 @@ pub(crate) mod command {
     pub(crate) const SET_FEATURES: u8 = 0xef;
     pub(crate) const READ_NATIVE_MAX: u8 = 0xf8;
 }
-
-/// SCSI sense keys with additional codes, as packet devices report them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Sense {
-    pub(crate) key: u8,
-    pub(crate) asc: u8,
-    pub(crate) ascq: u8,
-}
-
-impl Sense {
-    pub(crate) const NONE: Self = Self::new(0, 0, 0);
-    pub(crate) const NO_MEDIUM: Self = Self::new(2, 0x3a, 0);
-    pub(crate) const TRAY_OPEN: Self = Self::new(2, 0x3a, 2);
-    pub(crate) const READ_ERROR: Self = Self::new(3, 0x11, 0);
-    pub(crate) const INVALID_COMMAND: Self = Self::new(5, 0x20, 0);
-    pub(crate) const OUT_OF_RANGE: Self = Self::new(5, 0x21, 0);
-    pub(crate) const INVALID_FIELD: Self = Self::new(5, 0x24, 0);
-    pub(crate) const INCOMPATIBLE_MEDIUM: Self = Self::new(5, 0x30, 2);
-    pub(crate) const SAVING_NOT_SUPPORTED: Self = Self::new(5, 0x39, 0);
-    pub(crate) const REMOVAL_PREVENTED: Self = Self::new(5, 0x53, 2);
-    pub(crate) const ILLEGAL_MODE: Self = Self::new(5, 0x64, 0);
-    pub(crate) const MEDIUM_CHANGED: Self = Self::new(6, 0x28, 0);
-
-    const fn new(key: u8, asc: u8, ascq: u8) -> Self {
-        Self { key, asc, ascq }
-    }
-}
