@@ -320,6 +320,8 @@ pub enum BootDevice {
     Ahci { slot: u8, port: u8 },
     /// A controller in this slot that has one disk to boot from: NVMe, virtio.
     Pci { slot: u8 },
+    /// A target of a SCSI controller in this slot.
+    Scsi { slot: u8, target: u8 },
     /// The boot ROM of a network adapter in this slot.
     Network { slot: u8 },
 }
@@ -331,6 +333,7 @@ impl BootDevice {
             Self::Ide { channel, device } => format!("/pci@i0cf8/ide@1,1/drive@{channel:x}/disk@{device:x}"),
             Self::Ahci { slot, port } => format!("/pci@i0cf8/pci8086,2829@{slot:x}/drive@{port:x}/disk@0"),
             Self::Pci { slot } => format!("/pci@i0cf8/scsi@{slot:x}"),
+            Self::Scsi { slot, target } => format!("/pci@i0cf8/scsi@{slot:x}/channel@0/disk@{target:x},0"),
             Self::Network { slot } => format!("/pci@i0cf8/ethernet@{slot:x}/ethernet-phy@0"),
         }
     }

@@ -1,9 +1,9 @@
 //! Boots an ISO image without service and settings, for work on devices and engines: first serial port on standard output.
 //!
 //!     cargo run --release -p machine --example boot -- IMAGE.iso [--cpus N] [--memory MIB] [--hpet] [--disk IMAGE]
-//!         [--ahci] [--screen FILE.png] [--seconds N] [--no-ioapic] [--interpreter | --kvm] [--paravirt kvm|hyperv|minimal]
+//!         [--ahci | --scsi lsilogic|sas|buslogic|virtio] [--screen FILE.png] [--seconds N] [--no-ioapic] [--interpreter | --kvm] [--paravirt kvm|hyperv|minimal]
 //!
-//! `--ahci` attaches the drives to an AHCI controller instead of an IDE controller. `--screen` writes a screenshot once a second; `--seconds` powers off after that time. Statistics come at the end, on
+//! `--ahci` attaches the drives to an AHCI controller instead of an IDE controller, `--scsi` to a SCSI controller. `--screen` writes a screenshot once a second; `--seconds` powers off after that time. Statistics come at the end, on
 //! standard error. BOXWOOD_LOG=debug and so on chooses what is logged, to standard error.
 
 use std::path::PathBuf;
@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use em::{MachineHooks, RunState};
 use machine::config::{
-    DriveConfig, DriveKind, IdeModel, MachineConfig, MediumConfig, PortsConfig, UartConfig, UartMode,
+    DriveConfig, DriveKind, IdeModel, MachineConfig, MediumConfig, PortsConfig, ScsiConfig, ScsiModel,
+    UartConfig, UartMode,
 };
 use machine::machine::Machine;
 use uuid::Uuid;
@@ -66,7 +67,7 @@ fn main() -> Result<()> {
 
     let mut config = MachineConfig::bare("boot", ByteSize::mib(512));
     let (mut drives, mut screen, mut limit) = (Vec::new(), None, None);
-    let mut ahci = false;
+    let (mut ahci, mut scsi) = (false, None);
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
@@ -86,13 +87,23 @@ fn main() -> Result<()> {
                 }
             }
             "--ahci" => ahci = true,
+            "--scsi" => {
+                scsi = Some(match value()?.as_str() {
+                    "sas" => ScsiModel::LsiLogicSas,
+                    "virtio" => ScsiModel::Virtio,
+                    "buslogic" => ScsiModel::BusLogic,
+                    _ => ScsiModel::LsiLogic,
+                });
+            }
             "--disk" => drives.push(drive(DriveKind::Disk, value()?.into(), 0)),
             "--screen" => screen = Some(value()?),
             "--seconds" => limit = Some(Duration::from_secs(value()?.parse()?)),
             _ => drives.push(drive(DriveKind::Dvd, arg.into(), 1)),
         }
     }
-    if ahci {
+    if let Some(model) = scsi {
+        config.scsi.push(ScsiConfig { model, ports: 8, drives });
+    } else if ahci {
         config.ahci = Some(PortsConfig { ports: 2, drives });
     } else {
         config.ide = Some((IdeModel::Piix4, drives));

@@ -151,6 +151,24 @@ impl PortsConfig {
     }
 }
 
+/// Which SCSI controller the guest finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ScsiModel {
+    BusLogic,
+    LsiLogic,
+    LsiLogicSas,
+    Virtio,
+}
+
+/// A SCSI controller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScsiConfig {
+    pub model: ScsiModel,
+    /// Ports of a controller that has any number of them.
+    pub ports: u32,
+    pub drives: Vec<DriveConfig>,
+}
+
 /// Which IDE chip the guest finds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IdeModel {
@@ -165,6 +183,7 @@ enum Chip {
     Ahci,
     Nvme,
     VirtioBlk,
+    Scsi(ScsiModel),
     Floppy,
 }
 
@@ -217,6 +236,8 @@ pub struct MachineConfig {
     pub nvme: Option<PortsConfig>,
     /// A disk for each drive.
     pub virtio_blk: Option<PortsConfig>,
+    /// At most one of each model.
+    pub scsi: Vec<ScsiConfig>,
     pub floppies: Option<Vec<DriveConfig>>,
     pub nics: Vec<NicConfig>,
     /// CPUID leaves that the settings override: leaf, subleaf, EAX, EBX, ECX, EDX.
@@ -257,6 +278,7 @@ impl MachineConfig {
             ahci: None,
             nvme: None,
             virtio_blk: None,
+            scsi: Vec::new(),
             floppies: None,
             nics: Vec::new(),
             cpuid_overrides: Vec::new(),
@@ -302,6 +324,7 @@ impl MachineConfig {
 
         let mut ide: Option<(IdeModel, Vec<DriveConfig>)> = None;
         let (mut ahci, mut nvme, mut virtio_blk) = (None, None, None);
+        let mut scsi: Vec<ScsiConfig> = Vec::new();
         let mut floppies = None;
         for controller in &hw.storage_controllers {
             let chip = match controller.controller_type {
@@ -311,6 +334,10 @@ impl MachineConfig {
                 w::StorageControllerType::IntelAhci => Chip::Ahci,
                 w::StorageControllerType::Nvme => Chip::Nvme,
                 w::StorageControllerType::VirtioBlk => Chip::VirtioBlk,
+                w::StorageControllerType::BusLogic => Chip::Scsi(ScsiModel::BusLogic),
+                w::StorageControllerType::LsiLogic => Chip::Scsi(ScsiModel::LsiLogic),
+                w::StorageControllerType::LsiLogicSas => Chip::Scsi(ScsiModel::LsiLogicSas),
+                w::StorageControllerType::VirtioScsi => Chip::Scsi(ScsiModel::Virtio),
                 w::StorageControllerType::I82078 => Chip::Floppy,
                 other => {
                     refuse(
@@ -331,6 +358,24 @@ impl MachineConfig {
                 (Ok(drives), Chip::Ahci) => ahci = Some(PortsConfig::new(controller, drives)),
                 (Ok(drives), Chip::Nvme) => nvme = Some(PortsConfig::new(controller, drives)),
                 (Ok(drives), Chip::VirtioBlk) => virtio_blk = Some(PortsConfig::new(controller, drives)),
+                (Ok(_), Chip::Scsi(model)) if scsi.iter().any(|other| other.model == model) => refuse(
+                    true,
+                    &format!(
+                        "a second controller of the type {} (\"{}\")",
+                        controller.controller_type.as_str(),
+                        controller.name
+                    ),
+                    "attach its media to the first",
+                ),
+                (Ok(drives), Chip::Scsi(model)) => {
+                    if model == ScsiModel::BusLogic {
+                        notes.push(format!(
+                            "the BIOS has no driver for BusLogic controllers: it cannot start from what is attached to \"{}\"",
+                            controller.name
+                        ));
+                    }
+                    scsi.push(ScsiConfig { model, ports: controller.port_count, drives });
+                }
                 (Ok(drives), Chip::Floppy) => floppies = Some(drives),
                 (Err(why), _) => refuse(true, &why, "detach it"),
             }
@@ -470,6 +515,7 @@ impl MachineConfig {
             ahci,
             nvme,
             virtio_blk,
+            scsi,
             floppies,
             nics,
             cpuid_overrides: hw
@@ -617,6 +663,41 @@ mod tests {
         m.hardware.storage_controllers = vec![sata];
         let ahci = MachineConfig::from_settings(&m, Path::new("/vm")).unwrap().ahci.unwrap();
         assert_eq!((ahci.ports, ahci.drives[0].port, ahci.drives[0].kind), (4, 3, DriveKind::Dvd));
+    }
+
+    #[test]
+    fn nvme_and_virtio_disks_come_with_their_ports_and_whether_the_bios_may_start_from_them() {
+        let mut m = MachineSettings::default();
+        let mut nvme = StorageController::new("NVMe", w::StorageBus::Pcie);
+        nvme.port_count = 255;
+        let mut blk = StorageController::new("Blk", w::StorageBus::VirtioBlk);
+        (blk.port_count, blk.bootable) = (99, false);
+        blk.attached = vec![AttachedDevice { drive: w::DriveType::Dvd, ..AttachedDevice::default() }];
+        m.hardware.storage_controllers = vec![nvme, blk];
+        let config = MachineConfig::from_settings(&m, Path::new("/vm")).unwrap();
+        let (nvme, blk) = (config.nvme.unwrap(), config.virtio_blk.unwrap());
+        assert_eq!((nvme.ports, blk.ports), (255, 8));
+        assert_eq!((blk.drives[0].bootable, blk.drives[0].controller.as_str()), (false, "Blk"));
+    }
+
+    #[test]
+    fn scsi_controllers_come_once_of_each_type() {
+        let mut m = MachineSettings::default();
+        let mut sas = StorageController::new("SAS", w::StorageBus::Sas);
+        sas.port_count = 12;
+        let drive = AttachedDevice { drive: w::DriveType::Dvd, port: 11, ..AttachedDevice::default() };
+        sas.attached = vec![drive];
+        let scsi = StorageController::new("SCSI", w::StorageBus::Scsi);
+        m.hardware.storage_controllers = vec![sas, scsi.clone()];
+        let found = MachineConfig::from_settings(&m, Path::new("/vm")).unwrap().scsi;
+        assert_eq!(
+            (found[0].model, found[0].ports, found[0].drives[0].port),
+            (ScsiModel::LsiLogicSas, 12, 11)
+        );
+        assert_eq!(found[1].model, ScsiModel::LsiLogic);
+        m.hardware.storage_controllers.push(StorageController { name: "other".into(), ..scsi });
+        let reasons = MachineConfig::from_settings(&m, Path::new("/vm")).unwrap_err();
+        assert!(reasons[0].contains("a second controller of the type LsiLogic (\"other\")"), "{reasons:?}");
     }
 
     #[test]

@@ -21,8 +21,12 @@ use dev_storage::ahci::{self, Ahci};
 use dev_storage::floppy::{self, DriveType, Floppy};
 use dev_storage::ide::{self, Ide};
 use dev_storage::nvme::{self, Nvme};
+use dev_storage::scsi::buslogic::BusLogic;
+use dev_storage::scsi::mpt::{self, Mpt};
+use dev_storage::scsi::virtio::VirtioScsi;
 use dev_storage::virtio_blk::{self, VirtioBlk};
 use dev_video::vga::{self, Vga};
+use dev_virtio_core::VirtioPci;
 use em::{Em, VmContext};
 use gim::Gim;
 use parking_lot::Mutex;
@@ -33,7 +37,7 @@ use pgm::{Backing, HostMemory, Layer, Pgm};
 use tm::TimerQueue;
 use vbox_types::{ByteSize, GuestPhys, Hz};
 
-use crate::config::{BootDevice, DriveConfig, DriveKind, IdeModel, MachineConfig, PortsConfig};
+use crate::config::{BootDevice, DriveConfig, DriveKind, IdeModel, MachineConfig, PortsConfig, ScsiModel};
 use crate::engine::{Backend, Kind};
 use crate::network::{self, Nic, NicConfig};
 use crate::serial::CharBackend;
@@ -49,6 +53,15 @@ const AHCI_PLACE: DevFn = DevFn::new(0x0d, 0);
 const NVME_PLACE: DevFn = DevFn::new(0x0e, 0);
 /// Where virtio disks begin, one slot each: places that VirtualBox leaves free.
 const VIRTIO_BLK_FIRST: u8 = 0x17;
+/// Where VirtualBox has its SCSI controllers.
+const fn scsi_place(model: ScsiModel) -> DevFn {
+    match model {
+        ScsiModel::Virtio => DevFn::new(0x0f, 0),
+        ScsiModel::LsiLogic => DevFn::new(0x14, 0),
+        ScsiModel::BusLogic => DevFn::new(0x15, 0),
+        ScsiModel::LsiLogicSas => DevFn::new(0x16, 0),
+    }
+}
 /// Where VirtualBox has its display adapter.
 const VGA_PLACE: DevFn = DevFn::new(2, 0);
 /// The power management timer has 32 bits, so that guests read it without watching for its wrap every few seconds.
@@ -226,6 +239,35 @@ impl Machine {
                 virtio_blk::Card::register(&disk, &pci, place);
                 devices.push(disk);
             }
+        }
+        for scsi in &config.scsi {
+            let place = scsi_place(scsi.model);
+            let irq = wiring.intx(place, 1);
+            let ejected = Some(media.scsi_ejected(scsi.model));
+            let drives = media.scsi_drives(scsi)?;
+            let model = match scsi.model {
+                ScsiModel::Virtio => {
+                    let virtio_wiring = dev_virtio_core::Wiring { pgm: pgm.clone(), irq };
+                    let card = VirtioScsi::create(virtio_wiring, drives, ejected);
+                    VirtioPci::register(&card, &pci, place);
+                    controllers.scsi.insert(scsi.model, card.clone());
+                    devices.push(card);
+                    continue;
+                }
+                ScsiModel::BusLogic => {
+                    let card = BusLogic::new(mpt::Wiring { pgm: pgm.clone(), irq, ejected }, drives);
+                    BusLogic::register(&card, &pci, place);
+                    controllers.scsi.insert(scsi.model, card.clone());
+                    devices.push(card);
+                    continue;
+                }
+                ScsiModel::LsiLogic => mpt::Model::Spi,
+                ScsiModel::LsiLogicSas => mpt::Model::Sas,
+            };
+            let mpt = Mpt::new(model, mpt::Wiring { pgm: pgm.clone(), irq, ejected }, drives);
+            Mpt::register(&mpt, &pci, place);
+            controllers.scsi.insert(scsi.model, mpt.clone());
+            devices.push(mpt);
         }
         if let Some(drives) = &config.floppies {
             let floppy_wiring = floppy::Wiring { irq: wiring.isa(6), dma: Dma::channels(&dma) };
@@ -466,7 +508,7 @@ fn virtio_blk_place(port: u8) -> DevFn {
 
 /// The drives of `kind` in the order of their places, as the BIOS names them: IDE before AHCI before the others.
 fn bootable(config: &MachineConfig, kind: DriveKind) -> impl Iterator<Item = fw_cfg::BootDevice> {
-    let places = |drives: &[DriveConfig]| {
+    let places = move |drives: &[DriveConfig]| {
         let mut places: Vec<(u8, u8)> =
             drives.iter().filter(|d| d.kind == kind && d.bootable).map(|d| (d.port, d.device)).collect();
         places.sort_unstable();
@@ -478,6 +520,10 @@ fn bootable(config: &MachineConfig, kind: DriveKind) -> impl Iterator<Item = fw_
     let (ahci, nvme, virtio) = (ported(&config.ahci), ported(&config.nvme), ported(&config.virtio_blk));
     // SeaBIOS starts from an NVMe controller's first namespace.
     let nvme = nvme.into_iter().take(1);
+    let scsi = config.scsi.iter().flat_map(move |scsi| {
+        let slot = scsi_place(scsi.model).device();
+        places(&scsi.drives).into_iter().map(move |(target, _)| fw_cfg::BootDevice::Scsi { slot, target })
+    });
     ide.into_iter()
         .map(|(channel, device)| fw_cfg::BootDevice::Ide { channel, device })
         .chain(ahci.into_iter().map(|(port, _)| fw_cfg::BootDevice::Ahci { slot: AHCI_PLACE.device(), port }))
@@ -487,6 +533,7 @@ fn bootable(config: &MachineConfig, kind: DriveKind) -> impl Iterator<Item = fw_
                 .into_iter()
                 .map(|(port, _)| fw_cfg::BootDevice::Pci { slot: virtio_blk_place(port).device() }),
         )
+        .chain(scsi)
 }
 
 /// The boot order, device by device.

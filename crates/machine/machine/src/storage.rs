@@ -11,12 +11,13 @@ use anyhow::Context;
 use dev_storage::ahci::{self, Ahci, PortError, PortSetup};
 use dev_storage::floppy::{DriveType, Floppy, FloppyDrive};
 use dev_storage::ide::{self, CdIdentity, DiskIdentity, Drive, Ide, MediumError};
+use dev_storage::scsi::{self, TargetError, buslogic, mpt, virtio::VirtioScsi};
 use dev_storage::{nvme, virtio_blk};
 use parking_lot::{Condvar, Mutex};
 use pdm::connector::Medium;
 
 use crate::block::ImageDriver;
-use crate::config::{DriveConfig, DriveKind, MachineConfig, PortsConfig};
+use crate::config::{DriveConfig, DriveKind, MachineConfig, PortsConfig, ScsiConfig, ScsiModel};
 
 /// A controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,6 +26,7 @@ enum Chip {
     Ahci,
     Nvme,
     VirtioBlk,
+    Scsi(ScsiModel),
     Floppy,
 }
 
@@ -36,6 +38,9 @@ impl Chip {
             Self::Ahci => "SATA",
             Self::Nvme => "NVMe",
             Self::VirtioBlk => "virtio-blk",
+            Self::Scsi(ScsiModel::LsiLogicSas) => "SAS",
+            Self::Scsi(ScsiModel::Virtio) => "virtio-scsi",
+            Self::Scsi(_) => "SCSI",
             Self::Floppy => "floppy",
         }
     }
@@ -49,7 +54,9 @@ type Place = (Chip, u8, u8);
 pub enum ChangeError {
     #[error("the guest has locked the medium in the drive")]
     Locked,
-    #[error("only discs, floppies and drives at SATA ports can be changed while the machine runs")]
+    #[error(
+        "only discs, floppies and drives at SATA, SAS and virtio-scsi ports can be changed while the machine runs"
+    )]
     NotWhileRunning,
     #[error("{0:#}")]
     Failed(anyhow::Error),
@@ -60,6 +67,7 @@ pub enum ChangeError {
 pub struct Controllers {
     pub ide: Option<Arc<Mutex<Ide>>>,
     pub ahci: Option<Arc<Mutex<Ahci>>>,
+    pub scsi: BTreeMap<ScsiModel, Arc<Mutex<dyn scsi::Controller>>>,
     pub floppy: Option<Arc<Mutex<Floppy>>>,
 }
 
@@ -118,6 +126,18 @@ impl ahci::EjectSink for Ejected {
     }
 }
 
+/// Takes note of discs that were ejected at one SCSI controller.
+struct ScsiEjected {
+    model: ScsiModel,
+    all: Arc<Ejected>,
+}
+
+impl scsi::EjectSink for ScsiEjected {
+    fn ejected(&self, target: usize) {
+        self.all.add((Chip::Scsi(self.model), target as u8, 0));
+    }
+}
+
 /// Every drive of the configuration by its place.
 fn configs(config: &MachineConfig) -> BTreeMap<Place, DriveConfig> {
     let ide = config.ide.iter().flat_map(|(_, drives)| drives).map(|d| (Chip::Ide, d));
@@ -127,7 +147,12 @@ fn configs(config: &MachineConfig) -> BTreeMap<Place, DriveConfig> {
         .into_iter()
         .flat_map(|(chip, c)| c.iter().flat_map(move |c| c.drives.iter().map(move |d| (chip, d))));
     let floppy = config.floppies.iter().flatten().map(|d| (Chip::Floppy, d));
-    ide.chain(ported).chain(floppy).map(|(chip, d)| ((chip, d.port, d.device), d.clone())).collect()
+    let scsi = config.scsi.iter().flat_map(|scsi| scsi.drives.iter().map(|d| (Chip::Scsi(scsi.model), d)));
+    ide.chain(ported)
+        .chain(scsi)
+        .chain(floppy)
+        .map(|(chip, d)| ((chip, d.port, d.device), d.clone()))
+        .collect()
 }
 
 fn no_medium(place: &str) -> String {
@@ -176,7 +201,7 @@ impl Media {
                     "IDE port {port} device {device} does not exist: ports and devices are 0 and 1"
                 );
             }
-            places[usize::from(drive.port * 2 + drive.device)] = Some(self.ata_drive(Chip::Ide, drive)?);
+            places[usize::from(drive.port * 2 + drive.device)] = Some(self.disk_or_cd(Chip::Ide, drive)?);
         }
         Ok(places)
     }
@@ -187,7 +212,7 @@ impl Media {
         for drive in &config.drives {
             let port = Self::port(Chip::Ahci, config, drive)?;
             if let Some(port) = ports.get_mut(port) {
-                port.drive = Some(self.ata_drive(Chip::Ahci, drive)?);
+                port.drive = Some(self.disk_or_cd(Chip::Ahci, drive)?);
                 port.hot_pluggable = drive.hot_pluggable;
             }
         }
@@ -245,8 +270,38 @@ impl Media {
         self.open(chip, drive)?.with_context(|| no_medium(&place))
     }
 
+    /// Whom a SCSI controller tells of ejected discs.
+    pub fn scsi_ejected(&self, model: ScsiModel) -> Arc<dyn scsi::EjectSink> {
+        Arc::new(ScsiEjected { model, all: self.ejected.clone() })
+    }
+
+    /// The drives of a SCSI controller by target.
+    pub fn scsi_drives(&mut self, config: &ScsiConfig) -> anyhow::Result<Vec<Option<Drive>>> {
+        let places = match config.model {
+            ScsiModel::BusLogic => buslogic::TARGETS,
+            ScsiModel::LsiLogic => mpt::Model::SPI_TARGETS,
+            ScsiModel::LsiLogicSas => (config.ports as usize).clamp(1, mpt::Model::SAS_PORTS),
+            // The count is how many ports are in use; a guest finds as many targets as there can be.
+            ScsiModel::Virtio => VirtioScsi::TARGETS,
+        };
+        let mut drives: Vec<Option<Drive>> = (0..places).map(|_| None).collect();
+        let chip = Chip::Scsi(config.model);
+        for drive in &config.drives {
+            let Some(place) = drives.get_mut(usize::from(drive.port)).filter(|_| drive.device == 0) else {
+                anyhow::bail!(
+                    "{} port {} device {} does not exist: the controller has {places} ports with one device each",
+                    chip.name(),
+                    drive.port,
+                    drive.device
+                );
+            };
+            *place = Some(self.disk_or_cd(chip, drive)?);
+        }
+        Ok(drives)
+    }
+
     /// A disk or CD drive, with its medium.
-    fn ata_drive(&mut self, chip: Chip, drive: &DriveConfig) -> anyhow::Result<Drive> {
+    fn disk_or_cd(&mut self, chip: Chip, drive: &DriveConfig) -> anyhow::Result<Drive> {
         let place = format!("{} port {} device {}", chip.name(), drive.port, drive.device);
         let cd = match chip {
             Chip::Ide => CdIdentity::virtualbox(u32::from(drive.port) * 2 + u32::from(drive.device)),
@@ -369,6 +424,13 @@ impl Storage {
                     other => ChangeError::Failed(other.into()),
                 })?;
             }
+            (Chip::Scsi(model), Controllers { scsi, .. }) => {
+                let Some(controller) = scsi.get(&model) else { return Err(ChangeError::NotWhileRunning) };
+                controller.lock().set_medium(port, medium, force).map_err(|e| match e {
+                    TargetError::Locked => ChangeError::Locked,
+                    other => ChangeError::Failed(other.into()),
+                })?;
+            }
             (Chip::Floppy, Controllers { floppy: Some(floppy), .. }) => {
                 floppy.lock().set_medium(device, medium).map_err(|e| ChangeError::Failed(e.into()))?;
             }
@@ -384,27 +446,51 @@ impl Storage {
         Ok(())
     }
 
+    /// The SCSI controller of the model, if drives may come and go at it: the guest is told, as a bus without hot-plug could not.
+    fn pluggable(&self, model: ScsiModel) -> Option<&Arc<Mutex<dyn scsi::Controller>>> {
+        self.controllers
+            .scsi
+            .get(&model)
+            .filter(|_| matches!(model, ScsiModel::LsiLogicSas | ScsiModel::Virtio))
+    }
+
     fn unplug(&self, drives: &mut Drives, place: Place) -> Result<(), ChangeError> {
-        let (Chip::Ahci, Some(ahci)) = (place.0, &self.controllers.ahci) else {
-            return Err(ChangeError::NotWhileRunning);
-        };
-        ahci.lock().detach(place.1.into()).map_err(|e| ChangeError::Failed(e.into()))?;
+        let port = usize::from(place.1);
+        match (place.0, &self.controllers.ahci) {
+            (Chip::Ahci, Some(ahci)) => {
+                ahci.lock().detach(port).map_err(|e| ChangeError::Failed(e.into()))?;
+            }
+            (Chip::Scsi(model), _) => {
+                let controller = self.pluggable(model).ok_or(ChangeError::NotWhileRunning)?;
+                controller.lock().detach(port).map_err(|e| ChangeError::Failed(e.into()))?;
+            }
+            _ => return Err(ChangeError::NotWhileRunning),
+        }
         self.close(drives, place);
         drives.configs.remove(&place);
-        tracing::info!(target: "storage", port = place.1, "a drive was unplugged");
+        tracing::info!(target: "storage", bus = place.0.name(), port, "a drive was unplugged");
         Ok(())
     }
 
     fn plug(&self, drives: &mut Drives, place: Place, new: DriveConfig) -> Result<(), ChangeError> {
-        let (Chip::Ahci, Some(ahci)) = (place.0, &self.controllers.ahci) else {
-            return Err(ChangeError::NotWhileRunning);
-        };
+        let port = usize::from(place.1);
         let mut media = Media::default();
-        let drive = media.ata_drive(Chip::Ahci, &new).map_err(ChangeError::Failed)?;
-        ahci.lock().attach(place.1.into(), drive).map_err(|e| ChangeError::Failed(e.into()))?;
+        let mut drive = || media.disk_or_cd(place.0, &new).map_err(ChangeError::Failed);
+        match (place.0, &self.controllers.ahci) {
+            (Chip::Ahci, Some(ahci)) => {
+                let drive = drive()?;
+                ahci.lock().attach(port, drive).map_err(|e| ChangeError::Failed(e.into()))?;
+            }
+            (Chip::Scsi(model), _) => {
+                let controller = self.pluggable(model).ok_or(ChangeError::NotWhileRunning)?;
+                let drive = drive()?;
+                controller.lock().attach(port, drive).map_err(|e| ChangeError::Failed(e.into()))?;
+            }
+            _ => return Err(ChangeError::NotWhileRunning),
+        }
         drives.images.append(&mut media.images);
         drives.configs.insert(place, new);
-        tracing::info!(target: "storage", port = place.1, "a drive was plugged in");
+        tracing::info!(target: "storage", bus = place.0.name(), port, "a drive was plugged in");
         Ok(())
     }
 }
