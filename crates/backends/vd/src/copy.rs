@@ -1,8 +1,12 @@
 //! Content from one image to another.
 
 use std::io::Write;
+use std::ops::Range;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
 
+use parking_lot::Mutex;
 use uuid::Uuid;
 use vbox_types::ByteSize;
 
@@ -14,6 +18,12 @@ use crate::vmdk::{NewVmdk, StreamWriter};
 
 /// Bytes that are moved at a time.
 const PIECE: u64 = 4 << 20;
+/// Bytes that a thread copies at a time: they stay in its core's cache from reading to writing.
+const COPY_PIECE: u64 = 1 << 20;
+/// Bytes between two flushes while copying.
+const FLUSH_EACH: u64 = 128 << 20;
+/// Runs of zeros of this many bytes are not copied to a new image.
+const ZERO_UNIT: usize = 32 << 10;
 /// Bytes of a grain of stream-optimized images.
 const GRAIN: u64 = crate::vmdk::GRAIN as u64;
 
@@ -29,34 +39,124 @@ fn step(progress: Progress<'_>, image: &Image, done: u64) -> Result<(), Error> {
 }
 
 /// Makes `target` hold what `source` shows. Where `target` is larger, the rest stays; where it is smaller, the source is cut.
+///
+/// Several threads move pieces, and one makes what was moved durable meanwhile, so that host's storage works from the start.
 pub fn copy(source: &Image, target: &Image, progress: Progress<'_>) -> Result<(), Error> {
     let size = source.size().0.min(target.size().0);
     // What a new image, or its parent, holds needs no second look; a target that is in use may hold anything.
     let fresh = target.next_data(0, size)?.is_none();
-    let mut buffer = vec![0; PIECE.min(size) as usize];
-    let mut at = 0;
-    while at < size {
-        step(progress, source, at)?;
-        let next = source.next_data(at, size)?;
-        let start = next.as_ref().map_or(size, |r| r.start);
-        if !fresh {
-            let mut zero = at;
-            while let Some(stale) = target.next_data(zero, start)? {
-                let count = (stale.end - stale.start).min(PIECE) as usize;
-                buffer[..count].fill(0);
-                target.write(stale.start, &buffer[..count])?;
-                zero = stale.start + count as u64;
+    if !fresh {
+        clear(source, target, size)?;
+    }
+    let work = Pieces { source, size, next: Mutex::new(Ok(0)) };
+    let threads = std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 4));
+    let moved = AtomicU64::new(0);
+    let done = std::thread::scope(|scope| -> Result<(), Error> {
+        let (tell, told) = mpsc::channel::<Result<u64, Error>>();
+        let (flush, to_flush) = mpsc::channel::<()>();
+        for _ in 0..threads {
+            let (tell, flush, work, moved) = (tell.clone(), flush.clone(), &work, &moved);
+            scope.spawn(move || {
+                let mut buffer = vec![0; COPY_PIECE.min(size) as usize];
+                while let Some(range) = work.take().transpose() {
+                    let step = range.and_then(|range| {
+                        let piece = &mut buffer[..(range.end - range.start) as usize];
+                        source.read(range.start, piece)?;
+                        write_piece(target, range.start, piece, fresh)?;
+                        let before = moved.fetch_add(piece.len() as u64, Ordering::Relaxed);
+                        if before / FLUSH_EACH != (before + piece.len() as u64) / FLUSH_EACH {
+                            let _ = flush.send(());
+                        }
+                        Ok(range.end)
+                    });
+                    let failed = step.is_err();
+                    if tell.send(step).is_err() || failed {
+                        break;
+                    }
+                }
+            });
+        }
+        drop((tell, flush));
+        scope.spawn(move || {
+            while to_flush.recv().is_ok() {
+                // All that have been asked for so far are one.
+                while to_flush.try_recv().is_ok() {}
+                // A failure is remembered by the image, and told by the last flush.
+                let _ = target.flush();
+            }
+        });
+        let mut furthest = 0;
+        for step in told {
+            furthest = furthest.max(step.inspect_err(|_| work.stop())?);
+            if !progress(furthest.min(source.size().0), source.size().0) {
+                work.stop();
+                return Err(Error::Cancelled { path: source.path().to_owned() });
             }
         }
-        let Some(range) = next else { break };
-        let len = (range.end - start).min(PIECE);
-        let piece = &mut buffer[..len as usize];
-        source.read(start, piece)?;
-        target.write(start, piece)?;
-        at = start + len;
-    }
+        Ok(())
+    });
+    done?;
     target.flush()?;
     step(progress, source, source.size().0)
+}
+
+/// The stretches of an image that may hold something, handed out one after the other to several threads.
+struct Pieces<'a> {
+    source: &'a Image,
+    size: u64,
+    /// Where the next one is looked for; an error once there is no more to be handed out.
+    next: Mutex<Result<u64, ()>>,
+}
+
+impl Pieces<'_> {
+    fn take(&self) -> Result<Option<Range<u64>>, Error> {
+        let mut next = self.next.lock();
+        let Ok(at) = *next else { return Ok(None) };
+        // Whatever goes wrong, nobody else has to run into it, too.
+        *next = Err(());
+        let Some(range) = self.source.next_data(at, self.size)? else { return Ok(None) };
+        // Pieces end at multiples of their size, so that two threads seldom fill one block of the target.
+        let end = range.end.min((range.start / COPY_PIECE + 1) * COPY_PIECE);
+        *next = Ok(end);
+        Ok(Some(range.start..end))
+    }
+
+    fn stop(&self) {
+        *self.next.lock() = Err(());
+    }
+}
+
+/// Writes a piece; onto a target that holds nothing, zeros are left out.
+fn write_piece(target: &Image, start: u64, piece: &[u8], fresh: bool) -> Result<(), Error> {
+    if !fresh {
+        return target.write(start, piece);
+    }
+    let mut at = 0;
+    for run in piece.chunks(ZERO_UNIT).collect::<Vec<_>>().chunk_by(|a, b| is_zero(a) == is_zero(b)) {
+        let len = run.iter().map(|chunk| chunk.len()).sum::<usize>();
+        if !is_zero(run[0]) {
+            target.write(start + at as u64, &piece[at..at + len])?;
+        }
+        at += len;
+    }
+    Ok(())
+}
+
+/// Writes zeros over what `target` holds where `source` holds nothing.
+fn clear(source: &Image, target: &Image, size: u64) -> Result<(), Error> {
+    let zeros = vec![0; PIECE.min(size) as usize];
+    let mut at = 0;
+    while at < size {
+        let next = source.next_data(at, size)?;
+        let start = next.as_ref().map_or(size, |r| r.start);
+        while let Some(stale) = target.next_data(at, start)? {
+            let count = (stale.end - stale.start).min(zeros.len() as u64);
+            target.write(stale.start, &zeros[..count as usize])?;
+            at = stale.start + count;
+        }
+        at = next.map_or(size, |r| r.end);
+    }
+    Ok(())
 }
 
 /// Creates a new image that holds what `source` shows, parents included. `options.size` may be larger than the source.

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::ops::Range;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, FileType, SeekFrom};
@@ -32,6 +32,18 @@ pub(crate) trait FileIo: Send + Sync {
     fn data(&self, offset: u64, len: u64) -> io::Result<Option<Range<u64>>> {
         Ok((len > 0).then_some(offset..offset + len))
     }
+
+    /// The host's descriptor behind `offset`, and the offset in that; files that have none are read by [`FileIo::read_at`] alone.
+    fn located(&self, _offset: u64) -> Option<Located<'_>> {
+        None
+    }
+}
+
+/// A place in a file of the host.
+#[derive(Clone, Copy)]
+pub(crate) struct Located<'a> {
+    pub(crate) fd: BorrowedFd<'a>,
+    pub(crate) at: u64,
 }
 
 /// A file or block device of the host.
@@ -151,6 +163,10 @@ impl FileIo for HostFile {
         let stop = rustix::fs::seek(&self.fd, SeekFrom::Hole(start)).unwrap_or(end);
         Ok(Some(start..stop.clamp(start, end)))
     }
+
+    fn located(&self, offset: u64) -> Option<Located<'_>> {
+        Some(Located { fd: self.fd.as_fd(), at: offset })
+    }
 }
 
 /// The files of an image that has several, as one: the number of the file stands above bit [`FileSet::SHIFT`] of an offset.
@@ -218,6 +234,11 @@ impl FileIo for Arc<FileSet> {
         let (file, inner) = self.split(offset)?;
         let base = offset - inner;
         Ok(file.data(inner, len)?.map(|r| base + r.start..base + r.end))
+    }
+
+    fn located(&self, offset: u64) -> Option<Located<'_>> {
+        let (file, offset) = self.split(offset).ok()?;
+        file.located(offset)
     }
 }
 

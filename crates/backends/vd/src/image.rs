@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, Mode, OFlags};
@@ -12,7 +13,7 @@ use vbox_types::ByteSize;
 
 use crate::dmg::{self, Dmg};
 use crate::error::Error;
-use crate::file::{FileIo, HostFile, MemoryFile};
+use crate::file::{FileIo, HostFile, Located, MemoryFile};
 use crate::format::{Begin, Extent, Facts, Format, Layout, Place, Variant, probe_file};
 use crate::parallels::{self, Parallels};
 use crate::qcow::{self, Qcow};
@@ -65,7 +66,9 @@ pub struct Image {
     size: u64,
     writable: bool,
     /// Whether the modification UUID was renewed since the image was opened.
-    modified: Mutex<bool>,
+    modified: AtomicBool,
+    /// Held while it is renewed.
+    modifying: Mutex<()>,
     parent: Option<Arc<Image>>,
     /// The compressed unit that was read last: its number and content.
     unpacked: Mutex<(u64, Vec<u8>)>,
@@ -189,7 +192,8 @@ impl Image {
             file,
             layout,
             writable: mode != OpenMode::ReadOnly,
-            modified: Mutex::new(false),
+            modified: AtomicBool::new(false),
+            modifying: Mutex::new(()),
             parent,
             unpacked: Mutex::default(),
         }
@@ -306,6 +310,18 @@ impl Image {
         Ok(())
     }
 
+    /// Where the whole range lies in one stretch of a file of the host, in this image or below it. `None` if [`Image::read`] has to
+    /// put it together.
+    pub(crate) fn locate(&self, offset: u64, len: u64) -> Option<Located<'_>> {
+        self.check(offset, len).ok()?;
+        let extent = self.map(offset, len).ok().filter(|extent| extent.len == len)?;
+        match (extent.place, &self.parent) {
+            (Place::File(at), _) => self.file.located(at),
+            (Place::Absent, Some(parent)) => parent.locate(offset, len),
+            _ => None,
+        }
+    }
+
     /// Reads inside one compressed unit, keeping the unit for the reads that usually follow.
     fn read_packed(&self, unit: u64, skip: u64, out: &mut [u8]) -> Result<(), Error> {
         let mut unpacked = self.unpacked.lock();
@@ -402,10 +418,13 @@ impl Image {
     }
 
     fn note_modified(&self) -> Result<(), Error> {
-        let mut modified = self.modified.lock();
-        if !*modified {
+        if self.modified.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let _modifying = self.modifying.lock();
+        if !self.modified.load(Ordering::Acquire) {
             self.layout.modified(&*self.file).map_err(|e| Error::host("write to", &self.path, e))?;
-            *modified = true;
+            self.modified.store(true, Ordering::Release);
         }
         Ok(())
     }

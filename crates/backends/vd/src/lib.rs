@@ -31,6 +31,7 @@ mod qcow;
 mod qed;
 mod queue;
 mod raw;
+mod ring;
 mod two_level;
 mod units;
 mod vdi;

@@ -7,13 +7,14 @@
 //! that does not exist.
 //!
 //! Units never move while an image is open, so readers take no lock: a map word changes once, from "nowhere" to its place,
-//! after the content is there.
+//! after the content is there. New units are filled by several threads at once; only taking the place for one is done one after
+//! the other. A place whose unit was not filled after all stays unused until the image is compacted, unless it is the last one.
 
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 
 use crate::file::FileIo;
 use crate::format::{Allocation, Begin, Extent, Place, Step};
@@ -68,13 +69,17 @@ pub(crate) struct Units<F> {
     first: u64,
     map: Box<[AtomicU32]>,
     alloc: Mutex<Alloc>,
+    /// A unit left `Alloc::filling`.
+    filled: Condvar,
     flush: Mutex<FlushState>,
     dirty: AtomicBool,
 }
 
 struct Alloc {
-    /// File offset behind the last unit.
+    /// File offset behind the last unit, with those that are being filled.
     end: u64,
+    /// Numbers of units that have a place and are being filled.
+    filling: Vec<u32>,
     /// Length of the file as far as we wrote it.
     file_len: u64,
     /// Numbers of units whose map words are not in the file yet.
@@ -122,7 +127,8 @@ impl<F: UnitFormat> Units<F> {
             format,
             first,
             map: words.into_iter().map(AtomicU32::new).collect(),
-            alloc: Mutex::new(Alloc { end, file_len, pending: Vec::new() }),
+            alloc: Mutex::new(Alloc { end, filling: Vec::new(), file_len, pending: Vec::new() }),
+            filled: Condvar::new(),
             flush: Mutex::default(),
             dirty: AtomicBool::new(false),
         })
@@ -137,25 +143,44 @@ impl<F: UnitFormat> Units<F> {
         &self.format
     }
 
+    fn word(&self, index: u64) -> Option<u32> {
+        self.map.get(usize::try_from(index).ok()?).map(|word| word.load(Ordering::Acquire))
+    }
+
     pub(crate) fn map(&self, offset: u64, len: u64) -> Extent {
         let size = self.format.unit();
-        let within = offset % size;
-        let len = len.min(size - within);
-        let place = match self.map.get((offset / size) as usize) {
-            Some(word) => match self.format.place(word.load(Ordering::Acquire)) {
-                Place::File(at) => Place::File(at + within),
-                other => other,
-            },
+        let (index, within) = (offset / size, offset % size);
+        let mut have = size - within;
+        let place = match self.word(index).map(|word| self.format.place(word)) {
+            Some(Place::File(at)) => {
+                // Units that follow one another in the file, too, are one stretch.
+                let mut next = index + 1;
+                while have < len
+                    && let Some(word) = self.word(next)
+                    && self.format.place(word) == Place::File(at + within + have)
+                {
+                    have += size;
+                    next += 1;
+                }
+                Place::File(at + within)
+            }
+            Some(other) => other,
             None => Place::Absent,
         };
-        Extent { place, len }
+        Extent { place, len: len.min(have) }
     }
 
     pub(crate) fn begin(&self, file: &dyn FileIo, offset: u64) -> io::Result<Begin<'_>> {
         let unit = (offset / self.format.unit()) as u32;
         let mut alloc = self.alloc.lock();
-        if let Place::File(_) = self.format.place(self.map[unit as usize].load(Ordering::Acquire)) {
-            return Ok(Begin::Mapped);
+        loop {
+            match self.word(unit.into()).map(|word| self.format.place(word)) {
+                Some(Place::File(_)) => return Ok(Begin::Mapped),
+                None => return Err(io::ErrorKind::InvalidInput.into()),
+                // Whoever fills it has it in a moment.
+                _ if alloc.filling.contains(&unit) => self.filled.wait(&mut alloc),
+                _ => break,
+            }
         }
         let Some(word) = self.format.word_from(alloc.end) else {
             return Err(io::ErrorKind::StorageFull.into());
@@ -167,8 +192,12 @@ impl<F: UnitFormat> Units<F> {
             file.zero(start, alloc.file_len.min(end) - start)?;
         }
         alloc.file_len = alloc.file_len.max(end);
+        let before = std::mem::replace(&mut alloc.end, end);
+        alloc.filling.push(unit);
+        drop(alloc);
+        let new = NewUnit { units: self, unit, word, before, filled: false };
         self.format.prepare(file, word)?;
-        Ok(Begin::Allocated(Box::new(NewUnit { units: self, alloc, unit, word })))
+        Ok(Begin::Allocated(Box::new(new)))
     }
 
     pub(crate) fn flush(&self, file: &dyn FileIo) -> io::Result<()> {
@@ -176,25 +205,34 @@ impl<F: UnitFormat> Units<F> {
         if state.failed {
             return Err(io::Error::other("an earlier flush failed"));
         }
-        let (mut pending, end) = {
+        let mut pending = {
             let mut alloc = self.alloc.lock();
             self.dirty.store(false, Ordering::Release);
-            // Under the lock nobody writes behind the end, so this never cuts anything off.
+            // Under the lock nobody takes a place behind the end; what is being written there is never longer.
             if !alloc.pending.is_empty() && file.len()? < alloc.end {
                 file.set_len(alloc.end)?;
             }
-            (std::mem::take(&mut alloc.pending), alloc.end)
+            std::mem::take(&mut alloc.pending)
         };
         let result = file.sync().and_then(|()| {
             if pending.is_empty() {
                 return Ok(());
             }
-            self.format.write_end(file, end)?;
+            self.finish(file)?;
             self.write_pending(file, &mut pending)?;
             file.sync()
         });
         state.failed = result.is_err();
         result
+    }
+
+    /// Writes what stands behind the units.
+    fn finish(&self, file: &dyn FileIo) -> io::Result<()> {
+        // Under the lock, so that no new unit is put where it is written.
+        let mut alloc = self.alloc.lock();
+        self.format.write_end(file, alloc.end)?;
+        alloc.file_len = alloc.file_len.max(alloc.end + self.format.tail());
+        Ok(())
     }
 
     fn write_pending(&self, file: &dyn FileIo, pending: &mut [u32]) -> io::Result<()> {
@@ -299,12 +337,14 @@ impl<F: UnitFormat> Units<F> {
     }
 }
 
-/// A unit at the end of the file that no map word names yet. Holds the allocation lock, so the next one waits.
-struct NewUnit<'a, F> {
+/// A unit that no map word names yet.
+struct NewUnit<'a, F: UnitFormat> {
     units: &'a Units<F>,
-    alloc: MutexGuard<'a, Alloc>,
     unit: u32,
     word: u32,
+    /// Where the units ended without this one.
+    before: u64,
+    filled: bool,
 }
 
 impl<F: UnitFormat> Allocation for NewUnit<'_, F> {
@@ -325,11 +365,24 @@ impl<F: UnitFormat> Allocation for NewUnit<'_, F> {
     }
 
     fn commit(mut self: Box<Self>) {
-        self.alloc.end = self.units.format.storage(self.word).end;
-        let unit = self.unit;
-        self.alloc.pending.push(unit);
-        self.units.dirty.store(true, Ordering::Release);
-        self.units.map[unit as usize].store(self.word, Ordering::Release);
+        self.filled = true;
+    }
+}
+
+impl<F: UnitFormat> Drop for NewUnit<'_, F> {
+    fn drop(&mut self) {
+        let (units, unit) = (self.units, self.unit);
+        let mut alloc = units.alloc.lock();
+        if self.filled {
+            alloc.pending.push(unit);
+            units.dirty.store(true, Ordering::Release);
+            units.map[unit as usize].store(self.word, Ordering::Release);
+        } else if alloc.end == units.format.storage(self.word).end {
+            alloc.end = self.before;
+        }
+        alloc.filling.retain(|&other| other != unit);
+        drop(alloc);
+        units.filled.notify_all();
     }
 }
 
