@@ -351,8 +351,8 @@ mod tests {
             let (count, content) = (count.clone(), content.clone());
             let done = move |result: Result<Vec<u8>, Error>| {
                 let buffer = result.unwrap();
-                let expected = (offset as usize..offset as usize + len)
-                    .map(|i| content.get(i).copied().unwrap_or(0));
+                let expected =
+                    (offset as usize..offset as usize + len).map(|i| content.get(i).copied().unwrap_or(0));
                 if buffer.iter().copied().eq(expected) {
                     count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
                 }

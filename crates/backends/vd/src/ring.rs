@@ -49,7 +49,9 @@ impl Ring {
     /// `None` where the host has no io_uring for us.
     pub(crate) fn start() -> Option<Self> {
         let ring = IoUring::new(ENTRIES)
-            .inspect_err(|error| tracing::debug!(target: "vd", %error, "no io_uring: threads wait for storage"))
+            .inspect_err(
+                |error| tracing::debug!(target: "vd", %error, "no io_uring: threads wait for storage"),
+            )
             .ok()?;
         let slots = Mutex::new(Slots { pending: HashMap::new(), next: 0 });
         let shared = Arc::new(Shared { ring, slots });
@@ -96,7 +98,6 @@ impl Ring {
         let _ = self.shared.ring.submit();
         Ok(())
     }
-
 }
 
 impl Drop for Ring {
