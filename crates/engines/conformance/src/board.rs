@@ -81,6 +81,31 @@ pub struct Recorder {
 }
 
 impl Recorder {
+    /// Accesses that are recorded, so that a guest gone astray does not fill the host's memory.
+    const MOST: usize = 1 << 20;
+
+    fn note(&mut self, kind: u8, place: u64, value: u64) {
+        if self.accesses.len() < Self::MOST {
+            self.accesses.push((kind, place, value));
+        }
+    }
+
+    /// A read of a register in memory.
+    pub fn mmio_read(&mut self, place: u64, data: &mut [u8]) {
+        let value = self.answer(place).to_le_bytes();
+        let len = data.len().min(8);
+        data[..len].copy_from_slice(&value[..len]);
+        self.note(0x20 | len as u8, place, u64::from_le_bytes(value));
+    }
+
+    /// A write to a register in memory.
+    pub fn mmio_write(&mut self, place: u64, data: &[u8]) {
+        let mut value = [0; 8];
+        let len = data.len().min(8);
+        value[..len].copy_from_slice(&data[..len]);
+        self.note(0x30 | len as u8, place, u64::from_le_bytes(value));
+    }
+
     fn answer(&mut self, place: u64) -> u64 {
         self.count = self.count.wrapping_add(1);
         (place ^ self.count << 3).wrapping_mul(0x9e37_79b9_7f4a_7c15)
@@ -100,7 +125,7 @@ impl PortIo for Recorder {
             return 0;
         }
         let value = self.answer(port.0.into()) as u32 & width.ones();
-        self.accesses.push((width as u8, port.0.into(), value.into()));
+        self.note(width as u8, port.0.into(), value.into());
         value
     }
 
@@ -108,7 +133,7 @@ impl PortIo for Recorder {
         if port.0 == LOG_PORT {
             self.log.push(value);
         } else {
-            self.accesses.push((0x10 | width as u8, port.0.into(), value.into()));
+            self.note(0x10 | width as u8, port.0.into(), value.into());
         }
     }
 }
@@ -118,18 +143,11 @@ struct Registers(Arc<Mutex<Recorder>>);
 
 impl MmioHandler for Registers {
     fn mmio_read(&self, _: VcpuId, offset: u64, data: &mut [u8]) {
-        let mut recorder = self.0.lock();
-        let value = recorder.answer(offset).to_le_bytes();
-        let len = data.len().min(8);
-        data[..len].copy_from_slice(&value[..len]);
-        recorder.accesses.push((0x20 | len as u8, offset, u64::from_le_bytes(value)));
+        self.0.lock().mmio_read(offset, data);
     }
 
     fn mmio_write(&self, _: VcpuId, offset: u64, data: &[u8]) {
-        let mut value = [0; 8];
-        let len = data.len().min(8);
-        value[..len].copy_from_slice(&data[..len]);
-        self.0.lock().accesses.push((0x30 | len as u8, offset, u64::from_le_bytes(value)));
+        self.0.lock().mmio_write(offset, data);
     }
 }
 

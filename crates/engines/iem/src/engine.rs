@@ -47,28 +47,48 @@ impl Iem {
         &mut self.core
     }
 
-    fn run_inner(&mut self, cpu: &mut CpuState) -> Exit {
-        loop {
-            let pending = self.core.link.pending();
-            if !pending.is_empty()
-                && let Some(exit) = self.attend(cpu, pending)
-            {
-                return exit;
-            }
-            if self.core.resync {
-                self.core.update_mode(cpu);
-                self.core.drop_resume_flag(cpu);
-            }
-            let result = if self.core.special { self.step(cpu) } else { self.run_block(cpu) };
-            if let Err(exit) = result {
-                return exit;
-            }
-            if self.core.stop
-                && let Some(exit) = self.core.exit.take()
-            {
-                return exit;
-            }
+    /// One round of the run loop.
+    #[inline(always)]
+    fn run_once<const ONE: bool>(&mut self, cpu: &mut CpuState) -> Option<Exit> {
+        let pending = self.core.link.pending();
+        if !pending.is_empty()
+            && let Some(exit) = self.attend(cpu, pending)
+        {
+            return Some(exit);
         }
+        if self.core.resync {
+            self.core.update_mode(cpu);
+            self.core.drop_resume_flag(cpu);
+        }
+        let result = if self.core.special { self.step(cpu) } else { self.run_blocks::<ONE>(cpu) };
+        match result {
+            Err(exit) => Some(exit),
+            Ok(()) if self.core.stop => self.core.exit.take(),
+            Ok(()) => None,
+        }
+    }
+
+    /// Has `run` run guest code, in guest.
+    fn run_guest<R>(&mut self, cpu: &mut CpuState, run: impl FnOnce(&mut Self, &mut CpuState) -> R) -> R {
+        self.core.link.enter_guest();
+        self.core.resync = true;
+        let result = run(self, cpu);
+        self.core.sync_flags(cpu);
+        self.core.link.leave_guest();
+        result
+    }
+
+    /// Executes the one instruction at the CPU's place, or delivers the fault that it raises. `None`: EM has nothing to decide.
+    pub fn run_instruction(&mut self, cpu: &mut CpuState) -> Option<Exit> {
+        self.run_guest(cpu, |iem, cpu| {
+            iem.core.take_flush_requests();
+            iem.core.update_mode(cpu);
+            match iem.step(cpu) {
+                Err(exit) => Some(exit),
+                Ok(()) if iem.core.stop => iem.core.exit.take(),
+                Ok(()) => None,
+            }
+        })
     }
 
     /// Looks at what other threads want; gives the exit if EM must act.
@@ -88,9 +108,29 @@ impl Iem {
         if core.long { cpu.rip } else { cpu.seg[seg::CS].base.wrapping_add(cpu.rip) & 0xffff_ffff }
     }
 
+    /// Runs guest code until about `count` more instructions were executed: to the end of the block that reaches the count. `None`: EM has
+    /// nothing to decide. For tools that need the same boundaries in every run.
+    pub fn run_counted(&mut self, cpu: &mut CpuState, count: u64) -> Option<Exit> {
+        let end = self.core.stats.instructions.saturating_add(count);
+        self.run_guest(cpu, |iem, cpu| {
+            while iem.core.stats.instructions < end {
+                if let Some(exit) = iem.run_once::<true>(cpu) {
+                    return Some(exit);
+                }
+            }
+            None
+        })
+    }
+
     /// Runs the block at the CPU's place and those that follow it until somebody wants attention.
     #[inline(always)]
     pub fn run_block(&mut self, cpu: &mut CpuState) -> Result<(), Exit> {
+        self.run_blocks::<false>(cpu)
+    }
+
+    /// Runs the block at the CPU's place, and unless `ONE` those that follow it until somebody wants attention.
+    #[inline(always)]
+    fn run_blocks<const ONE: bool>(&mut self, cpu: &mut CpuState) -> Result<(), Exit> {
         let pc = Self::pc(&self.core, cpu);
         let found = match self.blocks.jump(pc, self.core.key) {
             Some(index) => Ok(Found::Kept(index)),
@@ -98,7 +138,7 @@ impl Iem {
         };
         let Self { core, blocks } = self;
         let result = match &found {
-            Ok(Found::Kept(index)) => match chain(core, blocks, cpu, *index) {
+            Ok(Found::Kept(index)) => match chain::<ONE>(core, blocks, cpu, *index) {
                 Some(result) => result,
                 None => return self.step(cpu),
             },
@@ -196,7 +236,12 @@ fn raised(op: &Op, fault: Fault) -> Raised {
 /// Runs a valid block and those that follow it, as long as they are known and nobody wants attention. `None`: the block reaches
 /// past its segment.
 #[inline(always)]
-fn chain(core: &mut Core, blocks: &Blocks, cpu: &mut CpuState, mut index: u32) -> Option<Result<(), Raised>> {
+fn chain<const ONE: bool>(
+    core: &mut Core,
+    blocks: &Blocks,
+    cpu: &mut CpuState,
+    mut index: u32,
+) -> Option<Result<(), Raised>> {
     let mut first = true;
     loop {
         let block = &blocks.list[index as usize];
@@ -205,7 +250,7 @@ fn chain(core: &mut Core, blocks: &Blocks, cpu: &mut CpuState, mut index: u32) -
         }
         first = false;
         let result = execute(core, cpu, block);
-        if result.is_err() || core.stop || core.resync || !core.link.pending().is_empty() {
+        if ONE || result.is_err() || core.stop || core.resync || !core.link.pending().is_empty() {
             return Some(result);
         }
         let pc = Iem::pc(core, cpu);
@@ -453,11 +498,13 @@ impl Engine for Iem {
             Activity::WaitForSipi => return Exit::Attention,
             Activity::Shutdown => return Exit::TripleFault,
         }
-        self.core.link.enter_guest();
-        self.core.resync = true;
-        let exit = self.run_inner(cpu);
-        self.core.sync_flags(cpu);
-        self.core.link.leave_guest();
+        let exit = self.run_guest(cpu, |iem, cpu| {
+            loop {
+                if let Some(exit) = iem.run_once::<false>(cpu) {
+                    return exit;
+                }
+            }
+        });
         self.core.stats.exits += 1;
         exit
     }

@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
 use cpum::cpuid::FeatureBit;
+use dev_pc::rtc::WallClock;
 use em::{Engine, VmContext};
-use tm::Clock;
+use pdm::connector::BlockDriver;
+use tm::{Clock, TimerQueue};
 use vbox_types::{Hz, VcpuId};
 
 use crate::config::{EngineChoice, MachineConfig};
@@ -15,8 +17,36 @@ use crate::host;
 /// The engine of one machine.
 pub enum Backend {
     Kvm(Box<nem_kvm::Host>),
-    Recompiler { why: String },
-    Interpreter { why: String },
+    Recompiler {
+        why: String,
+    },
+    Interpreter {
+        why: String,
+    },
+    /// One that a tool brings along.
+    Bench(Box<dyn Bench>),
+}
+
+/// Makes a controller's medium of an image.
+pub type Between = Arc<dyn Fn(Arc<dyn BlockDriver>) -> Arc<dyn BlockDriver> + Send + Sync>;
+
+/// What a tool brings along to run a machine in its own way: engine, virtual time, and when requests to media complete.
+pub trait Bench: Send {
+    /// The features that the engine has.
+    fn features(&self) -> Vec<FeatureBit>;
+    /// The clock that virtual time follows. If it is a manual one the bench moves it and fires the timers.
+    fn clock(&self) -> Arc<Clock>;
+    fn tsc_frequency(&self) -> Hz;
+    /// Nanoseconds since 1970 when the machine starts.
+    fn utc(&self) -> i64;
+    /// What stands between controllers and media.
+    fn between(&self) -> Between;
+    /// One engine for each vCPU.
+    fn engines(
+        self: Box<Self>,
+        context: &Arc<VmContext>,
+        timers: &Arc<TimerQueue>,
+    ) -> io::Result<Vec<Box<dyn Engine>>>;
 }
 
 /// What clients ask of the engine that a machine has.
@@ -26,8 +56,6 @@ pub enum Kind {
     Recompiler,
     Interpreter,
 }
-
-impl Kind {}
 
 impl Backend {
     /// Takes the engine that the settings name; left to itself, KVM where it is usable and the recompiler elsewhere.
@@ -61,7 +89,7 @@ impl Backend {
         match self {
             Self::Kvm(_) => Kind::Kvm,
             Self::Recompiler { .. } => Kind::Recompiler,
-            Self::Interpreter { .. } => Kind::Interpreter,
+            Self::Interpreter { .. } | Self::Bench(_) => Kind::Interpreter,
         }
     }
 
@@ -71,6 +99,7 @@ impl Backend {
             Self::Kvm(host) => format!("KVM ({})", host.describe()),
             Self::Recompiler { why } => format!("recompiler (software): {why}"),
             Self::Interpreter { why } => format!("interpreter (software): {why}"),
+            Self::Bench(_) => "a bench's own".into(),
         }
     }
 
@@ -81,6 +110,7 @@ impl Backend {
         match self {
             Self::Kvm(host) => host.features(&all),
             Self::Recompiler { .. } | Self::Interpreter { .. } => all,
+            Self::Bench(bench) => bench.features(),
         }
     }
 
@@ -93,7 +123,7 @@ impl Backend {
     pub fn has_stable_counter(&self) -> bool {
         match self {
             Self::Kvm(host) => host.has_stable_counter(),
-            Self::Recompiler { .. } | Self::Interpreter { .. } => true,
+            Self::Recompiler { .. } | Self::Interpreter { .. } | Self::Bench(_) => true,
         }
     }
 
@@ -111,6 +141,26 @@ impl Backend {
                 config.tsc.or_else(|| rem::counter::rate().map(Hz)).unwrap_or_else(host::tsc_frequency)
             }
             Self::Interpreter { .. } => config.tsc.unwrap_or_else(host::tsc_frequency),
+            Self::Bench(bench) => bench.tsc_frequency(),
+        }
+    }
+
+    /// The guest's wall clock when it starts.
+    pub fn wall_clock(&self, config: &MachineConfig) -> WallClock {
+        match self {
+            Self::Bench(bench) => {
+                let utc = bench.utc();
+                Box::new(move || utc)
+            }
+            _ => host::wall_clock(config),
+        }
+    }
+
+    /// What stands between controllers and media, if anything does.
+    pub fn between(&self) -> Option<Between> {
+        match self {
+            Self::Bench(bench) => Some(bench.between()),
+            _ => None,
         }
     }
 
@@ -123,11 +173,12 @@ impl Backend {
                 None => Clock::new(),
             },
             Self::Interpreter { .. } => Clock::new(),
+            Self::Bench(bench) => bench.clock(),
         }
     }
 
     /// One engine for each vCPU.
-    pub fn engines(self, context: &Arc<VmContext>) -> Result<Vec<Box<dyn Engine>>> {
+    pub fn engines(self, context: &Arc<VmContext>, timers: &Arc<TimerQueue>) -> Result<Vec<Box<dyn Engine>>> {
         let software = |make: &dyn Fn(VcpuId) -> io::Result<Box<dyn Engine>>| {
             (0..context.links.len() as u32).map(|id| make(VcpuId(id))).collect::<io::Result<Vec<_>>>()
         };
@@ -137,6 +188,7 @@ impl Backend {
                 .context("cannot prepare the recompiler"),
             Self::Interpreter { .. } => software(&|id| Ok(Box::new(iem::Iem::new(context.clone(), id)?)))
                 .context("cannot prepare the interpreter"),
+            Self::Bench(bench) => bench.engines(context, timers).context("cannot prepare the bench's engine"),
         }
     }
 }

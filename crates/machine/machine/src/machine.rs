@@ -101,12 +101,16 @@ impl SystemControl for Control {
 }
 
 impl Machine {
-    /// Opens the images, reads the firmware, and wires everything up.
+    /// Opens the images, reads the firmware, and wires everything up, with the engine that the settings name.
     pub fn build(config: &MachineConfig) -> Result<Arc<Self>> {
+        Self::build_on(config, Backend::choose(config)?)
+    }
+
+    /// The same, with an engine of the caller's choice.
+    pub fn build_on(config: &MachineConfig, backend: Backend) -> Result<Arc<Self>> {
         let links: Vec<_> = (0..config.cpus).map(|_| Arc::new(VcpuLink::default())).collect();
         let pgm = Pgm::new(links.clone());
         let iom = Iom::new();
-        let backend = Backend::choose(config)?;
         let clock = backend.clock();
         let timers = TimerQueue::new(clock.clone());
         let control = Arc::new(Control::default());
@@ -167,7 +171,7 @@ impl Machine {
             boot: first_three(&config.boot_order),
             floppies: floppy_types(config),
         };
-        let rtc = Rtc::new(wiring.isa(8), &timers, &host::wall_clock(config), &cmos);
+        let rtc = Rtc::new(wiring.isa(8), &timers, &backend.wall_clock(config), &cmos);
         Rtc::register(&rtc, &iom);
         devices.push(rtc);
         let dma = Dma::new(pgm.clone());
@@ -201,7 +205,7 @@ impl Machine {
         devices.push(vga);
 
         // Storage.
-        let mut media = Media::default();
+        let mut media = Media::new(backend.between());
         let mut controllers = Controllers::default();
         if let Some((model, drives)) = &config.ide {
             let ide_wiring = ide::Wiring {
@@ -331,7 +335,7 @@ impl Machine {
         let context =
             Arc::new(VmContext { pgm, iom, irq: apic, clock, tsc_frequency: tsc, cpuid, links, gim });
         let (engine, described) = (backend.kind(), backend.describe());
-        let engines = backend.engines(&context)?;
+        let engines = backend.engines(&context, &timers)?;
         let em = Em::new(context, engines, timers);
         em.set_execution_cap(config.execution_cap).context("cannot start the thread of the execution cap")?;
         em.set_triple_fault_reset(config.triple_fault_reset && config.cpus == 1);

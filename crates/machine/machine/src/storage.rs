@@ -14,10 +14,11 @@ use dev_storage::ide::{self, CdIdentity, DiskIdentity, Drive, Ide, MediumError};
 use dev_storage::scsi::{self, TargetError, buslogic, mpt, virtio::VirtioScsi};
 use dev_storage::{nvme, virtio_blk};
 use parking_lot::{Condvar, Mutex};
-use pdm::connector::Medium;
+use pdm::connector::{BlockDriver, Medium};
 
 use crate::block::ImageDriver;
 use crate::config::{DriveConfig, DriveKind, MachineConfig, PortsConfig, ScsiConfig, ScsiModel};
+use crate::engine::Between;
 
 /// A controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -176,19 +177,28 @@ fn identity(drive: &DriveConfig) -> DiskIdentity {
 pub struct Media {
     images: BTreeMap<Place, Arc<ImageDriver>>,
     ejected: Arc<Ejected>,
+    between: Option<Between>,
 }
 
 impl Media {
+    /// No media yet; `between` stands between them and their controllers.
+    pub fn new(between: Option<Between>) -> Self {
+        Self { between, ..Self::default() }
+    }
+
     /// Whom controllers tell of ejected discs.
     pub fn ejected(&self) -> Arc<Ejected> {
         self.ejected.clone()
     }
 
-    fn open(&mut self, chip: Chip, drive: &DriveConfig) -> anyhow::Result<Option<Arc<ImageDriver>>> {
+    fn open(&mut self, chip: Chip, drive: &DriveConfig) -> anyhow::Result<Option<Arc<dyn BlockDriver>>> {
         let Some(medium) = &drive.medium else { return Ok(None) };
         let image = ImageDriver::open(medium)?;
         self.images.insert((chip, drive.port, drive.device), image.clone());
-        Ok(Some(image))
+        Ok(Some(match &self.between {
+            Some(between) => between(image),
+            None => image,
+        }))
     }
 
     /// The drives of an IDE controller by channel and device.
@@ -259,7 +269,7 @@ impl Media {
     }
 
     /// The medium of a disk at a controller that takes nothing else.
-    fn disk(&mut self, chip: Chip, drive: &DriveConfig) -> anyhow::Result<Arc<ImageDriver>> {
+    fn disk(&mut self, chip: Chip, drive: &DriveConfig) -> anyhow::Result<Arc<dyn BlockDriver>> {
         let name = chip.name();
         let place = format!("{name} port {} device {}", drive.port, drive.device);
         if drive.kind != DriveKind::Disk {

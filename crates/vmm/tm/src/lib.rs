@@ -143,6 +143,11 @@ impl Clock {
         self.state.read().running
     }
 
+    /// Whether only [`Clock::advance`] moves the clock.
+    pub fn is_manual(&self) -> bool {
+        matches!(self.state.read().source, Source::Manual)
+    }
+
     /// Sets virtual time, when a saved state is restored; the clock must be stopped.
     pub fn set(&self, now: Nanos) {
         self.state.write().base = now;
@@ -254,10 +259,11 @@ impl TimerQueue {
         }
     }
 
-    /// The timer thread's body: fires timers until [`TimerQueue::quit`].
+    /// The timer thread's body: fires timers until [`TimerQueue::quit`]. With a manual clock that is the business of whoever moves it.
     pub fn run(&self) {
+        let runs = || self.clock.is_running() && !self.clock.is_manual();
         while !self.quit.load(Ordering::Acquire) {
-            let next = if self.clock.is_running() { self.fire_due() } else { None };
+            let next = if runs() { self.fire_due() } else { None };
             let mut state = self.state.lock();
             if self.quit.load(Ordering::Acquire) {
                 return;
@@ -265,7 +271,7 @@ impl TimerQueue {
             // A timer armed since fire_due() looked must not be slept over.
             let head = state.heap.peek().map(|&Reverse((deadline, _))| deadline);
             match head {
-                Some(deadline) if self.clock.is_running() => {
+                Some(deadline) if runs() => {
                     if next.is_none_or(|seen| deadline < seen) {
                         continue;
                     }
