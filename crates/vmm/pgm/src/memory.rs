@@ -4,7 +4,9 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
+use cpum::VcpuLink;
 use parking_lot::Mutex;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
@@ -66,16 +68,19 @@ impl CodePage {
 
 /// The latest pages whose decoded code was overwritten, in all memories of the process, for engines that have such code in use
 /// without looking at its [`CodePage`] each time.
+///
+/// vCPUs in guest code that looks at nothing but its kick word are kicked, so that they notice soon.
 pub struct CodeWrites {
     count: AtomicU64,
     ring: [AtomicU64; Self::KEPT],
-    order: Mutex<()>,
+    /// Held while a page is noted; the vCPUs to kick.
+    links: Mutex<Vec<Weak<VcpuLink>>>,
 }
 
 static CODE_WRITES: CodeWrites = CodeWrites {
     count: AtomicU64::new(0),
     ring: [const { AtomicU64::new(0) }; CodeWrites::KEPT],
-    order: Mutex::new(()),
+    links: Mutex::new(Vec::new()),
 };
 
 impl CodeWrites {
@@ -96,17 +101,28 @@ impl CodeWrites {
         self.count.load(Ordering::Acquire)
     }
 
-    fn note(&self, page: u64) {
-        let _guard = self.order.lock();
+    /// Notes a page. vCPUs need no kick where the code itself has not changed.
+    fn note(&self, page: u64, kick: bool) {
+        let links = self.links.lock();
         let count = self.count.load(Ordering::Relaxed);
         self.ring[count as usize % Self::KEPT].store(page, Ordering::Relaxed);
         self.count.store(count + 1, Ordering::Release);
+        for link in links.iter().filter(|_| kick).filter_map(Weak::upgrade) {
+            link.kick_word().store(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Has these vCPUs kicked, too, whenever code is overwritten from here on.
+    pub(crate) fn kick(&self, links: &[Arc<VcpuLink>]) {
+        let mut all = self.links.lock();
+        all.retain(|link| link.strong_count() > 0);
+        all.extend(links.iter().map(Arc::downgrade));
     }
 
     /// Gives the host addresses of the pages noted after the first `seen`, each with whether the write was a store of one instruction,
     /// and what to say next time; `None` if some are forgotten.
     pub fn since(&self, seen: &mut u64) -> Option<Vec<(u64, bool)>> {
-        let _guard = self.order.lock();
+        let _guard = self.links.lock();
         let count = self.count.load(Ordering::Relaxed);
         let from = std::mem::replace(seen, count);
         (count - from <= Self::KEPT as u64).then(|| {
@@ -231,7 +247,7 @@ impl HostMemory {
                 && code.written(at % PAGE_SIZE, stop - page * PAGE_SIZE)
             {
                 let stored = if len <= CodeWrites::STORE { CodeWrites::STORED } else { 0 };
-                CODE_WRITES.note(self.page_address(page) | stored);
+                CODE_WRITES.note(self.page_address(page) | stored, true);
             }
             at = stop;
         }
@@ -266,7 +282,7 @@ impl HostMemory {
         if let Some(code) = self.code.get(page as usize) {
             code.granules.store(0, Ordering::SeqCst);
             code.generation.fetch_add(1, Ordering::AcqRel);
-            CODE_WRITES.note(self.page_address(page));
+            CODE_WRITES.note(self.page_address(page), false);
         }
     }
 

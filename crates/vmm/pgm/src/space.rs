@@ -8,7 +8,7 @@ use cpum::{ForcedActions, VcpuLink};
 use parking_lot::Mutex;
 use vbox_types::{GuestPhys, VcpuId};
 
-use crate::memory::{HostMemory, PAGE_SIZE};
+use crate::memory::{CodeWrites, HostMemory, PAGE_SIZE};
 
 /// A20 masked: address bit 20 reads as zero.
 const A20_BIT: u64 = 1 << 20;
@@ -157,6 +157,7 @@ struct Mappings {
 impl Pgm {
     /// An empty space whose translations are cached by the vCPUs behind `links`, in order of their ids.
     pub fn new(links: Vec<Arc<VcpuLink>>) -> Arc<Self> {
+        CodeWrites::get().kick(&links);
         Arc::new(Self {
             mappings: Mutex::default(),
             pieces: ArcSwap::from_pointee(Vec::new()),
