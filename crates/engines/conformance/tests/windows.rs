@@ -12,7 +12,7 @@ const CODE: u64 = 0x10_0000;
 /// Many pieces of code, each with a loop and a call, some with vectors, ports, or an instruction of BMI1; again and again.
 fn machine() -> Machine {
     let mut a = CodeAssembler::new(64).unwrap();
-    let mut build = || -> Result<Vec<u8>, iced_x86::IcedError> {
+    let mut build = || -> Result<Vec<u8>, IcedError> {
         let mut again = a.create_label();
         let mut function = a.create_label();
         let mut start = a.create_label();

@@ -435,6 +435,7 @@ impl MachineHooks for Hooks {
 fn drive(path: PathBuf) -> DriveConfig {
     DriveConfig {
         kind: DriveKind::Dvd,
+        controller: "IDE".into(),
         port: 1,
         device: 0,
         medium: Some(MediumConfig {
@@ -448,6 +449,7 @@ fn drive(path: PathBuf) -> DriveConfig {
         non_rotational: false,
         discard: false,
         hot_pluggable: false,
+        bootable: true,
     }
 }
 

@@ -666,21 +666,6 @@ mod tests {
     }
 
     #[test]
-    fn nvme_and_virtio_disks_come_with_their_ports_and_whether_the_bios_may_start_from_them() {
-        let mut m = MachineSettings::default();
-        let mut nvme = StorageController::new("NVMe", w::StorageBus::Pcie);
-        nvme.port_count = 255;
-        let mut blk = StorageController::new("Blk", w::StorageBus::VirtioBlk);
-        (blk.port_count, blk.bootable) = (99, false);
-        blk.attached = vec![AttachedDevice { drive: w::DriveType::Dvd, ..AttachedDevice::default() }];
-        m.hardware.storage_controllers = vec![nvme, blk];
-        let config = MachineConfig::from_settings(&m, Path::new("/vm")).unwrap();
-        let (nvme, blk) = (config.nvme.unwrap(), config.virtio_blk.unwrap());
-        assert_eq!((nvme.ports, blk.ports), (255, 8));
-        assert_eq!((blk.drives[0].bootable, blk.drives[0].controller.as_str()), (false, "Blk"));
-    }
-
-    #[test]
     fn scsi_controllers_come_once_of_each_type() {
         let mut m = MachineSettings::default();
         let mut sas = StorageController::new("SAS", w::StorageBus::Sas);

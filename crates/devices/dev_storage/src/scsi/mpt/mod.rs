@@ -341,11 +341,12 @@ impl Mpt {
         match register {
             reg::DOORBELL => self.write_bell(value),
             reg::WRITE_SEQUENCE => self.state.write_key(value),
-            reg::HOST_DIAGNOSTIC => {
-                if self.state.is_unlocked() && HostDiagnostic::from(value).reset_adapter() {
-                    self.reset_ioc();
-                }
+            reg::HOST_DIAGNOSTIC
+                if self.state.is_unlocked() && HostDiagnostic::from(value).reset_adapter() =>
+            {
+                self.reset_ioc();
             }
+            reg::HOST_DIAGNOSTIC => {}
             reg::INTERRUPT_STATUS => self.state.acknowledge(),
             reg::INTERRUPT_MASK => self.state.write_mask(value),
             reg::REQUEST_QUEUE => self.post(value),
