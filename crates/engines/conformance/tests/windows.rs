@@ -13,7 +13,6 @@ const CODE: u64 = 0x10_0000;
 fn machine() -> Machine {
     let mut a = CodeAssembler::new(64).unwrap();
     let mut build = || -> Result<Vec<u8>, IcedError> {
-        let mut again = a.create_label();
         let mut function = a.create_label();
         let mut start = a.create_label();
         a.jmp(start)?;
@@ -23,7 +22,6 @@ fn machine() -> Machine {
         a.pop(rcx)?;
         a.ret()?;
         a.set_label(&mut start)?;
-        a.set_label(&mut again)?;
         for n in 0..40 {
             let mut top = a.create_label();
             a.mov(ecx, 10 + n)?;
@@ -49,7 +47,7 @@ fn machine() -> Machine {
             a.xor(rbx, rax)?;
             a.ror(rbx, 7)?;
         }
-        a.jmp(again)?;
+        a.jmp(start)?;
         a.assemble(CODE)
     };
     let code = build().unwrap();
