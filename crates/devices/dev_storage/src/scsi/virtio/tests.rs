@@ -145,7 +145,8 @@ fn the_configuration_tells_queues_and_targets() {
     // Sizes change within limits.
     r.write(0x2014, &32u32.to_le_bytes());
     r.write(0x2018, &0xffffu32.to_le_bytes());
-    assert_eq!((r.card.lock().device.sense_size, r.card.lock().device.cdb_size), (32, 32));
+    let card = r.card.lock();
+    assert_eq!((card.device.sense_size, card.device.cdb_size), (32, 32));
 }
 
 #[test]
