@@ -1050,16 +1050,18 @@ impl<'a> Emitter<'a> {
     fn exchange(&mut self, item: &Item, m: M, high: bool) -> bool {
         let insn = &item.insn;
         let size = insn.op0_register().size().max(insn.op1_register().size());
-        let apart = matches!(m, M::Index(base, index, ..) if base != r::S15 && index != r::S15);
-        if !self.host.alone
-            || insn.mnemonic() != Mnemonic::Xchg
-            || high
-            || size < 4
-            || !apart
-            || is_barrier(insn)
-        {
+        if !self.host.alone || insn.mnemonic() != Mnemonic::Xchg || high || size < 4 || is_barrier(insn) {
             return false;
         }
+        let m = match m {
+            M::Index(base, index, ..) if base != r::S15 && index != r::S15 => m,
+            // r15 is wanted for the value.
+            _ => {
+                self.s14 = true;
+                self.hot.lea(r::S14, m);
+                M::At(r::S14, 0)
+            }
+        };
         let register =
             home(if insn.op0_kind() == OpKind::Register { insn.op0_register() } else { insn.op1_register() });
         if size == 8 {

@@ -121,12 +121,12 @@ impl Emitter<'_> {
         }
     }
 
-    /// The offset of the TLB entry for the address in r15 into r14.
-    fn entry_in(asm: &mut Asm, bmi2: bool) {
+    /// The offset of the TLB entry for the address in `from` into r14.
+    fn entry_in(asm: &mut Asm, bmi2: bool, from: u8) {
         if bmi2 {
-            asm.rorx32(r::S14, r::S15, TLB_SHIFT);
+            asm.rorx32(r::S14, from, TLB_SHIFT);
         } else {
-            asm.mov32(r::S14, r::S15);
+            asm.mov32(r::S14, from);
             asm.shift_imm(5, false, r::S14, TLB_SHIFT);
         }
         asm.alu_imm(Alu::And, false, r::S14, TLB_MASK);
@@ -137,8 +137,9 @@ impl Emitter<'_> {
     }
 
     /// Looks the page at r15 up; gives the jumps taken if it is not there. r14 is the entry's offset, r15 that in the page.
-    fn look_up(&mut self, size: u16, align: u16, tag: i32) -> Vec<usize> {
-        Self::entry_in(&mut self.hot, self.host.bmi2);
+    /// `from` holds the address, too.
+    fn look_up(&mut self, from: u8, size: u16, align: u16, tag: i32) -> Vec<usize> {
+        Self::entry_in(&mut self.hot, self.host.bmi2, from);
         self.hot.alu(Alu::Xor, r::S15, M::CtxAt(r::S14, tag));
         let mut sites = Vec::with_capacity(2);
         if align > 1 {
@@ -159,7 +160,7 @@ impl Emitter<'_> {
     /// computation starts. Flags must have been taken care of.
     pub(super) fn translate(&mut self, item: &Item, retry: usize, size: u16, writes: bool, align: u16) {
         let tag = self.tag(writes);
-        let sites = self.look_up(size, align, tag);
+        let sites = self.look_up(r::S15, size, align, tag);
         self.hot.alu(Alu::Xor, r::S15, M::CtxAt(r::S14, tag));
         self.hot.alu(Alu::Add, r::S15, M::CtxAt(r::S14, self.tlb() + TLB_DELTA));
         let access = self.hot.at();
@@ -260,7 +261,7 @@ impl Emitter<'_> {
         let retry = self.hot.at();
         self.address(&item.insn, 0);
         let tag = self.tag(item.writes);
-        let sites = self.look_up(item.size, item.align, tag);
+        let sites = self.look_up(plain_base(&item.insn, 0), item.size, item.align, tag);
         self.hot.load(r::S14, M::CtxAt(r::S14, self.tlb() + TLB_DELTA));
         let access = self.hot.at();
         self.colds.push(Cold::Slow {
@@ -279,7 +280,7 @@ impl Emitter<'_> {
         let retry = self.hot.at();
         self.address(&item.insn, check.low);
         let tag = self.tag(check.writes);
-        let sites = self.look_up(check.span, 1, tag);
+        let sites = self.look_up(plain_base(&item.insn, check.low), check.span, 1, tag);
         self.hot.load(r::S14, M::CtxAt(r::S14, self.tlb() + TLB_DELTA));
         self.hot.store(M::Ctx(slot_of(group.slot) + 8), r::S14);
         for site in sites {
@@ -338,7 +339,7 @@ impl Emitter<'_> {
         });
         self.aim_hot(site);
         self.cold.alu(Alu::Xor, r::S15, M::Ctx(slot));
-        Self::entry_in(&mut self.cold, self.host.bmi2);
+        Self::entry_in(&mut self.cold, self.host.bmi2, r::S15);
         self.cold.alu(Alu::Xor, r::S15, M::CtxAt(r::S14, tag));
         self.cold.alu_imm(Alu::Cmp, true, r::S15, 0x1000 - i32::from(check.span));
         let missed = self.cold.jcc(cc::A);
@@ -482,6 +483,15 @@ impl Emitter<'_> {
             M::At(r::S15, 0)
         }
     }
+}
+
+/// A register that holds the operand's address plus `extra`: the guest's base itself if it is that, so that nothing waits for a copy.
+fn plain_base(insn: &Instruction, extra: i32) -> u8 {
+    let base = insn.memory_base();
+    let alone = insn.memory_index() == Register::None
+        && (insn.memory_displacement64() as i64).wrapping_add(extra.into()) == 0
+        && segment_base(insn).is_none();
+    if alone && base.is_gpr64() && high_number(base).is_none() { home(base) } else { r::S15 }
 }
 
 /// Where the base of the operand's segment stands in the context, if it has one.
