@@ -88,3 +88,17 @@ fn a_misaligned_access_to_data_beside_code_faults() {
         }
     }
 }
+
+#[test]
+fn a_bit_string_with_a_32_bit_address_lies_in_its_segment() {
+    for segment in [Register::FS, Register::GS] {
+        let operand = MemoryOperand::new(Register::EBP, Register::R11D, 2, 0, 0, false, segment);
+        let program = items(vec![
+            Instruction::with2(Code::Mov_r32_imm32, Register::EBP, 0x40),
+            Instruction::with2(Code::Mov_r32_imm32, Register::R11D, 0x10),
+            Instruction::with2(Code::Mov_r32_imm32, Register::R12D, 0x88),
+            Instruction::with2(Code::Bt_rm64_r64, operand, Register::R12),
+        ]);
+        agree(&Case::of(Mode::Kernel64, program, 5));
+    }
+}

@@ -669,7 +669,12 @@ fn sort(insn: &Instruction, mode: Mode, machine: &Machine) -> Sorted {
         && insn.op_kind(1) == OpKind::Register
     {
         size = insn.op_register(1).size() as u16;
-        if size < 4 || mode.plain && insn.op_register(1).full_register() == Register::RSP {
+        let narrow = insn.memory_base().is_gpr32() || insn.memory_index().is_gpr32();
+        // An address of 32 bits wraps before the segment's base is added.
+        if size < 4
+            || mode.plain && insn.op_register(1).full_register() == Register::RSP
+            || mode.long && narrow
+        {
             return interpret;
         }
         kind = Kind::BitString;
