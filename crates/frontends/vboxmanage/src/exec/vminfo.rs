@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use main_api::enums::*;
 use main_api::idl::*;
-use main_api::{ApiError, ApiResult, Client, ObjRef, Proxy, Tree};
+use main_api::{ApiError, ApiResult, Client, ObjRef, Proxy, Session, Tree};
 use vbox_types::ResultCode;
 
 use super::Run;
@@ -20,6 +20,12 @@ const MAX_CPUID_OVERRIDES: u32 = 4096;
 impl Run<'_> {
     /// Everything about a machine; with `live`, also what its VM process tells.
     pub(super) fn vm_info(&self, machine: &Proxy<IMachine>, live: bool) -> ApiResult<Vm> {
+        // What has changed at a running machine without being saved is known to its sessions alone.
+        let running = live && machine.read(IMachine::State).is_ok_and(MachineState::is_online);
+        let session = if running { self.client.lock_machine(machine, LockType::Shared).ok() } else { None };
+        let in_session = session.as_ref().map(Session::machine).transpose()?;
+        let registered = machine.reference();
+        let machine = in_session.as_ref().unwrap_or(machine);
         let tree = machine.tree()?;
         let this = machine.reference();
         if !tree.read(&this, IMachine::Accessible)? {
@@ -27,7 +33,7 @@ impl Run<'_> {
         }
         let mut info = Gather { client: &self.client, machine, tree: &tree, this: &this }.info()?;
         if live && info.state == MachineState::Running {
-            info.video_mode = video_mode(&self.client, &this);
+            info.video_mode = video_mode(&self.client, &registered);
         }
         Ok(Vm::Accessible(Box::new(info)))
     }
