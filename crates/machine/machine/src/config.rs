@@ -334,13 +334,16 @@ impl MachineConfig {
                 w::StorageControllerType::IntelAhci => Chip::Ahci,
                 w::StorageControllerType::Nvme => Chip::Nvme,
                 w::StorageControllerType::VirtioBlk => Chip::VirtioBlk,
+                w::StorageControllerType::BusLogic => Chip::Scsi(ScsiModel::BusLogic),
+                w::StorageControllerType::LsiLogic => Chip::Scsi(ScsiModel::LsiLogic),
+                w::StorageControllerType::LsiLogicSas => Chip::Scsi(ScsiModel::LsiLogicSas),
                 w::StorageControllerType::VirtioScsi => Chip::Scsi(ScsiModel::Virtio),
                 w::StorageControllerType::I82078 => Chip::Floppy,
                 other => {
                     refuse(
                         true,
                         &format!("the storage controller type {} (\"{}\")", other.as_str(), controller.name),
-                        "attach its media to a controller made with --add ide, --add sata or --add virtio",
+                        "attach its media to a controller made with --add ide or --add sata",
                     );
                     continue;
                 }
@@ -365,6 +368,12 @@ impl MachineConfig {
                     "attach its media to the first",
                 ),
                 (Ok(drives), Chip::Scsi(model)) => {
+                    if model == ScsiModel::BusLogic && !drives.is_empty() {
+                        notes.push(format!(
+                            "the BIOS has no driver for BusLogic controllers: it cannot start from what is attached to \"{}\"",
+                            controller.name
+                        ));
+                    }
                     scsi.push(ScsiConfig { model, ports: controller.port_count, drives });
                 }
                 (Ok(drives), Chip::Floppy) => floppies = Some(drives),
@@ -657,20 +666,23 @@ mod tests {
     }
 
     #[test]
-    fn a_virtio_scsi_controller_comes_once_and_others_are_refused() {
+    fn scsi_controllers_come_once_of_each_type() {
         let mut m = MachineSettings::default();
-        let mut scsi = StorageController::new("Virtio", w::StorageBus::VirtioScsi);
-        scsi.port_count = 12;
+        let mut sas = StorageController::new("SAS", w::StorageBus::Sas);
+        sas.port_count = 12;
         let drive = AttachedDevice { drive: w::DriveType::Dvd, port: 11, ..AttachedDevice::default() };
-        scsi.attached = vec![drive];
-        m.hardware.storage_controllers = vec![scsi.clone()];
+        sas.attached = vec![drive];
+        let scsi = StorageController::new("SCSI", w::StorageBus::Scsi);
+        m.hardware.storage_controllers = vec![sas, scsi.clone()];
         let found = MachineConfig::from_settings(&m, Path::new("/vm")).unwrap().scsi;
-        assert_eq!((found[0].model, found[0].ports, found[0].drives[0].port), (ScsiModel::Virtio, 12, 11));
+        assert_eq!(
+            (found[0].model, found[0].ports, found[0].drives[0].port),
+            (ScsiModel::LsiLogicSas, 12, 11)
+        );
+        assert_eq!(found[1].model, ScsiModel::LsiLogic);
         m.hardware.storage_controllers.push(StorageController { name: "other".into(), ..scsi });
-        m.hardware.storage_controllers.push(StorageController::new("old", w::StorageBus::Scsi));
         let reasons = MachineConfig::from_settings(&m, Path::new("/vm")).unwrap_err();
-        assert!(reasons[0].contains("a second controller of the type VirtioSCSI (\"other\")"), "{reasons:?}");
-        assert!(reasons[1].contains("LsiLogic (\"old\")"), "{reasons:?}");
+        assert!(reasons[0].contains("a second controller of the type LsiLogic (\"other\")"), "{reasons:?}");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! is what clients can do with it while it runs.
 
 mod bios_log;
+mod bios_mends;
 pub mod block;
 pub mod config;
 pub mod console;

@@ -43,7 +43,7 @@ use crate::network::{self, Nic, NicConfig};
 use crate::serial::CharBackend;
 use crate::stam::Sample;
 use crate::storage::{Controllers, Media, Storage};
-use crate::{bios_log, firmware, host, option_rom};
+use crate::{bios_log, bios_mends, firmware, host, option_rom};
 
 /// The IDE controller is a function of the ISA bridge's device.
 const IDE_PLACE: DevFn = DevFn::new(1, 1);
@@ -128,7 +128,10 @@ impl Machine {
         if high > 0 {
             pgm.map(memory_map::HIGH_RAM, high, Layer::Ram, Backing::ram(ram.clone(), low));
         }
-        let bios = rom("bios", &firmware::read("bios-256k.bin", "seabios")?)?;
+        let mut bios = firmware::read("bios-256k.bin", "seabios")?;
+        let mended = bios_mends::mend(&mut bios);
+        tracing::debug!(target: "main", mended, "known faults of the BIOS");
+        let bios = rom("bios", &bios)?;
         let bios_base = GuestPhys((1 << 32) - bios.len());
         pgm.map(bios_base, bios.len(), Layer::Rom, Backing::rom(bios.clone(), 0));
 
