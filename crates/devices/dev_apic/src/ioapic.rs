@@ -83,6 +83,11 @@ impl State {
         }
     }
 
+    /// What the inputs send, whether they are masked or not.
+    pub(crate) fn messages(&self) -> impl Iterator<Item = Message> + '_ {
+        self.table.iter().map(|entry| message(*entry))
+    }
+
     fn read_register(&self) -> u32 {
         match self.index {
             INDEX_ID | INDEX_ARBITRATION => u32::from(self.id) << 24,

@@ -22,6 +22,11 @@
 //! IA32_TSC_DEADLINE is in ticks of the VM-wide counter (`em::VmContext::tsc`): an engine subtracts the vCPU's own TSC offset before it calls
 //! `write_msr` with a value other than 0, and adds it after `read_msr`.
 //!
+//! # Remote APICs
+//!
+//! An engine may run guests on local APICs of the host's hypervisor ([`LocalApics`], implemented in [`remote`]). The I/O APIC then sends its
+//! messages there, the 8259 pair's requests still come through here, and the states here are what was last taken from there.
+//!
 //! # Locks
 //!
 //! One lock for each local APIC, one for the I/O APIC. The order is device → I/O APIC → local APIC → timer queue and vCPU link. What a local APIC
@@ -30,19 +35,20 @@
 
 pub mod ioapic;
 pub mod local;
+mod remote;
 mod saved;
 pub mod spec;
 #[cfg(test)]
 mod tests;
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use cpum::{ForcedActions, VcpuLink};
 use parking_lot::Mutex;
 use pdm::irq::IrqPin;
 use pdm::msix::MsiSink;
-use pdm::{Device, ExtInt, InterruptController, IrqLine, IrqSink};
+use pdm::{Device, ExtInt, InterruptController, IrqLine, IrqSink, LocalApics};
 use pgm::{Backing, Layer, MapHandle, MmioHandler, PAGE_SIZE, Pgm};
 use tm::{Clock, Nanos, Timer, TimerHandler, TimerQueue};
 use vbox_types::{GuestPhys, Hz, VcpuId};
@@ -69,6 +75,8 @@ pub struct ApicConfig {
 
 struct Local {
     state: Mutex<local::State>,
+    /// The state was replaced (reset, loaded) since a remote APIC was given it.
+    replaced: AtomicBool,
     link: Arc<VcpuLink>,
     timer: Timer,
 }
@@ -84,6 +92,8 @@ pub struct Apic {
     pages: Mutex<Pages>,
     /// Breaks ties in lowest-priority delivery, so that equals take turns.
     turn: AtomicU32,
+    /// Stand in for the local APICs, with the routes that they know.
+    remote: OnceLock<remote::Stand>,
 }
 
 /// Where the local APICs' page is mapped besides its place after reset.
@@ -102,6 +112,7 @@ impl Apic {
                 .zip(0u32..)
                 .map(|(link, id)| Local {
                     state: Mutex::new(local::State::new(id, config.local_apic)),
+                    replaced: AtomicBool::new(true),
                     link: link.clone(),
                     timer: timers.create(this.clone(), id),
                 })
@@ -115,6 +126,7 @@ impl Apic {
                 this: this.clone(),
                 pages: Mutex::default(),
                 turn: AtomicU32::new(0),
+                remote: OnceLock::new(),
             }
         })
     }
@@ -173,11 +185,21 @@ impl Apic {
 
     /// Brings the vCPU's interrupt request in line with its APIC.
     fn sync(&self, local: &Local, state: &local::State) {
-        if state.has_interrupt() {
+        if self.wants(state) {
             local.link.raise(ForcedActions::INTERRUPT);
         } else if local.link.pending().contains(ForcedActions::INTERRUPT) {
             local.link.clear(ForcedActions::INTERRUPT);
         }
+    }
+
+    /// Whether the vCPU has to come for an interrupt: remote APICs see to their own.
+    fn wants(&self, state: &local::State) -> bool {
+        if self.remote.get().is_some() { state.external() } else { state.has_interrupt() }
+    }
+
+    /// Has the timer thread come when the APIC's timer is due; remote APICs have their own timers.
+    fn arm(&self, local: &Local, state: &local::State) {
+        local.timer.set(state.deadline().filter(|_| self.remote.get().is_none()));
     }
 
     /// Runs `change` on a vCPU's APIC and applies what follows, outside its lock where others are concerned.
@@ -193,12 +215,12 @@ impl Apic {
             let (result, effects) = change(&mut state, self.clock.now());
             self.sync(local, &state);
             if state.deadline() != before {
-                local.timer.set(state.deadline());
+                self.arm(local, &state);
             }
             (result, effects)
         };
         if let Some(vector) = effects.eoi {
-            self.io.lock().end_of_interrupt(vector, &mut |message| self.deliver(None, message));
+            self.end_in_io_apic(vector);
         }
         if let Some(message) = effects.ipi {
             self.deliver(Some(vcpu.index()), message);
@@ -206,10 +228,28 @@ impl Apic {
         Some(result)
     }
 
+    fn end_in_io_apic(&self, vector: u8) {
+        self.io.lock().end_of_interrupt(vector, &mut |message| self.deliver(None, message));
+    }
+
     /// Gives a message to the APICs it is meant for; true if one took it. `from` is the sender of an inter-processor interrupt. No local
     /// APIC's lock may be held.
     fn deliver(&self, from: Option<usize>, message: Message) -> bool {
         let count = self.locals.len();
+        // The 8259 pair, which an ExtINT message is about, is on this side.
+        if let Some(stand) = self.remote.get()
+            && message.mode != DeliveryMode::ExtInt
+        {
+            let one = |at: usize| stand.send(Message { destination: Destination::of(at as u32), ..message });
+            return match message.destination {
+                Destination::Address { .. } => stand.send(message),
+                Destination::Me => from.is_some_and(one),
+                Destination::All => (0..count).fold(false, |taken, at| taken | one(at)),
+                Destination::Others => {
+                    (0..count).filter(|at| from != Some(*at)).fold(false, |taken, at| taken | one(at))
+                }
+            };
+        }
         if message.mode == DeliveryMode::LowestPriority {
             return self.deliver_lowest(from, message);
         }
@@ -304,8 +344,9 @@ impl Apic {
         for local in &self.locals {
             let mut state = local.state.lock();
             state.reset(self.config.local_apic);
+            local.replaced.store(true, Ordering::SeqCst);
             self.sync(local, &state);
-            local.timer.set(state.deadline());
+            self.arm(local, &state);
         }
         self.remap();
     }
@@ -313,13 +354,14 @@ impl Apic {
 
 impl InterruptController for Apic {
     fn is_pending(&self, vcpu: VcpuId) -> bool {
-        self.locals.get(vcpu.index()).is_some_and(|local| local.state.lock().has_interrupt())
+        self.locals.get(vcpu.index()).is_some_and(|local| self.wants(&local.state.lock()))
     }
 
     fn acknowledge(&self, vcpu: VcpuId) -> Option<u8> {
         let local = self.locals.get(vcpu.index())?;
         let mut state = local.state.lock();
-        let found = state.acknowledge();
+        let found =
+            if self.remote.get().is_some() { state.acknowledge_external() } else { state.acknowledge() };
         self.sync(local, &state);
         drop(state);
         match found {
@@ -375,6 +417,10 @@ impl InterruptController for Apic {
             ((), Effects::default())
         });
     }
+
+    fn local_apics(&self) -> Option<&dyn LocalApics> {
+        self.config.local_apic.then_some(self as &dyn LocalApics)
+    }
 }
 
 impl MsiSink for Apic {
@@ -402,10 +448,13 @@ impl TimerHandler for Apic {
     fn timer_fired(&self, timer: u32, now: Nanos) {
         let Some(local) = self.locals.get(timer as usize) else { return };
         let mut state = local.state.lock();
+        if self.remote.get().is_some() {
+            return;
+        }
         state.timer_fired(now);
         self.sync(local, &state);
         // The queue has disarmed the timer.
-        local.timer.set(state.deadline());
+        self.arm(local, &state);
     }
 }
 
@@ -455,7 +504,9 @@ impl MmioHandler for IoPage {
 
     fn mmio_write(&self, _vcpu: VcpuId, offset: u64, data: &[u8]) {
         let apic = &self.0;
-        apic.io.lock().mmio_write(offset, data, &mut |message| apic.deliver(None, message));
+        let mut io = apic.io.lock();
+        io.mmio_write(offset, data, &mut |message| apic.deliver(None, message));
+        apic.tell_routes(&io);
     }
 }
 

@@ -7,6 +7,7 @@
 //! The timer counts at 1 GHz, so that its ticks are nanoseconds of virtual time.
 //! Left out: SMI delivery (accepted and dropped), CMCI, suppression of EOI broadcasts, the arbitration bus.
 
+use pdm::ApicRegisters;
 use tm::Nanos;
 
 use crate::spec::{
@@ -33,6 +34,9 @@ const LVT_MASKED: u32 = 1 << 16;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Vectors(pub(crate) [u64; 4]);
 
+/// Registers of 32 vectors each in ISR, TMR and IRR.
+const VECTOR_WORDS: u32 = 8;
+
 impl Vectors {
     fn insert(&mut self, vector: u8) {
         self.0[usize::from(vector >> 6)] |= 1 << (vector & 63);
@@ -50,6 +54,11 @@ impl Vectors {
     fn highest(&self) -> Option<u8> {
         let (index, word) = self.0.iter().enumerate().rev().find(|(_, word)| **word != 0)?;
         Some((index as u32 * 64 + word.ilog2()) as u8)
+    }
+
+    fn set_word(&mut self, index: u32, value: u32) {
+        let (word, shift) = (&mut self.0[((index / 2) & 3) as usize], 32 * (index & 1));
+        *word = *word & !(u64::from(u32::MAX) << shift) | u64::from(value) << shift;
     }
 
     /// Register number `index` (0–7) of 32 vectors.
@@ -79,6 +88,13 @@ pub enum Destination {
     Me,
     All,
     Others,
+}
+
+impl Destination {
+    /// The APIC with an id.
+    pub(crate) const fn of(id: u32) -> Self {
+        Self::Address { id, logical: false, wide: false }
+    }
 }
 
 /// What a register access asks of the others.
@@ -282,7 +298,7 @@ impl State {
     }
 
     /// Whether the 8259 pair's request gets through.
-    fn external(&self) -> bool {
+    pub fn external(&self) -> bool {
         let entry = self.lvt[lvt::LINT0];
         let open = !self.is_enabled() || !entry.masked() && entry.mode() == DeliveryMode::ExtInt;
         self.lint[0] && open || self.extint
@@ -300,6 +316,11 @@ impl State {
             self.isr.insert(vector);
             return Acknowledge::Vector(vector);
         }
+        self.acknowledge_external()
+    }
+
+    /// As above where only the 8259 pair is asked.
+    pub fn acknowledge_external(&mut self) -> Acknowledge {
         if self.external() {
             self.extint = false;
             return Acknowledge::External;
@@ -706,6 +727,109 @@ impl State {
             Ok((msr - MSR_X2APIC_FIRST) << 4)
         } else {
             Err(Illegal)
+        }
+    }
+
+    /// The registers as the xAPIC's page shows them, in whichever mode the APIC is.
+    pub fn export(&self, now: Nanos) -> [u8; ApicRegisters::PAGE] {
+        let mut page = [0; ApicRegisters::PAGE];
+        let mut put = |offset: u32, value: u32| {
+            page[offset as usize..offset as usize + 4].copy_from_slice(&value.to_le_bytes());
+        };
+        put(reg::ID, self.id << 24);
+        put(reg::VERSION, LOCAL_VERSION);
+        put(reg::TPR, self.tpr.into());
+        put(reg::LDR, if self.is_x2apic() { self.x2apic_ldr() } else { u32::from(self.ldr) << 24 });
+        put(reg::DFR, u32::from(self.dfr) << 28 | 0x0fff_ffff);
+        put(reg::SVR, self.svr);
+        for index in 0..VECTOR_WORDS {
+            put(reg::ISR + 16 * index, self.isr.word(index));
+            put(reg::TMR + 16 * index, self.tmr.word(index));
+            put(reg::IRR + 16 * index, self.irr.word(index));
+        }
+        put(reg::ESR, self.esr);
+        put(reg::ICR_LOW, self.icr.into_bits() as u32);
+        put(reg::ICR_HIGH, self.icr.destination());
+        for (entry, offset) in self.lvt.iter().zip((reg::LVT_TIMER..).step_by(16)) {
+            put(offset, entry.into_bits());
+        }
+        // An initial count with a one-shot timer that stands would start it again over there.
+        let count = self.current_count(now);
+        let stands = self.timer_mode() == TimerMode::OneShot && count == 0;
+        put(reg::INITIAL_COUNT, if stands { 0 } else { self.initial_count });
+        put(reg::CURRENT_COUNT, count);
+        put(reg::DIVIDE, self.divide.into());
+        page
+    }
+
+    /// Takes over `base` and the registers of a page as [`State::export`] writes it, and the deadline with the time it stands for.
+    pub fn import(
+        &mut self,
+        base: u64,
+        page: &[u8; ApicRegisters::PAGE],
+        (tsc_deadline, expires): (u64, Nanos),
+        now: Nanos,
+    ) {
+        let word = |offset: u32| {
+            let mut bytes = [0; 4];
+            bytes.copy_from_slice(&page[offset as usize..offset as usize + 4]);
+            u32::from_le_bytes(bytes)
+        };
+        let Self {
+            id: _,
+            base: own_base,
+            tpr,
+            ldr,
+            dfr,
+            svr,
+            esr,
+            errors: _,
+            icr,
+            lvt,
+            initial_count,
+            divide,
+            expires: own_expires,
+            tsc_deadline: own_deadline,
+            irr,
+            isr,
+            tmr,
+            // The pins are on this side.
+            lint: _,
+            extint: _,
+        } = self;
+        *own_base = base;
+        *tpr = word(reg::TPR) as u8;
+        if base & base::X2APIC == 0 {
+            *ldr = (word(reg::LDR) >> 24) as u8;
+        }
+        *dfr = (word(reg::DFR) >> 28) as u8;
+        *svr = word(reg::SVR) & svr::WRITABLE;
+        *esr = word(reg::ESR);
+        *icr = Icr::from_bits(
+            u64::from(word(reg::ICR_HIGH)) << 32 | u64::from(word(reg::ICR_LOW) & ICR_LOW_WRITABLE),
+        );
+        for ((entry, writable), offset) in
+            lvt.iter_mut().zip(LVT_WRITABLE).zip((reg::LVT_TIMER..).step_by(16))
+        {
+            *entry = Lvt::from_bits(word(offset) & (writable | LVT_MASKED));
+        }
+        for index in 0..VECTOR_WORDS {
+            isr.set_word(index, word(reg::ISR + 16 * index));
+            tmr.set_word(index, word(reg::TMR + 16 * index));
+            irr.set_word(index, word(reg::IRR + 16 * index));
+        }
+        *initial_count = word(reg::INITIAL_COUNT);
+        *divide = word(reg::DIVIDE) as u8 & 0xb;
+        *own_deadline = tsc_deadline;
+        *own_expires = (tsc_deadline != 0).then_some(expires);
+        let count = u64::from(word(reg::CURRENT_COUNT));
+        match self.timer_mode() {
+            TimerMode::TscDeadline => {}
+            TimerMode::Periodic if self.initial_count != 0 => {
+                let left = if count == 0 { self.period() } else { count << self.shift() };
+                self.expires = Some(now.saturating_add(left));
+            }
+            _ => self.expires = (count != 0).then(|| now.saturating_add(count << self.shift())),
         }
     }
 

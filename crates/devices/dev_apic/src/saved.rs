@@ -3,6 +3,7 @@
 //! Input levels are saved too: devices that set their lines again on loading then make no new edges.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use pdm::Device;
 use ssm::{Error, Reader, Saveable, Writer};
@@ -148,8 +149,9 @@ impl Saveable for LocalApics {
         for (local, new) in apic.locals.iter().zip(states) {
             let mut state = local.state.lock();
             *state = new;
+            local.replaced.store(true, Ordering::SeqCst);
             apic.sync(local, &state);
-            local.timer.set(state.deadline());
+            apic.arm(local, &state);
         }
         apic.remap();
         Ok(())
@@ -191,13 +193,17 @@ impl Saveable for IoApic {
         }
         let levels = input.take_u32()? & ((1 << ioapic::PINS) - 1);
         input.finish()?;
-        *self.0.io.lock() = ioapic::State { id, index, table, levels };
+        let mut io = self.0.io.lock();
+        *io = ioapic::State { id, index, table, levels };
+        self.0.tell_routes(&io);
         Ok(())
     }
 }
 
 impl Device for IoApic {
     fn reset(&mut self) {
-        self.0.io.lock().reset();
+        let mut io = self.0.io.lock();
+        io.reset();
+        self.0.tell_routes(&io);
     }
 }

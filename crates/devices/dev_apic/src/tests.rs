@@ -1,5 +1,7 @@
 //! The controllers wired together, driven through their registers.
 
+use pdm::RemoteApics;
+
 use super::*;
 use crate::spec::reg;
 
@@ -429,4 +431,94 @@ fn any_access_is_harmless() {
             vm.advance(r & 0xffff);
         }
     }
+}
+
+/// APICs elsewhere that note what they are told.
+#[derive(Default)]
+struct Elsewhere {
+    sent: Mutex<Vec<(u64, u32)>>,
+    routes: Mutex<Vec<(u64, u32)>>,
+}
+
+impl RemoteApics for Elsewhere {
+    fn send(&self, address: u64, data: u32) -> bool {
+        self.sent.lock().push((address, data));
+        true
+    }
+    fn set_routes(&self, routes: &[(u64, u32)]) {
+        *self.routes.lock() = routes.to_vec();
+    }
+}
+
+#[test]
+fn remote_apics_get_the_io_apics_messages_and_end_them() {
+    let vm = vm(2);
+    vm.enable();
+    let elsewhere = Arc::new(Elsewhere::default());
+    vm.apic.lend(elsewhere.clone());
+    assert_eq!(elsewhere.routes.lock().len(), ioapic::PINS);
+    // Level-triggered, logical destination 3, vector 0x51.
+    vm.redirect(11, 3 << 56 | 1 << 15 | 1 << 11 | 0x51);
+    assert_eq!(elsewhere.routes.lock()[11], (0xfee0_3004, 0xc051));
+    let pin = vm.apic.io_apic().unwrap();
+    pin.set_level(11, true);
+    pin.set_level(11, true);
+    assert_eq!(*elsewhere.sent.lock(), [(0xfee0_3004, 0xc051)]);
+    assert!(!vm.wants(BSP) && !vm.wants(AP));
+    vm.apic.end_of_interrupt(0x51);
+    assert_eq!(elsewhere.sent.lock().len(), 2, "the line is still high");
+    pin.set_level(11, false);
+    vm.apic.end_of_interrupt(0x51);
+    assert_eq!(elsewhere.sent.lock().len(), 2);
+}
+
+#[test]
+fn the_8259_pair_is_asked_here_while_the_apics_are_elsewhere() {
+    let vm = vm(1);
+    let line = vm.apic.intr_line();
+    vm.apic.connect_pic(Arc::new(Pic(line.clone())));
+    vm.apic.lend(Arc::new(Elsewhere::default()));
+    assert!(!vm.wants(BSP));
+    line.set(true);
+    assert!(vm.wants(BSP));
+    assert_eq!(vm.apic.acknowledge(BSP), Some(0x38));
+    assert!(!vm.wants(BSP));
+}
+
+#[test]
+fn registers_go_elsewhere_and_come_back() {
+    let vm = vm(1);
+    vm.enable();
+    vm.write(BSP, reg::TPR, 0x20);
+    vm.write(BSP, reg::LDR, 0x0100_0000);
+    vm.write(BSP, reg::DIVIDE, 0xb);
+    vm.write(BSP, reg::LVT_TIMER, 0x2_0041);
+    vm.write(BSP, reg::INITIAL_COUNT, 1_000_000);
+    vm.advance(250_000);
+    vm.apic.locals[0].state.lock().accept(0x71, true);
+    let (exported, replaced) = vm.apic.export(BSP);
+    assert!(replaced, "nothing was exported before");
+    vm.apic.exported(BSP);
+    assert!(!vm.apic.export(BSP).1);
+    let before = vm.apic.locals[0].state.lock().clone();
+    vm.apic.import(BSP, &exported);
+    assert_eq!(*vm.apic.locals[0].state.lock(), before);
+    vm.apic.reset_locals();
+    assert!(vm.apic.export(BSP).1);
+    assert_ne!(*vm.apic.locals[0].state.lock(), before);
+    vm.apic.import(BSP, &exported);
+    assert_eq!(*vm.apic.locals[0].state.lock(), before);
+}
+
+#[test]
+fn a_deadline_goes_elsewhere_in_ticks() {
+    let vm = vm(1);
+    vm.enable();
+    vm.write(BSP, reg::LVT_TIMER, 0x4_0041);
+    assert!(vm.apic.write_msr(BSP, spec::MSR_TSC_DEADLINE, 5_000_000));
+    let (exported, _) = vm.apic.export(BSP);
+    assert_eq!(exported.deadline, 5_000_000);
+    let before = vm.apic.locals[0].state.lock().clone();
+    vm.apic.import(BSP, &exported);
+    assert_eq!(*vm.apic.locals[0].state.lock(), before);
 }

@@ -48,6 +48,9 @@ impl InterruptController for NoInterrupts {
         msr == TSC_DEADLINE
     }
     fn init_reset(&self, _: VcpuId) {}
+    fn local_apics(&self) -> Option<&dyn pdm::LocalApics> {
+        None
+    }
 }
 
 /// RAM at zero and a context for any number of vCPUs.

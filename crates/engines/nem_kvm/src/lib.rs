@@ -1,9 +1,10 @@
 //! NEM, native execution, on Linux: guest code runs on the host's CPU through KVM.
 //!
 //! * [`Host::probe`] says whether this host's KVM is usable, and if not, why and what to do about it ([`Unusable`]).
-//! * [`Host::engines`] gives one [`em::Engine`] per vCPU. Our own APICs, PIC and PIT stay in charge (KVM's "userspace irqchip"): the engine
-//!   contract has EM choose interrupts, the device models keep the state that is saved, and a guest can go on under another engine. The price
-//!   is an exit for each access to the APIC and for each HLT.
+//! * [`Host::engines`] gives one [`em::Engine`] per vCPU. The local APICs are KVM's ([`apic`]), so that timer interrupts, inter-processor
+//!   interrupts and HLT stay in the kernel; I/O APIC, PIC, PIT, RTC and HPET are our device models ("split irqchip"): their state is what is
+//!   saved, virtual time stands still for them, and nothing that guests do often reaches them. On a machine without local APICs
+//!   (`--ioapic off`) all controllers are ours, and EM chooses the interrupts as it does with the other engines.
 //! * Memory slots follow `pgm`'s layout ([`slots`]). What is not in a slot — device registers, writes to ROM, ranges that are no whole
 //!   pages — comes back as an exit and is looked up in `pgm`.
 //! * A vCPU's state stays with KVM while it runs; `Engine::complete` fetches it ([`state`]).
@@ -13,6 +14,7 @@
 //!
 //! Not reached by KVM, as with every hypervisor on it: the A20 gate (guests see it open), and dirty pages of guest memory.
 
+mod apic;
 mod msr;
 mod probe;
 mod slots;
@@ -20,4 +22,4 @@ mod state;
 mod sys;
 mod vcpu;
 
-pub use probe::{Host, Unusable};
+pub use probe::{Host, Paravirt, Unusable};

@@ -9,8 +9,9 @@ use cpum::CpuidTable;
 use cpum::cpuid::{FeatureBit, OutputRegister, bit};
 use em::{Engine, VmContext};
 use kvm_bindings::{
-    CpuId, KVM_CAP_X86_USER_SPACE_MSR, KVM_MAX_CPUID_ENTRIES, KVM_MSR_EXIT_REASON_FILTER,
-    KVM_MSR_EXIT_REASON_INVAL, KVM_MSR_EXIT_REASON_UNKNOWN, kvm_enable_cap,
+    CpuId, KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X86_USER_SPACE_MSR,
+    KVM_MAX_CPUID_ENTRIES, KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_INVAL,
+    KVM_MSR_EXIT_REASON_UNKNOWN, kvm_enable_cap,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use tm::Clock;
@@ -81,18 +82,26 @@ impl fmt::Display for Unusable {
 
 impl std::error::Error for Unusable {}
 
-/// A host whose KVM is usable, with a VM in it that has no vCPU running yet.
+/// Where a machine's local APICs are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Apics {
+    /// In KVM, with the I/O APIC, PIC and PIT in our device models ("split irqchip").
+    Kernel,
+    /// All in our device models.
+    Ours,
+}
+
+/// A host whose KVM is usable.
 pub struct Host {
     kvm: Kvm,
-    vm: VmFd,
-    /// vCPU 0, made early because it tells the counter's rate.
-    first: VcpuFd,
     tsc: Hz,
     stable: bool,
+    supported: CpuId,
+    local_apics: bool,
 }
 
 impl Host {
-    /// Opens KVM and makes a VM.
+    /// Opens KVM and makes a VM, for a moment, to see whether it works.
     pub fn probe() -> Result<Self, Unusable> {
         let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let device = Path::new("/dev/kvm");
@@ -119,32 +128,8 @@ impl Host {
         if !lacks.is_empty() {
             return Err(Unusable::TooOld { lacks: lacks.join(", ") });
         }
-        let vm = kvm.create_vm().map_err(|error| match error.errno() {
-            libc::EBUSY => Unusable::Busy,
-            _ => failed("make a virtual machine", error),
-        })?;
-        vm.set_identity_map_address(IDENTITY_MAP_ADDRESS)
-            .and_then(|()| vm.set_tss_address(TSS_ADDRESS))
-            .map_err(|error| failed("reserve its pages", error))?;
-        let exits = kvm_enable_cap {
-            cap: KVM_CAP_X86_USER_SPACE_MSR,
-            args: [
-                u64::from(
-                    KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_FILTER,
-                ),
-                0,
-                0,
-                0,
-            ],
-            ..Default::default()
-        };
-        vm.enable_cap(&exits)
-            .and_then(|()| msr::install_filter(&vm))
-            .map_err(|error| failed("pass on model-specific registers", error))?;
-        let first = vm.create_vcpu(0).map_err(|error| match error.errno() {
-            libc::EBUSY => Unusable::Busy,
-            _ => failed("make a virtual CPU", error),
-        })?;
+        let vm = make_vm(&kvm, Apics::Ours)?;
+        let first = make_vcpu(&vm, 0)?;
         let khz = first.get_tsc_khz().map_err(|error| failed("tell the counter's rate", error))?;
         if !sys::has_tsc_offset(&first) {
             return Err(Unusable::TooOld { lacks: "offsets of the time-stamp counter".into() });
@@ -153,7 +138,12 @@ impl Host {
         let sources = "/sys/devices/system/clocksource/clocksource0/available_clocksource";
         let stable = std::fs::read_to_string(sources)
             .is_ok_and(|text| text.split_whitespace().any(|name| name == "tsc"));
-        Ok(Self { kvm, vm, first, tsc: Hz(u64::from(khz) * 1000), stable })
+        let supported = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(|error| failed("tell its CPUID", error))?;
+        let local_apics =
+            kvm.check_extension(Cap::SplitIrqchip) && kvm.check_extension(Cap::TscDeadlineTimer);
+        Ok(Self { kvm, tsc: Hz(u64::from(khz) * 1000), stable, supported, local_apics })
     }
 
     /// The rate of the guest's time-stamp counter, which is the host's.
@@ -187,10 +177,9 @@ impl Host {
             bit::CMP_LEGACY,
             bit::TOPOEXT,
         ];
-        let Ok(supported) = self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES) else { return Vec::new() };
         let has = |f: FeatureBit| match f {
-            bit::INVARIANT_TSC => self.stable && supports(&supported, f),
-            _ => OURS.contains(&f) || supports(&supported, f),
+            bit::INVARIANT_TSC => self.stable && supports(&self.supported, f),
+            _ => OURS.contains(&f) || supports(&self.supported, f),
         };
         wanted.iter().copied().filter(|f| has(*f)).collect()
     }
@@ -214,11 +203,72 @@ impl Host {
         }
     }
 
+    /// Which parts of KVM's own paravirtualization guests can have: those that KVM sees to itself, for machines with local APICs.
+    pub fn paravirt(&self) -> Paravirt {
+        const STEAL_TIME: u32 = 1 << 5;
+        const PV_EOI: u32 = 1 << 6;
+        const PV_UNHALT: u32 = 1 << 7;
+        let leaf = self.supported.as_slice().iter().find(|e| e.function == 0x4000_0001);
+        let has = |bit| self.local_apics && leaf.is_some_and(|e| e.eax & bit != 0);
+        Paravirt { kick: has(PV_UNHALT), end_of_interrupt: has(PV_EOI), steal_time: has(STEAL_TIME) }
+    }
+
     /// One engine for each vCPU of `context`.
     pub fn engines(self, context: &Arc<VmContext>) -> io::Result<Vec<Box<dyn Engine>>> {
-        let Self { kvm: _, vm, first, tsc: _, stable } = self;
-        vcpu::engines(vm, first, stable, context)
+        let apics = match context.irq.local_apics() {
+            Some(_) if self.local_apics => Apics::Kernel,
+            _ => Apics::Ours,
+        };
+        let vm = make_vm(&self.kvm, apics).map_err(io::Error::other)?;
+        vcpu::engines(vm, apics, self.stable, context)
     }
+}
+
+/// What KVM does for guests that know it. See [`Host::paravirt`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Paravirt {
+    /// A hypercall ends another vCPU's HLT.
+    pub kick: bool,
+    /// An interrupt ends by a bit in memory.
+    pub end_of_interrupt: bool,
+    /// A vCPU learns for how long it did not get a CPU.
+    pub steal_time: bool,
+}
+
+/// A VM without vCPUs, and with what vCPUs need to exist before them.
+fn make_vm(kvm: &Kvm, apics: Apics) -> Result<VmFd, Unusable> {
+    let vm = kvm.create_vm().map_err(|error| match error.errno() {
+        libc::EBUSY => Unusable::Busy,
+        _ => failed("make a virtual machine", error),
+    })?;
+    vm.set_identity_map_address(IDENTITY_MAP_ADDRESS)
+        .and_then(|()| vm.set_tss_address(TSS_ADDRESS))
+        .map_err(|error| failed("reserve its pages", error))?;
+    let reasons = KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_FILTER;
+    enable(&vm, KVM_CAP_X86_USER_SPACE_MSR, reasons.into())
+        .and_then(|()| msr::install_filter(&vm, apics))
+        .map_err(|error| failed("pass on model-specific registers", error))?;
+    if kvm.check_extension_raw(KVM_CAP_EXIT_ON_EMULATION_FAILURE.into()) > 0 {
+        // Else KVM raises #UD in the guest for what it cannot emulate, in user mode without a word to us.
+        enable(&vm, KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1)
+            .map_err(|error| failed("tell of instructions that it cannot emulate", error))?;
+    }
+    if apics == Apics::Kernel {
+        enable(&vm, KVM_CAP_SPLIT_IRQCHIP, sys::ROUTES.into())
+            .map_err(|error| failed("make local APICs", error))?;
+    }
+    Ok(vm)
+}
+
+fn enable(vm: &VmFd, cap: u32, argument: u64) -> Result<(), kvm_ioctls::Error> {
+    vm.enable_cap(&kvm_enable_cap { cap, args: [argument, 0, 0, 0], ..Default::default() })
+}
+
+fn make_vcpu(vm: &VmFd, id: u64) -> Result<VcpuFd, Unusable> {
+    vm.create_vcpu(id).map_err(|error| match error.errno() {
+        libc::EBUSY => Unusable::Busy,
+        _ => failed("make a virtual CPU", error),
+    })
 }
 
 fn supports(cpuid: &CpuId, feature: FeatureBit) -> bool {

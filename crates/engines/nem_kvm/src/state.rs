@@ -155,6 +155,21 @@ fn entries(list: &[kvm_msr_entry]) -> Result<Msrs, Error> {
     Msrs::from_entries(list).map_err(|_| Error::new(libc::E2BIG))
 }
 
+/// Reads one MSR.
+pub(crate) fn msr(vcpu: &VcpuFd, index: u32) -> Result<u64, Error> {
+    let mut list = entries(&[kvm_msr_entry { index, ..Default::default() }])?;
+    let count = vcpu.get_msrs(&mut list)?;
+    Ok(list.as_slice().first().filter(|_| count == 1).map_or(0, |entry| entry.data))
+}
+
+/// Writes one MSR; one that KVM does not have may only be zero.
+pub(crate) fn set_msr(vcpu: &VcpuFd, index: u32, data: u64) -> Result<(), Error> {
+    if vcpu.set_msrs(&entries(&[kvm_msr_entry { index, data, ..Default::default() }])?)? != 1 && data != 0 {
+        tracing::warn!(target: "nem", "KVM does not take MSR {index:#x} = {data:#x}");
+    }
+    Ok(())
+}
+
 fn push_msrs(vcpu: &VcpuFd, cpu: &CpuState) -> Result<(), Error> {
     let mut copy = cpu.clone();
     let all: Vec<kvm_msr_entry> = msrs(&mut copy)
@@ -166,9 +181,7 @@ fn push_msrs(vcpu: &VcpuFd, cpu: &CpuState) -> Result<(), Error> {
     }
     // KVM stops at the first that it does not have: one by one, then. What is zero need not exist.
     for entry in all {
-        if vcpu.set_msrs(&entries(&[entry])?)? != 1 && entry.data != 0 {
-            tracing::warn!(target: "nem", "KVM does not take MSR {:#x} = {:#x}", entry.index, entry.data);
-        }
+        set_msr(vcpu, entry.index, entry.data)?;
     }
     Ok(())
 }

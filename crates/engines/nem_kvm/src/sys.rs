@@ -9,8 +9,8 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use kvm_bindings::{
-    KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, kvm_device_attr, kvm_interrupt, kvm_run,
-    kvm_userspace_memory_region,
+    KVM_IRQ_ROUTING_MSI, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KvmIrqRouting, kvm_device_attr,
+    kvm_interrupt, kvm_irq_routing_entry, kvm_run, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
@@ -49,6 +49,14 @@ impl RunPage {
         };
         let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mmap returned null"))?;
         Ok(Self { base })
+    }
+
+    /// Lets KVM_RUN run. Returns whether it was to return at once.
+    pub(crate) fn take_immediate_exit(&self) -> bool {
+        // SAFETY: as below.
+        let byte = unsafe { AtomicU8::from_ptr(self.base.as_ptr().add(offset_of!(kvm_run, immediate_exit))) };
+        // Others set it seldom: mostly a plain read will do.
+        byte.load(Ordering::SeqCst) != 0 && byte.swap(0, Ordering::SeqCst) != 0
     }
 
     /// Whether KVM_RUN is to return at once.
@@ -136,6 +144,26 @@ pub(crate) unsafe fn set_slot(
 pub(crate) fn set_xsave(vcpu: &VcpuFd, area: &kvm_bindings::kvm_xsave) -> Result<(), kvm_ioctls::Error> {
     // SAFETY: KVM reads 4096 bytes, since components beyond them (AMX) are never enabled for guests here.
     unsafe { vcpu.set_xsave(area) }
+}
+
+/// Inputs of the I/O APIC, for which KVM reserves its first interrupt routes.
+pub(crate) const ROUTES: u32 = 24;
+
+/// Tells KVM where the I/O APIC's inputs lead, as message-signalled interrupts: it then exits at the end of those that are level-triggered.
+pub(crate) fn set_routes(vm: &VmFd, routes: &[(u64, u32)]) -> Result<(), kvm_ioctls::Error> {
+    let entries: Vec<_> = routes
+        .iter()
+        .zip(0..ROUTES)
+        .map(|(&(address, data), gsi)| {
+            let mut entry = kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_MSI, ..Default::default() };
+            entry.u.msi.address_lo = address as u32;
+            entry.u.msi.address_hi = (address >> 32) as u32;
+            entry.u.msi.data = data;
+            entry
+        })
+        .collect();
+    let table = KvmIrqRouting::from_entries(&entries).map_err(|_| kvm_ioctls::Error::new(libc::E2BIG))?;
+    vm.set_gsi_routing(&table)
 }
 
 /// The host's time-stamp counter.

@@ -15,7 +15,9 @@ use pgm::{Pgm, Target};
 use tm::Anchor;
 use vbox_types::{GuestPhys, Port, VcpuId};
 
+use crate::apic::Lent;
 use crate::msr::{self, After};
+use crate::probe::Apics;
 use crate::slots::Slots;
 use crate::sys::{self, RunPage};
 use crate::{probe, state};
@@ -24,10 +26,18 @@ use crate::{probe, state};
 /// a double fault, then a triple fault.
 const STEPS: usize = 64;
 
+/// KVM's internal error for an instruction that it cannot emulate.
+const EMULATION: u32 = 1;
+/// Instructions that are interpreted in a row at most, where KVM fails again and again.
+const MOST_INTERPRETED: u32 = 64;
+/// So many exits later a failure has nothing to do with the one before.
+const APART: u64 = 64;
+
 /// What all vCPUs share.
-struct Machine {
-    vm: VmFd,
+pub(crate) struct Machine {
+    pub(crate) vm: VmFd,
     slots: Mutex<Slots>,
+    apics: Apics,
     /// The host's counter is to be relied on.
     stable: bool,
 }
@@ -61,6 +71,8 @@ struct Stats {
     fetched: u64,
     settled: u64,
     interrupts: u64,
+    ended: u64,
+    interpreted: u64,
 }
 
 /// One vCPU under KVM.
@@ -73,27 +85,40 @@ struct Vcpu {
     link: Arc<VcpuLink>,
     /// KVM has the state; else `CpuState` has.
     with_kvm: bool,
+    /// KVM has the local APIC, too.
+    lent: Option<Lent>,
+    /// IA32_TSC_DEADLINE in the vCPU's own ticks, for KVM when the counter has its offset.
+    deadline: Option<u64>,
+    /// KVM was given a vector of the 8259 pair, and may not have looked at it yet.
+    external: bool,
     /// The last exit is completed by the next entry: the registers are not those of an instruction boundary yet.
     unfinished: bool,
     /// What the counter's offset was computed from.
     anchor: Option<Anchor>,
     /// What came up while the state was being completed.
     deferred: Option<Exit>,
+    /// Instructions that the interpreter does when KVM fails next, and the count of exits when it failed last.
+    burst: (u32, u64),
     stats: Stats,
 }
 
 pub(crate) fn engines(
     vm: VmFd,
-    first: VcpuFd,
+    apics: Apics,
     stable: bool,
     ctx: &Arc<VmContext>,
 ) -> io::Result<Vec<Box<dyn Engine>>> {
     sys::install_signal();
-    let mut descriptors = vec![first];
-    for id in 1..ctx.links.len() {
+    let mut descriptors = Vec::new();
+    for id in 0..ctx.links.len() {
         descriptors.push(vm.create_vcpu(id as u64)?);
     }
-    let machine = Arc::new(Machine { vm, slots: Mutex::default(), stable });
+    let machine = Arc::new(Machine { vm, slots: Mutex::default(), apics, stable });
+    if apics == Apics::Kernel
+        && let Some(local) = ctx.irq.local_apics()
+    {
+        local.lend(machine.clone());
+    }
     let mut list: Vec<Box<dyn Engine>> = Vec::new();
     for ((fd, link), id) in descriptors.into_iter().zip(&ctx.links).zip(0..) {
         let entries = probe::cpuid_entries(&ctx.cpuid, &CpuState::reset(id));
@@ -111,9 +136,13 @@ pub(crate) fn engines(
             id: VcpuId(id),
             link: link.clone(),
             with_kvm: false,
+            lent: (apics == Apics::Kernel).then(Lent::new),
+            deadline: None,
+            external: false,
             unfinished: false,
             anchor: None,
             deferred: None,
+            burst: (1, 0),
             stats: Stats::default(),
         }));
     }
@@ -128,6 +157,8 @@ enum Outcome {
     Fetched,
     /// The single step was done.
     Stepped,
+    /// KVM had to emulate the next instruction, and cannot.
+    Unemulated,
     Exit(Exit),
 }
 
@@ -147,10 +178,21 @@ impl Vcpu {
             let cr8 = self.ctx.irq.read_cr8(self.id);
             state::push(&self.fd, cpu, &self.ctx.cpuid, cr8)
                 .map_err(|e| fatal("take the vCPU's state", e))?;
+            if let Some(lent) = &mut self.lent {
+                let deadline = lent
+                    .push(&self.fd, &self.ctx, cpu)
+                    .map_err(|e| fatal("take the vCPU's interrupt controller", e))?;
+                self.deadline = Some(deadline);
+            }
+            self.external = false;
             self.with_kvm = true;
             self.anchor = None;
             // So that it tells whether interrupts can be delivered.
             self.settle(cpu);
+        }
+        if self.lent.is_some() && cpu.activity != Activity::Shutdown {
+            // What it waits for is known in KVM from here on.
+            cpu.activity = Activity::Running;
         }
         let anchor = self.ctx.clock.anchor();
         if anchor.is_some() && anchor != self.anchor {
@@ -168,7 +210,18 @@ impl Vcpu {
             self.distance()
         };
         let offset = distance.wrapping_add(cpu.msr.tsc_offset);
-        sys::set_tsc_offset(&self.fd, offset).map_err(|e| fatal("set the time-stamp counter", e))
+        sys::set_tsc_offset(&self.fd, offset).map_err(|e| fatal("set the time-stamp counter", e))?;
+        if self.lent.is_some() {
+            // KVM's timer goes by the offset that there was when it was armed.
+            let deadline = match self.deadline.take() {
+                Some(deadline) => Ok(deadline),
+                None => state::msr(&self.fd, msr::TSC_DEADLINE),
+            };
+            deadline
+                .and_then(|deadline| state::set_msr(&self.fd, msr::TSC_DEADLINE, deadline))
+                .map_err(|e| fatal("arm the timer", e))?;
+        }
+        Ok(())
     }
 
     /// How far the VM-wide counter is ahead of the host's now. Of several readings the one counts that took least: the thread may lose its
@@ -255,9 +308,14 @@ impl Vcpu {
 
     /// Runs guest code until KVM returns, and does what it returned for.
     fn stay(&mut self, cpu: &mut CpuState) -> Outcome {
-        let Self { fd, ctx, id, gate, stats, unfinished, .. } = self;
-        let cr8 = ctx.irq.read_cr8(*id);
-        fd.get_kvm_run().cr8 = cr8;
+        let Self { fd, ctx, id, gate, stats, unfinished, lent, machine, .. } = self;
+        let cr8 = match lent {
+            None => ctx.irq.read_cr8(*id),
+            Some(_) => 0,
+        };
+        if lent.is_none() {
+            fd.get_kvm_run().cr8 = cr8;
+        }
         stats.exits += 1;
         let mut after = After::Nothing;
         *unfinished = false;
@@ -316,7 +374,7 @@ impl Vcpu {
             Ok(VcpuExit::X86Wrmsr(exit)) => {
                 stats.msr += 1;
                 *unfinished = true;
-                match msr::write(ctx, cpu, exit.index, exit.data) {
+                match msr::write(ctx, machine.apics, cpu, exit.index, exit.data) {
                     Some(todo) => (after, *exit.error) = (todo, 0),
                     None => *exit.error = 1,
                 }
@@ -331,6 +389,13 @@ impl Vcpu {
                 stats.window += 1;
                 Outcome::Again
             }
+            Ok(VcpuExit::IoapicEoi(vector)) => {
+                stats.ended += 1;
+                if let Some(apics) = ctx.irq.local_apics() {
+                    apics.end_of_interrupt(vector);
+                }
+                Outcome::Again
+            }
             Ok(VcpuExit::SetTpr) => Outcome::Again,
             Ok(VcpuExit::Intr) => Outcome::Fetched,
             Ok(VcpuExit::Debug(_)) => Outcome::Stepped,
@@ -341,6 +406,7 @@ impl Vcpu {
             Ok(VcpuExit::FailEntry(reason, _)) => Outcome::Exit(Exit::Fatal(format!(
                 "the CPU refuses to enter guest code, reason {reason:#x}: its state is none that the hardware can run"
             ))),
+            Ok(VcpuExit::InternalError) if gate.page.internal_error().0 == EMULATION => Outcome::Unemulated,
             Ok(VcpuExit::InternalError) => {
                 let (code, data) = gate.page.internal_error();
                 Outcome::Exit(Exit::Fatal(format!(
@@ -356,9 +422,11 @@ impl Vcpu {
             Err(error) => Outcome::Exit(fatal("run the vCPU", error)),
         };
         // The guest writes CR8 without an exit.
-        let now = fd.get_kvm_run().cr8;
-        if now != cr8 {
-            ctx.irq.write_cr8(*id, now);
+        if lent.is_none() {
+            let now = fd.get_kvm_run().cr8;
+            if now != cr8 {
+                ctx.irq.write_cr8(*id, now);
+            }
         }
         match self.finish(cpu, after) {
             Ok(()) => outcome,
@@ -384,19 +452,57 @@ impl Vcpu {
         }
     }
 
+    /// Has the interpreter do what KVM cannot: registers in memory that are reached by instructions of SSE or AVX, for one, and on old CPUs of
+    /// Intel's anything in real mode. An error is what `run` returns.
+    fn interpret(&mut self, cpu: &mut CpuState) -> Result<(), Exit> {
+        let (burst, last) = self.burst;
+        let again = self.stats.exits - last < APART;
+        let count = if again { (burst * 2).min(MOST_INTERPRETED) } else { 1 };
+        self.burst = (count, self.stats.exits);
+        self.complete(cpu);
+        if let Some(exit) = self.deferred.take() {
+            return Err(exit);
+        }
+        // A new one each time: what guest code writes under KVM does not reach the interpreter's caches.
+        let mut iem = iem::Iem::new(self.ctx.clone(), self.id)
+            .map_err(|e| fatal("have an instruction interpreted", e))?;
+        let mut result = Ok(());
+        self.link.enter_guest();
+        for _ in 0..count {
+            self.stats.interpreted += 1;
+            result = iem.step(cpu);
+            if let Some(exit) = iem.core().exit.take() {
+                result = Err(exit);
+            }
+            if result.is_err() || cpu.activity != Activity::Running || !self.link.pending().is_empty() {
+                break;
+            }
+        }
+        iem.core().sync_flags(cpu);
+        self.link.leave_guest();
+        self.with_kvm = false;
+        // HLT waits where this engine waits.
+        match result {
+            Err(Exit::Halt) if self.lent.is_some() => self.load(cpu),
+            Err(exit) => Err(exit),
+            Ok(()) => self.load(cpu),
+        }
+    }
+
     /// Brings what is on its way to the vCPU into the guest, since the state has no place for it: one instruction at a time.
     fn deliver(&mut self, cpu: &mut CpuState) -> Result<(), Error> {
         for _ in 0..STEPS {
             if self.unfinished {
                 self.settle(cpu);
             }
-            if !state::is_delivering(&self.fd.get_vcpu_events()?) {
+            if !self.external && !state::is_delivering(&self.fd.get_vcpu_events()?) {
                 break;
             }
             let step = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP;
             self.fd.set_guest_debug(&kvm_guest_debug { control: step, ..Default::default() })?;
-            self.gate.page.set_immediate_exit(false);
+            self.gate.page.take_immediate_exit();
             let outcome = self.stay(cpu);
+            self.external = false;
             self.fd.set_guest_debug(&kvm_guest_debug::default())?;
             if let Outcome::Exit(exit) = outcome {
                 self.deferred = Some(exit);
@@ -438,11 +544,19 @@ impl Engine for Vcpu {
             self.fd.get_kvm_run().request_interrupt_window = held_back.into();
             // Whoever raises an action from here on either shows in the second look or makes the entry return.
             self.gate.running.store(true, Ordering::SeqCst);
-            self.gate.page.set_immediate_exit(false);
+            self.gate.page.take_immediate_exit();
             let settled = ForcedActions::TLB_FLUSH.union(ForcedActions::REMAP).0;
             let outcome =
                 if self.link.pending().0 == pending.0 & !settled { self.stay(cpu) } else { Outcome::Again };
             self.gate.running.store(false, Ordering::SeqCst);
+            // A thread that was fetched may have come out of HLT without a look at the vector.
+            self.external &= matches!(outcome, Outcome::Fetched);
+            if matches!(outcome, Outcome::Unemulated) {
+                match self.interpret(cpu) {
+                    Ok(()) => continue,
+                    Err(exit) => return exit,
+                }
+            }
             if let Outcome::Exit(exit) = outcome {
                 if !matches!(exit, Exit::Fatal(_)) {
                     self.outline(cpu);
@@ -460,6 +574,7 @@ impl Engine for Vcpu {
             Event::Interrupt(vector) => {
                 // The next one has to wait until KVM has delivered this.
                 self.fd.get_kvm_run().ready_for_interrupt_injection = 0;
+                self.external = self.lent.is_some();
                 sys::interrupt(&self.fd, vector).map_err(|e| fatal("deliver an interrupt", e))
             }
             Event::Nmi => self.fd.nmi().map_err(|e| fatal("deliver an NMI", e)),
@@ -473,21 +588,37 @@ impl Engine for Vcpu {
 
     fn complete(&mut self, cpu: &mut CpuState) {
         if !self.with_kvm {
+            if let Some(lent) = &mut self.lent
+                && let Err(error) = lent.refresh(&self.fd, &self.ctx, cpu)
+            {
+                self.deferred = Some(fatal("give the vCPU's interrupt controller", error));
+            }
             return;
         }
         let activity = cpu.activity;
-        let taken =
-            self.deliver(cpu).and_then(|()| state::take(&self.fd, cpu, &self.ctx.cpuid, &self.ctx.pgm));
+        let mut taken = self.deliver(cpu).and_then(|()| {
+            let waits = self.lent.as_ref().map(|_| self.fd.get_mp_state()).transpose()?;
+            state::take(&self.fd, cpu, &self.ctx.cpuid, &self.ctx.pgm)?;
+            Ok(waits)
+        });
         if self.deferred.is_none() {
             cpu.activity = activity;
+        }
+        if let (Ok(Some(waits)), Some(lent)) = (&taken, &mut self.lent) {
+            taken = lent.take(&self.fd, &self.ctx, cpu, waits.mp_state).map(|()| None);
         }
         if let Err(error) = taken {
             self.deferred = Some(fatal("give the vCPU's state", error));
         }
     }
 
+    fn waits_itself(&self) -> bool {
+        self.lent.is_some()
+    }
+
     fn statistics(&self) -> Vec<(&'static str, u64)> {
-        let Stats { exits, port, mmio, halt, msr, window, fetched, settled, interrupts } = self.stats;
+        let Stats { exits, port, mmio, halt, msr, window, fetched, settled, interrupts, ended, interpreted } =
+            self.stats;
         vec![
             ("exits", exits),
             ("port", port),
@@ -498,6 +629,8 @@ impl Engine for Vcpu {
             ("fetched", fetched),
             ("settled", settled),
             ("interrupts", interrupts),
+            ("ended", ended),
+            ("interpreted", interpreted),
         ]
     }
 }

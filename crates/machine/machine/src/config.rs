@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+use main_api::cpu_profiles::{CpuProfile, cpu_profile};
 use settings::words as w;
 use settings::{AttachedDevice, MachineSettings, MediaRegistry, Medium, SerialPort, StorageController};
 use uuid::Uuid;
@@ -58,6 +59,40 @@ pub const DMI_NAMES: &[&str] = &[
     "DmiOEMVBoxVer",
     "DmiOEMVBoxRev",
 ];
+
+/// What the settings say about hardware virtualization and against attacks by way of the CPU. KVM decides about most of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HwVirt {
+    pub nested_paging: bool,
+    pub vpid: bool,
+    pub unrestricted_execution: bool,
+    pub large_pages: bool,
+    pub ibpb_on_vm_entry: bool,
+    pub ibpb_on_vm_exit: bool,
+    pub spec_ctrl: bool,
+    pub l1d_flush_on_sched: bool,
+    pub l1d_flush_on_vm_entry: bool,
+    pub mds_clear_on_sched: bool,
+    pub mds_clear_on_vm_entry: bool,
+}
+
+impl HwVirt {
+    fn from_settings(cpu: &settings::Cpu) -> Self {
+        Self {
+            nested_paging: cpu.nested_paging,
+            vpid: cpu.vpid,
+            unrestricted_execution: cpu.unrestricted_execution,
+            large_pages: cpu.large_pages,
+            ibpb_on_vm_entry: cpu.ibpb_on_vm_entry,
+            ibpb_on_vm_exit: cpu.ibpb_on_vm_exit,
+            spec_ctrl: cpu.spec_ctrl,
+            l1d_flush_on_sched: cpu.l1d_flush_on_sched,
+            l1d_flush_on_vm_entry: cpu.l1d_flush_on_vm_entry,
+            mds_clear_on_sched: cpu.mds_clear_on_sched,
+            mds_clear_on_vm_entry: cpu.mds_clear_on_vm_entry,
+        }
+    }
+}
 
 /// Which engine the settings ask for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -222,6 +257,9 @@ pub struct MachineConfig {
     /// Overridden texts of the SMBIOS tables by VirtualBox's names (`DmiSystemVendor` …).
     pub dmi: Vec<(String, String)>,
     pub engine: EngineChoice,
+    pub hw_virt: HwVirt,
+    /// The processor that the guest finds; `None` is the host's.
+    pub cpu_profile: Option<&'static CpuProfile>,
     /// Percent of time that guest code may run.
     pub execution_cap: u32,
     /// What the guest finds that knows it runs on a hypervisor.
@@ -268,6 +306,8 @@ impl MachineConfig {
             tsc: None,
             dmi: Vec::new(),
             engine: EngineChoice::Default,
+            hw_virt: HwVirt::default(),
+            cpu_profile: None,
             execution_cap: 100,
             paravirt: gim::Provider::None,
             hyperv_vendor: gim::hyperv_vendor(),
@@ -307,6 +347,12 @@ impl MachineConfig {
         refuse(!hw.bios.ioapic && hw.cpu.count > 1, "several CPUs without an I/O APIC", "use --ioapic on");
         refuse(m.teleporter.enabled, "teleportation", "use --teleporter off");
         refuse(!m.state_file.is_empty(), "starting from a saved state", "discard it with discardstate");
+        let cpu_profile = cpu_profile(&hw.cpu.profile);
+        refuse(
+            cpu_profile.is_none() && !matches!(hw.cpu.profile.as_str(), "" | "host"),
+            &format!("the CPU profile \"{}\"", hw.cpu.profile),
+            "use --cpu-profile host or a name of \"VBoxManage list cpu-profiles\"",
+        );
         let mut engine = EngineChoice::Default;
         let tree = cfgm::Tree::from_extra_data(&m.extra_data);
         match tree.node(overrides::EM).string(overrides::ENGINE) {
@@ -460,7 +506,6 @@ impl MachineConfig {
         note(!hw.shared_folders.is_empty(), "shared folders are not available yet");
         note(hw.parallel_ports.iter().any(|p| p.enabled), "parallel ports are not available yet");
         note(hw.cpu.hotplug, "CPUs cannot be plugged or unplugged while the machine runs yet");
-        note(hw.cpu.profile != "host", "the CPU profile is that of the host: others are not available yet");
         note(hw.memory_balloon_mb > 0, "the memory balloon is not available yet");
         note(
             hw.bandwidth_groups.iter().any(|g| g.group_type == w::BandwidthGroupType::Disk),
@@ -494,6 +539,8 @@ impl MachineConfig {
             tsc: tsc.map(Hz),
             dmi,
             engine,
+            hw_virt: HwVirt::from_settings(&hw.cpu),
+            cpu_profile,
             execution_cap: hw.cpu.execution_cap,
             paravirt: match m.effective_paravirt_provider() {
                 w::ParavirtProvider::Minimal => gim::Provider::Minimal,
@@ -651,6 +698,17 @@ mod tests {
         let reasons = MachineConfig::from_settings(&m, Path::new("/vm")).unwrap_err();
         assert_eq!(reasons.len(), 2);
         assert!(reasons[0].contains("--chipset piix3") && reasons[1].contains("--firmware bios"));
+    }
+
+    #[test]
+    fn a_cpu_profile_is_taken_by_its_name_and_refused_if_there_is_none_of_that_name() {
+        let mut m = MachineSettings::default();
+        m.hardware.cpu.profile = "Intel Core i7-6700K".into();
+        let config = MachineConfig::from_settings(&m, Path::new("/vm")).unwrap();
+        assert_eq!(config.cpu_profile.unwrap().model, 94);
+        m.hardware.cpu.profile = "Intel 80286".into();
+        let reasons = MachineConfig::from_settings(&m, Path::new("/vm")).unwrap_err();
+        assert!(reasons[0].contains("80286") && reasons[0].contains("list cpu-profiles"));
     }
 
     #[test]

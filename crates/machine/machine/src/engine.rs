@@ -119,6 +119,20 @@ impl Backend {
         !matches!(self, Self::Kvm(_))
     }
 
+    /// What the KVM provider offers besides its clocks, on a machine with or without local APICs.
+    pub fn kvm_features(&self, local_apics: bool) -> gim::KvmFeatures {
+        match self {
+            Self::Kvm(host) if local_apics => {
+                let nem_kvm::Paravirt { kick, end_of_interrupt, steal_time } = host.paravirt();
+                gim::KvmFeatures { kick, end_of_interrupt, steal_time }
+            }
+            Self::Kvm(_) => gim::KvmFeatures::default(),
+            Self::Recompiler { .. } | Self::Interpreter { .. } => {
+                gim::KvmFeatures { kick: true, end_of_interrupt: false, steal_time: true }
+            }
+        }
+    }
+
     /// Whether the vCPUs' time-stamp counters are the same at every moment.
     pub fn has_stable_counter(&self) -> bool {
         match self {

@@ -9,6 +9,7 @@ use vbox_types::Hz;
 
 use crate::config::MachineConfig;
 use crate::engine::Backend;
+use crate::profile;
 
 /// The local APIC timers count nanoseconds.
 const APIC_TIMER: u64 = 1_000_000_000;
@@ -58,6 +59,14 @@ pub fn wall_clock(config: &MachineConfig) -> WallClock {
     })
 }
 
+/// Nanoseconds for which the calling thread could run and had no CPU.
+pub fn stolen() -> u64 {
+    std::fs::read_to_string("/proc/thread-self/schedstat")
+        .ok()
+        .and_then(|text| text.split_whitespace().nth(1)?.parse().ok())
+        .unwrap_or(0)
+}
+
 /// What the paravirtualization provider is set up with.
 pub fn gim_setup(config: &MachineConfig, tsc: Hz, backend: &Backend) -> gim::Setup {
     gim::Setup {
@@ -67,12 +76,13 @@ pub fn gim_setup(config: &MachineConfig, tsc: Hz, backend: &Backend) -> gim::Set
         apic_frequency: Hz(APIC_TIMER),
         x2apic: config.x2apic,
         hypercalls: backend.has_hypercalls(),
+        kvm: backend.kvm_features(config.ioapic),
         stable_counter: backend.has_stable_counter(),
         hyperv_vendor: config.hyperv_vendor,
     }
 }
 
-/// What CPUID tells in this machine: the host's processor with those of its features that the engine has.
+/// What CPUID tells in this machine: the host's processor or the profile's, with those of its features that the engine has.
 pub fn cpuid(config: &MachineConfig, setup: &gim::Setup, mut features: Vec<FeatureBit>) -> CpuidTable {
     let apic = match (config.ioapic, config.x2apic) {
         (false, _) => Apic::None,
@@ -81,6 +91,7 @@ pub fn cpuid(config: &MachineConfig, setup: &gim::Setup, mut features: Vec<Featu
     };
     // Linux prefers an invariant counter to any paravirtual clock.
     features.retain(|&f| f != bit::INVARIANT_TSC || !config.paravirt.has_clock());
+    features.retain(|&f| config.cpu_profile.is_none_or(|shown| profile::has(shown, f)));
     let wanted = Config {
         vcpus: config.cpus,
         tsc_frequency: setup.tsc_frequency,
@@ -92,7 +103,10 @@ pub fn cpuid(config: &MachineConfig, setup: &gim::Setup, mut features: Vec<Featu
         features,
         overrides: config.cpuid_overrides.clone(),
     };
-    CpuidTable::build(&wanted, &iem::features::host_cpuid)
+    match config.cpu_profile {
+        None => CpuidTable::build(&wanted, &iem::features::host_cpuid),
+        Some(shown) => CpuidTable::build(&wanted, &|leaf, subleaf| profile::cpuid(shown, leaf, subleaf)),
+    }
 }
 
 /// Whether the guest finds CPUs of AMD's kind.

@@ -43,7 +43,7 @@ use crate::network::{self, Nic, NicConfig};
 use crate::serial::CharBackend;
 use crate::stam::Sample;
 use crate::storage::{Controllers, Media, Storage};
-use crate::{bios_log, bios_mends, firmware, host, option_rom};
+use crate::{bios_log, bios_mends, firmware, host, hwvirt, option_rom};
 
 /// The IDE controller is a function of the ISA bridge's device.
 const IDE_PLACE: DevFn = DevFn::new(1, 1);
@@ -123,6 +123,7 @@ impl Machine {
         let ram = HostMemory::new("guest-ram", config.ram)
             .with_context(|| format!("cannot allocate {} of memory for the guest", config.ram))?;
         let ram = Arc::new(ram);
+        tracing::info!(target: "pgm", "{}", hwvirt::large_pages(config.hw_virt.large_pages, &ram));
         let (low, high) = memory_map::split_ram(config.ram);
         pgm.map(GuestPhys(0), low, Layer::Ram, Backing::ram(ram.clone(), 0));
         if high > 0 {
@@ -329,6 +330,7 @@ impl Machine {
             utc: Box::new(host::utc(config)),
             control: control.clone(),
             amd: host::is_amd(&cpuid),
+            stolen: (backend.kind() != Kind::Kvm).then(|| Box::new(host::stolen) as Box<_>),
         };
         let gim = Gim::new(&gim_setup, gim_wiring);
         devices.extend(gim.as_ref().map(Gim::device));
@@ -364,7 +366,13 @@ impl Machine {
 
     fn log(&self, config: &MachineConfig, tsc: Hz, engine: &str) {
         tracing::info!(target: "em", "engine: {engine}");
+        for line in hwvirt::describe(self.engine, &config.hw_virt) {
+            tracing::info!(target: "hm", "{line}");
+        }
         tracing::info!(target: "cpum", "{} vCPUs, time-stamp counter {tsc}", config.cpus);
+        if let Some(profile) = config.cpu_profile {
+            tracing::info!(target: "cpum", "CPU profile: {}", profile.name);
+        }
         tracing::info!(target: "gim", "paravirtualization provider: {}", config.paravirt.name());
         tracing::info!(target: "pgm", "{} MiB of RAM, {} MiB of video memory", config.ram.0 >> 20, config.vram.0 >> 20);
         for (at, name) in self.pci.list() {

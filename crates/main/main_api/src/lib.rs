@@ -72,6 +72,7 @@
 //! [`paths`] which objects there are, [`liveness`] how the death of a VM process is known for certain.
 
 pub mod client;
+pub mod cpu_profiles;
 pub mod enums;
 pub mod error;
 pub mod idl;

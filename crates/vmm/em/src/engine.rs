@@ -60,6 +60,8 @@ pub trait Gim: Send + Sync {
     fn hypercall(&self, cpu: &mut CpuState) -> bool;
     /// The vCPU's `tsc_offset` has changed: what guests compute time with must follow.
     fn tsc_moved(&self, cpu: &CpuState);
+    /// The vCPU's thread is about to run guest code: what the guest is told of the time that others had its CPU.
+    fn about_to_run(&self, vcpu: VcpuId);
 }
 
 /// An event for the engine to deliver through the guest's IDT.
@@ -102,6 +104,12 @@ pub trait Engine: Send {
     /// `activity`, RFLAGS.IF, the interrupt shadow and the NMI block are true on its return, and EM calls this before it shows the state
     /// to anyone or changes it. Engines that work on `cpu` itself have nothing to do.
     fn complete(&mut self, _cpu: &mut CpuState) {}
+
+    /// Whether the vCPU waits inside of [`Engine::run`], after HLT and for a start-up IPI, as it does where the host's hypervisor has the
+    /// local APIC; EM then calls `run` in these activities, too.
+    fn waits_itself(&self) -> bool {
+        false
+    }
 
     /// Counters for VBox.log and statistics, by name.
     fn statistics(&self) -> Vec<(&'static str, u64)>;

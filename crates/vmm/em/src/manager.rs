@@ -50,6 +50,8 @@ struct Control {
     resting: bool,
     /// The thread that shares out time runs.
     capped: bool,
+    /// When virtual time was stopped by a pause.
+    stopped: Option<Instant>,
 }
 
 /// The period of which [`Em::set_execution_cap`] gives the vCPUs a share.
@@ -98,6 +100,7 @@ impl Em {
                 why: None,
                 resting: false,
                 capped: false,
+                stopped: None,
             }),
             changed: Condvar::new(),
             timers,
@@ -182,6 +185,10 @@ impl Em {
         }
         control.wanted = RunState::Running;
         self.context.clock.start();
+        if let Some(stopped) = control.stopped.take() {
+            let stood = stopped.elapsed().as_micros();
+            tracing::info!(target: "tm", "virtual time goes on after it stood still for {stood} us");
+        }
         self.timers.poke();
         self.changed.notify_all();
         drop(control);
@@ -201,6 +208,7 @@ impl Em {
         }
         if control.wanted == RunState::Paused {
             self.context.clock.stop();
+            control.stopped = Some(Instant::now());
             drop(control);
             self.notify(RunState::Paused, None);
         }
@@ -349,7 +357,13 @@ impl Em {
             };
             let exit = match result {
                 Err(exit) => exit,
-                Ok(()) if state.activity == Activity::Running => engine.run(state),
+                Ok(()) if state.activity == Activity::Running => {
+                    if let Some(gim) = &self.context.gim {
+                        gim.about_to_run(VcpuId(state.id));
+                    }
+                    engine.run(state)
+                }
+                Ok(()) if engine.waits_itself() && state.activity != Activity::Shutdown => engine.run(state),
                 Ok(()) => {
                     let mask = trpm::wake_mask(state);
                     drop(vcpu);
@@ -535,6 +549,9 @@ mod tests {
             false
         }
         fn init_reset(&self, _: VcpuId) {}
+        fn local_apics(&self) -> Option<&dyn pdm::LocalApics> {
+            None
+        }
     }
 
     /// Spins like a guest loop; stops on request.

@@ -22,6 +22,8 @@ use ssm::{Error, Reader, Saveable, Writer};
 use tm::Clock;
 use vbox_types::{GuestPhys, Hz, VcpuId};
 
+/// Version of the saved state.
+const VERSION: u32 = 2;
 /// The first of the hypervisor's CPUID leaves.
 const HYPERVISOR: u32 = 0x4000_0000;
 
@@ -57,6 +59,17 @@ impl Provider {
     }
 }
 
+/// Parts of the KVM provider that need the engine's help, or are the host's KVM's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KvmFeatures {
+    /// A hypercall ends another vCPU's HLT.
+    pub kick: bool,
+    /// An interrupt ends by a bit in memory.
+    pub end_of_interrupt: bool,
+    /// A vCPU learns for how long others had its CPU.
+    pub steal_time: bool,
+}
+
 /// What a provider tells of the machine.
 #[derive(Clone, Debug)]
 pub struct Setup {
@@ -66,8 +79,10 @@ pub struct Setup {
     /// Rate at which the local APIC's timer counts before its divider.
     pub apic_frequency: Hz,
     pub x2apic: bool,
-    /// Whether the engine brings hypercalls here. The host's KVM answers them itself, and cannot reach a vCPU whose APIC is ours.
+    /// Whether the engine brings hypercalls here. The host's KVM answers them itself.
     pub hypercalls: bool,
+    /// What the KVM provider offers besides its clocks.
+    pub kvm: KvmFeatures,
     /// Whether all vCPUs' time-stamp counters are the same at every moment, so that guests need not guard against steps back.
     pub stable_counter: bool,
     /// The Hyper-V provider's signature in CPUID; guests look for [`hyperv_vendor`].
@@ -112,6 +127,8 @@ pub struct Wiring {
     pub control: Arc<dyn SystemControl>,
     /// The CPUs' vendor is AMD, so that hypercalls are VMMCALL.
     pub amd: bool,
+    /// Nanoseconds for which the calling thread waited for a CPU; `None` where the engine tells guests of stolen time itself.
+    pub stolen: Option<Box<dyn Fn() -> u64 + Send + Sync>>,
 }
 
 enum State {
@@ -133,7 +150,7 @@ impl Gim {
         let state = match setup.provider {
             Provider::None | Provider::Minimal => return None,
             Provider::HyperV => State::HyperV(hyperv::State::new(wiring.links.len())),
-            Provider::Kvm => State::Kvm(kvm::State::new(wiring.links.len())),
+            Provider::Kvm => State::Kvm(kvm::State::new(wiring.links.len(), setup.kvm)),
         };
         let (tsc_frequency, stable) = (setup.tsc_frequency, setup.stable_counter);
         Some(Arc::new(Self { wiring, tsc_frequency, stable, state: Mutex::new(state) }))
@@ -159,6 +176,15 @@ impl Gim {
                 self.wiring.pgm.write(GuestPhys(at + 4), &bytes[4..]);
                 std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
                 self.wiring.pgm.write(GuestPhys(at), &bytes[..4]);
+            }
+            Effect::Stolen { at, version, nanos } => {
+                // As above; here the version stands behind the value.
+                let pgm = &self.wiring.pgm;
+                pgm.write(GuestPhys(at + 8), &version.wrapping_sub(1).to_le_bytes());
+                std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+                pgm.write(GuestPhys(at), &nanos.to_le_bytes());
+                std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+                pgm.write(GuestPhys(at + 8), &version.to_le_bytes());
             }
             Effect::Kick(vcpu) => {
                 if let Some(link) = self.wiring.links.get(vcpu as usize) {
@@ -186,6 +212,12 @@ enum Effect {
     Versioned {
         at: u64,
         bytes: Vec<u8>,
+    },
+    /// The record of stolen time: the time, and an even version.
+    Stolen {
+        at: u64,
+        version: u32,
+        nanos: u64,
     },
     /// The vCPU's HLT ends.
     Kick(u32),
@@ -250,6 +282,15 @@ impl em::Gim for Gim {
         };
         self.apply(effect);
     }
+
+    fn about_to_run(&self, vcpu: VcpuId) {
+        let Some(stolen) = &self.wiring.stolen else { return };
+        let effect = match &mut *self.state.lock() {
+            State::Kvm(state) => state.tell_stolen(vcpu.index(), self.wiring.clock.now(), stolen),
+            State::HyperV(_) => Effect::Nothing,
+        };
+        self.apply(effect);
+    }
 }
 
 /// The provider as a unit of the machine.
@@ -259,7 +300,7 @@ impl Device for Unit {
     fn reset(&mut self) {
         let vcpus = self.0.wiring.links.len();
         match &mut *self.0.state.lock() {
-            State::Kvm(state) => *state = kvm::State::new(vcpus),
+            State::Kvm(state) => *state = kvm::State::new(vcpus, state.features()),
             State::HyperV(state) => *state = hyperv::State::new(vcpus),
         }
         for link in &self.0.wiring.links {
@@ -277,7 +318,7 @@ impl Saveable for Unit {
     }
 
     fn unit_version(&self) -> u32 {
-        1
+        VERSION
     }
 
     fn save(&self, out: &mut Writer) {
@@ -288,11 +329,11 @@ impl Saveable for Unit {
     }
 
     fn load(&mut self, mut input: Reader<'_>) -> Result<(), Error> {
-        ssm::check_version(&input, 1)?;
+        ssm::check_version(&input, VERSION)?;
         let vcpus = self.0.wiring.links.len();
         let mut state = self.0.state.lock();
         let loaded = match &*state {
-            State::Kvm(_) => State::Kvm(kvm::State::load(&mut input, vcpus)?),
+            State::Kvm(old) => State::Kvm(kvm::State::load(&mut input, vcpus, old.features())?),
             State::HyperV(_) => State::HyperV(hyperv::State::load(&mut input, vcpus)?),
         };
         input.finish()?;

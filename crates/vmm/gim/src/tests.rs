@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use cpum::cpuid::Paravirt;
 use cpum::state::{cr0, efer, gpr, seg};
@@ -28,6 +28,8 @@ struct Board {
     clock: Arc<Clock>,
     links: Vec<Arc<VcpuLink>>,
     resets: Arc<Resets>,
+    /// What the threads have waited for a CPU.
+    waited: Arc<AtomicU64>,
 }
 
 impl Board {
@@ -42,6 +44,8 @@ impl Board {
         pgm.map(GuestPhys(0), RAM, Layer::Ram, Backing::ram(ram, 0));
         let clock = Clock::manual();
         let resets = Arc::new(Resets::default());
+        let waited = Arc::new(AtomicU64::new(1_000_000));
+        let told = waited.clone();
         let wiring = Wiring {
             pgm: pgm.clone(),
             clock: clock.clone(),
@@ -49,9 +53,10 @@ impl Board {
             utc: Box::new(|| UTC),
             control: resets.clone(),
             amd: false,
+            stolen: Some(Box::new(move || told.load(Ordering::SeqCst))),
         };
         let gim = Gim::new(setup, wiring).unwrap();
-        Self { gim, pgm, clock, links, resets }
+        Self { gim, pgm, clock, links, resets, waited }
     }
 
     fn bytes<const N: usize>(&self, at: u64) -> [u8; N] {
@@ -87,6 +92,7 @@ fn setup(provider: Provider) -> Setup {
         apic_frequency: Hz(1_000_000_000),
         x2apic: false,
         hypercalls: true,
+        kvm: KvmFeatures { kick: true, end_of_interrupt: true, steal_time: true },
         stable_counter: true,
         hyperv_vendor: hyperv_vendor(),
     }
@@ -121,12 +127,40 @@ fn the_signatures_are_those_that_guests_look_for() {
 }
 
 #[test]
-fn kicks_are_offered_only_where_calls_arrive() {
-    let features = |hypercalls| match (Setup { hypercalls, ..setup(Provider::Kvm) }).cpuid() {
+fn parts_of_the_kvm_provider_are_offered_only_where_the_engine_has_them() {
+    let features = |kvm| match (Setup { kvm, ..setup(Provider::Kvm) }).cpuid() {
         Paravirt::Shown(list) => list[1].value.eax,
         Paravirt::None => 0,
     };
-    assert_eq!(features(true) ^ features(false), 1 << 7);
+    let none = KvmFeatures::default();
+    let added = |kvm| features(kvm) ^ features(none);
+    assert_eq!(added(KvmFeatures { kick: true, ..none }), 1 << 7);
+    assert_eq!(added(KvmFeatures { end_of_interrupt: true, ..none }), 1 << 6);
+    assert_eq!(added(KvmFeatures { steal_time: true, ..none }), 1 << 5);
+}
+
+#[test]
+fn stolen_time_grows_by_what_the_thread_waited_and_is_told_now_and_then() {
+    let board = Board::new(Provider::Kvm);
+    assert!(!board.gim.write_msr(&cpu(1), 0x4b56_4d03, 0x2003), "reserved bits");
+    assert!(board.gim.write_msr(&cpu(1), 0x4b56_4d03, 0x2001));
+    let record = || {
+        let [steal, version] = [0, 8].map(|at| u64::from_le_bytes(board.bytes::<8>(0x2000 + at)));
+        (steal, version as u32)
+    };
+    board.gim.about_to_run(VcpuId(1));
+    let (first, version) = record();
+    assert_eq!((first, version & 1), (0, 0));
+    // Not again within a few milliseconds.
+    board.waited.fetch_add(700, Ordering::SeqCst);
+    board.gim.about_to_run(VcpuId(1));
+    assert_eq!(record(), (0, version));
+    board.clock.advance(10_000_000);
+    board.gim.about_to_run(VcpuId(1));
+    assert_eq!(record(), (700, version + 2));
+    // The other vCPU has no record.
+    board.gim.about_to_run(VcpuId(0));
+    assert_eq!(board.bytes::<4>(0), [0; 4]);
 }
 
 #[test]
@@ -186,7 +220,7 @@ fn the_wall_clock_tells_when_virtual_time_began() {
 
 #[test]
 fn registers_of_what_is_not_announced_fault() {
-    let board = Board::new(Provider::Kvm);
+    let board = Board::with(&Setup { kvm: KvmFeatures::default(), ..setup(Provider::Kvm) });
     for number in [0x4b56_4d02, 0x4b56_4d03, 0x4b56_4d04, 0x4000_0020] {
         assert_eq!(board.gim.read_msr(VcpuId(0), number), None);
         assert!(!board.gim.write_msr(&cpu(0), number, 1));

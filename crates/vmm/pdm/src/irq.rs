@@ -107,6 +107,55 @@ pub trait InterruptController: Send + Sync {
 
     /// The vCPU was reset by INIT: its local APIC goes to its INIT state.
     fn init_reset(&self, vcpu: VcpuId);
+
+    /// The local APICs, if there are any that the host's hypervisor may take over.
+    fn local_apics(&self) -> Option<&dyn LocalApics>;
+}
+
+/// Local APICs of the host's hypervisor, one for each vCPU, which answer the guest's accesses and deliver interrupts without us.
+pub trait RemoteApics: Send + Sync {
+    /// A message-signalled interrupt (Intel SDM volume 3, 10.11); false if no APIC took it.
+    fn send(&self, address: u64, data: u32) -> bool;
+
+    /// The I/O APIC's inputs as message-signalled interrupts: address and data of each. The ends of those that are level-triggered are to
+    /// be told by [`LocalApics::end_of_interrupt`].
+    fn set_routes(&self, routes: &[(u64, u32)]);
+}
+
+/// A local APIC's registers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApicRegisters {
+    /// IA32_APIC_BASE.
+    pub base: u64,
+    /// IA32_TSC_DEADLINE in ticks of the VM-wide time-stamp counter; 0 is disarmed.
+    pub deadline: u64,
+    /// The register page as far as it is used, as the xAPIC shows it.
+    pub page: [u8; Self::PAGE],
+}
+
+impl ApicRegisters {
+    /// Bytes of the page that have registers.
+    pub const PAGE: usize = 0x400;
+}
+
+/// The machine's local APICs while others stand in for them. From [`LocalApics::lend`] on, messages go to the remote APICs, and these
+/// here only keep what was last taken from there; LINT0, at which the 8259 pair is, stays here.
+pub trait LocalApics: Send + Sync {
+    /// Has `remote` stand in for the local APICs. Only the first call counts.
+    fn lend(&self, remote: Arc<dyn RemoteApics>);
+
+    /// What the vCPU's remote APIC is to start from, and whether that replaces all that has reached it meanwhile (the machine was reset, or a
+    /// state loaded).
+    fn export(&self, vcpu: VcpuId) -> (ApicRegisters, bool);
+
+    /// The vCPU's remote APIC has started from what was exported.
+    fn exported(&self, vcpu: VcpuId);
+
+    /// Takes back what the vCPU's remote APIC holds.
+    fn import(&self, vcpu: VcpuId, registers: &ApicRegisters);
+
+    /// A remote APIC has ended a level-triggered interrupt.
+    fn end_of_interrupt(&self, vector: u8);
 }
 
 #[cfg(test)]

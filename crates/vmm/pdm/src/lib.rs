@@ -18,7 +18,7 @@ pub mod msix;
 pub mod pci;
 
 pub use iom::{Iom, IsaWidth, MmioDevice, PortIo, Width};
-pub use irq::{ExtInt, InterruptController, IrqLine, IrqSink};
+pub use irq::{ApicRegisters, ExtInt, InterruptController, IrqLine, IrqSink, LocalApics, RemoteApics};
 
 /// What every device is.
 pub trait Device: ssm::Saveable + Send {
