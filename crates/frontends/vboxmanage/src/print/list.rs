@@ -1,5 +1,6 @@
 //! The lists of `VBoxManage list` that are not machines or media.
 
+use main_api::cpu_profiles::CPU_PROFILES;
 use main_api::enums::AudioDriverType;
 
 use super::fmt::timestamp;
@@ -251,11 +252,18 @@ pub fn hdd_backends() -> String {
 }
 
 pub fn cpu_profiles(long: bool) -> String {
-    if long {
-        "CPU Profile #00:\n  Architecture: AMD64\n  Name:         host\n  Full Name:    host\n".to_owned()
-    } else {
-        "#0: host [AMD64]\n".to_owned()
+    let mut text = String::new();
+    let profiles = CPU_PROFILES.iter().map(|p| (p.name, p.full_name));
+    for (number, (name, full_name)) in std::iter::once(("host", "host")).chain(profiles).enumerate() {
+        text += &if long {
+            format!(
+                "CPU Profile #{number:02}:\n  Architecture: AMD64\n  Name:         {name}\n  Full Name:    {full_name}\n"
+            )
+        } else {
+            format!("#{number}: {name} [AMD64]\n")
+        };
     }
+    text
 }
 
 #[cfg(test)]
