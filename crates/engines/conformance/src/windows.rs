@@ -116,6 +116,7 @@ impl Gim for Trap {
         armed
     }
     fn tsc_moved(&self, _: &CpuState) {}
+    fn about_to_run(&self, _: VcpuId) {}
 }
 
 /// Ends runs that take too long.

@@ -24,6 +24,7 @@ impl em::Gim for Provider {
         true
     }
     fn tsc_moved(&self, _: &CpuState) {}
+    fn about_to_run(&self, _: VcpuId) {}
 }
 
 const CODE: u64 = 0x2_0000;

@@ -126,7 +126,8 @@ impl Backend {
                 let nem_kvm::Paravirt { kick, end_of_interrupt, steal_time } = host.paravirt();
                 gim::KvmFeatures { kick, end_of_interrupt, steal_time }
             }
-            Self::Kvm(_) => gim::KvmFeatures::default(),
+            // What a bench does must not depend on the host.
+            Self::Kvm(_) | Self::Bench(_) => gim::KvmFeatures::default(),
             Self::Recompiler { .. } | Self::Interpreter { .. } => {
                 gim::KvmFeatures { kick: true, end_of_interrupt: false, steal_time: true }
             }
