@@ -286,11 +286,12 @@ stub_pic:
 stub_pin:
 	push eax
 	inc dword ptr [pin_count]
-	# The next one is due a little later; the line drops when its status is cleared.
+	# The line drops when the status is cleared. The next one is due a little later, or at once where that time has passed: its status must
+	# not be cleared with this one's.
+	mov dword ptr [HPET + 0x20], 1
 	mov eax, [HPET + 0xf0]
 	add eax, 100000
 	mov [HPET + 0x108], eax
-	mov dword ptr [HPET + 0x20], 1
 	mov dword ptr [APIC + 0xb0], 0
 	pop eax
 	iret
