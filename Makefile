@@ -48,7 +48,7 @@ test-heavy: build
 PREFIX ?= /usr/local
 install: build
 	install -d $(DESTDIR)$(PREFIX)/bin
-	install $(BIN)/VBoxManage $(BIN)/VBoxSVC $(BIN)/VBoxHeadless $(DESTDIR)$(PREFIX)/bin
+	install $(addprefix $(BIN)/,VBoxManage VBoxSVC VBoxHeadless VBoxIntNetSwitch VBoxNetAdpCtl) $(DESTDIR)$(PREFIX)/bin
 	ln -sf VBoxManage $(DESTDIR)$(PREFIX)/bin/vboxmanage
 
 clean:

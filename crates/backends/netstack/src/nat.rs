@@ -2,7 +2,7 @@
 //! while the guest takes none, the host's sockets are not read, so that the senders slow down instead of losing data.
 
 use std::collections::VecDeque;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, eventfd};
+use serde::{Deserialize, Serialize};
 
 use crate::slirp::{self, Addresses, MAX_FRAME, Slirp};
 
@@ -36,28 +37,30 @@ pub enum Error {
     NoRule(String),
     #[error("port-forwarding rule \"{0}\": ports are 1 to 65535")]
     Port(String),
-    #[error("port-forwarding rule \"{name}\" cannot listen at {host}:{port}")]
-    Listen { name: String, host: Ipv4Addr, port: u16, source: std::io::Error },
+    #[error("port-forwarding rule \"{0}\" has an IPv4 and an IPv6 address")]
+    Families(String),
+    #[error("port-forwarding rule \"{name}\" cannot listen at {at}")]
+    Listen { name: String, at: SocketAddr, source: std::io::Error },
     #[error("the NAT engine has ended")]
     Ended,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Protocol {
     Tcp,
     Udp,
 }
 
 /// A port-forwarding rule: a port of the host that leads to one of the guest.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rule {
     pub name: String,
     pub protocol: Protocol,
     /// Unspecified for all addresses of the host.
-    pub host: Ipv4Addr,
+    pub host: IpAddr,
     pub host_port: u16,
     /// The address that DHCP gives first, if `None`.
-    pub guest: Option<Ipv4Addr>,
+    pub guest: Option<IpAddr>,
     pub guest_port: u16,
 }
 
@@ -81,6 +84,18 @@ pub struct NatConfig {
     /// The guest reaches the host's loopback interface through its gateway.
     pub host_loopback: bool,
     pub tftp: Tftp,
+    /// Where the router of a network that machines share is. It serves no DHCP: the network has a server of its own.
+    shared: Option<Shared4>,
+    /// The IPv6 prefix, of 64 bits.
+    pub ipv6: Option<Ipv6Addr>,
+}
+
+/// The addresses of a shared network's router.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Shared4 {
+    gateway: Ipv4Addr,
+    /// The address that stands for the host's loopback interface.
+    loopback: Option<Ipv4Addr>,
 }
 
 impl NatConfig {
@@ -92,7 +107,27 @@ impl NatConfig {
             mtu: 0,
             host_loopback: false,
             tftp: Tftp::default(),
+            shared: None,
+            ipv6: None,
         }
+    }
+
+    /// A network that machines share, with the router at `gateway`, which is its name server too. `loopback` leads to the host's
+    /// loopback interface.
+    pub fn shared(
+        network: Ipv4Addr,
+        prefix: u8,
+        gateway: Ipv4Addr,
+        loopback: Option<Ipv4Addr>,
+    ) -> Result<Self, Error> {
+        if !(1..=30).contains(&prefix) {
+            return Err(Error::Network(format!("{network}/{prefix}")));
+        }
+        let network = Ipv4Addr::from(u32::from(network) & mask(prefix));
+        let host_loopback = loopback.is_some();
+        let shared = Some(Shared4 { gateway, loopback });
+        let tftp = Tftp::default();
+        Ok(Self { network, prefix, mtu: 0, host_loopback, tftp, shared, ipv6: None })
     }
 
     /// The same in the network `cidr`, as `--natnet` takes it: address, slash, bits.
@@ -128,12 +163,19 @@ impl NatConfig {
     }
 
     fn addresses(&self) -> Addresses {
+        let (gateway, dns) = match &self.shared {
+            // To libslirp, the gateway is the address that stands for the host; packets for elsewhere reach it by any.
+            Some(shared) => (shared.loopback.unwrap_or(shared.gateway), shared.gateway),
+            None => (self.gateway(), self.dns()),
+        };
         Addresses {
             network: self.network,
             mask: Ipv4Addr::from(mask(self.prefix)),
-            gateway: self.gateway(),
-            dns: self.dns(),
+            gateway,
+            dns,
             guest: self.guest(),
+            dhcp: self.shared.is_none(),
+            ipv6: self.ipv6,
         }
     }
 }
@@ -353,19 +395,14 @@ impl Engine {
         if self.rules.lock().iter().any(|r| r.name == rule.name) {
             return Err(Error::Exists(rule.name));
         }
-        let guest = rule.guest.filter(|g| !g.is_unspecified()).unwrap_or(self.guest_address);
+        let guest = rule.guest.filter(|g| !g.is_unspecified()).unwrap_or(self.guest_address.into());
+        if guest.is_ipv4() != rule.host.is_ipv4() {
+            return Err(Error::Families(rule.name));
+        }
+        let at = SocketAddr::new(rule.host, rule.host_port);
         self.slirp
-            .add_forward(
-                rule.protocol == Protocol::Udp,
-                (rule.host, rule.host_port),
-                (guest, rule.guest_port),
-            )
-            .map_err(|source| Error::Listen {
-                name: rule.name.clone(),
-                host: rule.host,
-                port: rule.host_port,
-                source,
-            })?;
+            .add_forward(rule.protocol == Protocol::Udp, at, SocketAddr::new(guest, rule.guest_port))
+            .map_err(|source| Error::Listen { name: rule.name.clone(), at, source })?;
         self.rules.lock().push(rule);
         Ok(())
     }
@@ -374,7 +411,7 @@ impl Engine {
         let mut rules = self.rules.lock();
         let at = rules.iter().position(|r| r.name == name).ok_or_else(|| Error::NoRule(name.to_owned()))?;
         let rule = rules.remove(at);
-        self.slirp.remove_forward(rule.protocol == Protocol::Udp, (rule.host, rule.host_port));
+        self.slirp.remove_forward(rule.protocol == Protocol::Udp, SocketAddr::new(rule.host, rule.host_port));
         Ok(())
     }
 }

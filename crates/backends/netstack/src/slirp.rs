@@ -6,7 +6,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::marker::PhantomData;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::ptr::NonNull;
@@ -104,6 +104,20 @@ unsafe extern "C" {
         guest_port: c_int,
     ) -> c_int;
     fn slirp_remove_hostfwd(slirp: *mut RawSlirp, udp: c_int, host: in_addr, host_port: c_int) -> c_int;
+    fn slirp_add_hostxfwd(
+        slirp: *mut RawSlirp,
+        host: *const libc::sockaddr,
+        host_len: libc::socklen_t,
+        guest: *const libc::sockaddr,
+        guest_len: libc::socklen_t,
+        flags: c_int,
+    ) -> c_int;
+    fn slirp_remove_hostxfwd(
+        slirp: *mut RawSlirp,
+        host: *const libc::sockaddr,
+        host_len: libc::socklen_t,
+        flags: c_int,
+    ) -> c_int;
     fn slirp_version_string() -> *const c_char;
 }
 
@@ -276,6 +290,30 @@ pub(crate) struct Addresses {
     pub(crate) gateway: Ipv4Addr,
     pub(crate) dns: Ipv4Addr,
     pub(crate) guest: Ipv4Addr,
+    pub(crate) dhcp: bool,
+    /// A prefix of 64 bits, where the gateway is number 2 and the name server number 3.
+    pub(crate) ipv6: Option<Ipv6Addr>,
+}
+
+fn raw6(address: Ipv6Addr) -> in6_addr {
+    in6_addr { s6_addr: address.octets() }
+}
+
+fn socket_address6(address: SocketAddrV6) -> libc::sockaddr_in6 {
+    libc::sockaddr_in6 {
+        sin6_family: libc::AF_INET6 as libc::sa_family_t,
+        sin6_port: address.port().to_be(),
+        sin6_flowinfo: 0,
+        sin6_addr: raw6(*address.ip()),
+        sin6_scope_id: address.scope_id(),
+    }
+}
+
+const IN6_LEN: libc::socklen_t = size_of::<libc::sockaddr_in6>() as libc::socklen_t;
+
+/// `slirp_*_hostxfwd`: the flag for UDP, and the one for a socket that takes no IPv4.
+fn forward_flags(udp: bool) -> c_int {
+    c_int::from(udp) | 2
 }
 
 /// One TCP/IP stack. Used by one thread only, as the raw pointer in it ensures.
@@ -302,7 +340,11 @@ impl Slirp {
         let (folder, boot_file) = (text(tftp.folder.as_os_str().as_bytes()), text(tftp.boot_file.as_bytes()));
         let or_null = |text: &CString| if text.is_empty() { std::ptr::null() } else { text.as_ptr() };
         let context = NonNull::from(Box::leak(context));
-        let no_address = in6_addr { s6_addr: [0; 16] };
+        let in_prefix = |number: u128| {
+            at.ipv6.map_or(in6_addr { s6_addr: [0; 16] }, |prefix| {
+                raw6(Ipv6Addr::from_bits(prefix.to_bits() & !u128::from(u64::MAX) | number))
+            })
+        };
         let config = RawConfig {
             version: CONFIG_VERSION,
             restricted: 0,
@@ -310,17 +352,17 @@ impl Slirp {
             vnetwork: raw(at.network),
             vnetmask: raw(at.mask),
             vhost: raw(at.gateway),
-            in6_enabled: false,
-            vprefix_addr6: no_address,
+            in6_enabled: at.ipv6.is_some(),
+            vprefix_addr6: in_prefix(0),
             vprefix_len: 64,
-            vhost6: no_address,
+            vhost6: in_prefix(2),
             vhostname: std::ptr::null(),
             tftp_server_name: std::ptr::null(),
             tftp_path: or_null(&folder),
             bootfile: or_null(&boot_file),
             vdhcp_start: raw(at.guest),
             vnameserver: raw(at.dns),
-            vnameserver6: no_address,
+            vnameserver6: in_prefix(3),
             vdnssearch: std::ptr::null(),
             vdomainname: std::ptr::null(),
             if_mtu: mtu,
@@ -330,7 +372,7 @@ impl Slirp {
             outbound_addr: std::ptr::null(),
             outbound_addr6: std::ptr::null(),
             disable_dns: false,
-            disable_dhcp: false,
+            disable_dhcp: !at.dhcp,
         };
         // SAFETY: the configuration is valid and copied, its texts too; callbacks are static; the context outlives the stack (see `Drop`).
         let slirp = unsafe { slirp_new(&config, &CALLBACKS, context.as_ptr().cast()) };
@@ -420,31 +462,49 @@ impl Slirp {
         }
     }
 
-    /// Listens at a port of the host for the guest.
+    /// Listens at a port of the host for the guest. Both addresses are of one family.
     pub(crate) fn add_forward(
         &mut self,
         udp: bool,
-        host: (Ipv4Addr, u16),
-        guest: (Ipv4Addr, u16),
+        host: SocketAddr,
+        guest: SocketAddr,
     ) -> std::io::Result<()> {
-        // SAFETY: the stack is alive.
-        let result = unsafe {
-            slirp_add_hostfwd(
-                self.slirp.as_ptr(),
-                udp.into(),
-                raw(host.0),
-                host.1.into(),
-                raw(guest.0),
-                guest.1.into(),
-            )
+        let slirp = self.slirp.as_ptr();
+        let result = match (host, guest) {
+            (SocketAddr::V4(host), SocketAddr::V4(guest)) => {
+                let (at, to) = (raw(*host.ip()), raw(*guest.ip()));
+                // SAFETY: the stack is alive.
+                unsafe {
+                    slirp_add_hostfwd(slirp, udp.into(), at, host.port().into(), to, guest.port().into())
+                }
+            }
+            (SocketAddr::V6(host), SocketAddr::V6(guest)) => {
+                let (at, to) = (socket_address6(host), socket_address6(guest));
+                let (at, to) = ((&raw const at).cast(), (&raw const to).cast());
+                // SAFETY: the stack is alive; both addresses live during the call, which copies them.
+                unsafe { slirp_add_hostxfwd(slirp, at, IN6_LEN, to, IN6_LEN, forward_flags(udp)) }
+            }
+            _ => return Err(std::io::ErrorKind::InvalidInput.into()),
         };
         if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
     }
 
     /// Takes back what [`Slirp::add_forward`] did; false if there was no such port.
-    pub(crate) fn remove_forward(&mut self, udp: bool, host: (Ipv4Addr, u16)) -> bool {
-        // SAFETY: the stack is alive.
-        unsafe { slirp_remove_hostfwd(self.slirp.as_ptr(), udp.into(), raw(host.0), host.1.into()) >= 0 }
+    pub(crate) fn remove_forward(&mut self, udp: bool, host: SocketAddr) -> bool {
+        let slirp = self.slirp.as_ptr();
+        match host {
+            // SAFETY: the stack is alive.
+            SocketAddr::V4(host) => unsafe {
+                slirp_remove_hostfwd(slirp, udp.into(), raw(*host.ip()), host.port().into()) >= 0
+            },
+            SocketAddr::V6(host) => {
+                let at = socket_address6(host);
+                // SAFETY: the stack is alive; the address lives during the call.
+                unsafe {
+                    slirp_remove_hostxfwd(slirp, (&raw const at).cast(), IN6_LEN, forward_flags(udp)) >= 0
+                }
+            }
+        }
     }
 }
 

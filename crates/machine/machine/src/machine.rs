@@ -418,6 +418,11 @@ impl Machine {
         &self.storage
     }
 
+    /// Joins the cards to the networks that machines share.
+    pub fn connect_networks(&self, networks: &Arc<dyn network::Networks>) -> Result<()> {
+        self.nics.iter().try_for_each(|nic| nic.connect_networks(networks))
+    }
+
     /// The network cards.
     pub fn nics(&self) -> &[Nic] {
         &self.nics

@@ -12,6 +12,7 @@ use machine::console::Console;
 use machine::engine::Backend;
 use machine::log::LogFile;
 use machine::machine::Machine;
+use machine::network::Networks;
 use main_api::ApiError;
 use main_api::vm_process::VmProcess;
 use parking_lot::Mutex;
@@ -176,6 +177,8 @@ fn start(
         tracing::warn!(target: "main", "{note}");
     }
     let machine = Machine::build(&config)?;
+    let networks: Arc<dyn Networks> = process.clone();
+    machine.connect_networks(&networks)?;
     let console = Console::new(machine.clone(), process.clone());
     let hooks = Arc::new(Hooks { machine: machine.clone(), console: console.clone() });
     machine.em().power_on(hooks).context("cannot start the vCPU threads")?;

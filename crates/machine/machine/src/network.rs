@@ -1,13 +1,18 @@
 //! Network cards: which of the settings' become real, and what joins them (`pdm`) to their networks (`netstack`).
 
 use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use anyhow::{Context, Result, bail};
 use dev_net::e1000::{self, E1000};
 use dev_net::pcnet::{self, Pcnet};
 use dev_net::virtio::{self, VirtioNet};
+use main_api::enums::{NetworkAdapterPromiscModePolicy, NetworkAttachmentType};
+use main_api::vm_process::VmProcess;
+use netstack::generic::{Generic, Plug};
+use netstack::link::{Link, Reconnect};
 use netstack::{Guest, Nat, NatConfig, Protocol, Rule, Tftp};
 use parking_lot::Mutex;
 use pdm::connector::{NetDriver, NetPort};
@@ -32,6 +37,32 @@ pub enum Attachment {
         config: NatConfig,
         rules: Vec<Rule>,
     },
+    /// A network that machines share, in a process of its own.
+    Shared(SharedNetwork),
+    /// A tunnel or a foreign switch.
+    Generic(Generic),
+}
+
+/// A network that machines share, as the service finds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharedNetwork {
+    pub kind: NetworkAttachmentType,
+    /// The network's, or the host interface's.
+    pub name: String,
+    pub policy: NetworkAdapterPromiscModePolicy,
+}
+
+/// Where shared networks come from.
+pub trait Networks: Send + Sync {
+    /// A cable into the network for the card in `slot` (from 0): a socket on which each message is a frame.
+    fn open(&self, slot: u8, mac: [u8; 6], network: &SharedNetwork) -> Result<OwnedFd>;
+}
+
+impl Networks for VmProcess {
+    fn open(&self, slot: u8, mac: [u8; 6], network: &SharedNetwork) -> Result<OwnedFd> {
+        let mac = netstack::Mac(mac).to_string();
+        Ok(self.open_network(slot.into(), network.kind, &network.name, &mac, network.policy)?)
+    }
 }
 
 /// Which card the guest finds.
@@ -128,11 +159,28 @@ impl NicConfig {
                     tftp(&m.name, &nic.nat).map_err(|e| format!("network adapter {number}: {e}"))?;
                 Attachment::Nat { config, rules }
             }
-            other => {
-                note(format!(
-                    "the attachment {} is not available yet: the guest finds no card",
-                    other.as_str()
-                ));
+            w::NetworkAttachment::Internal => {
+                let name = if nic.internal_network.is_empty() { "intnet" } else { &nic.internal_network };
+                shared(nic, NetworkAttachmentType::Internal, name)
+            }
+            w::NetworkAttachment::HostOnly => {
+                shared(nic, NetworkAttachmentType::HostOnly, &nic.host_only_interface)
+            }
+            w::NetworkAttachment::Bridged => {
+                shared(nic, NetworkAttachmentType::Bridged, &nic.bridged_interface)
+            }
+            w::NetworkAttachment::NatNetwork => {
+                shared(nic, NetworkAttachmentType::NATNetwork, &nic.nat_network)
+            }
+            w::NetworkAttachment::HostOnlyNetwork => {
+                shared(nic, NetworkAttachmentType::HostOnlyNetwork, &nic.host_only_network)
+            }
+            w::NetworkAttachment::Generic => {
+                let generic = Generic::new(&nic.generic_driver, &nic.generic_properties);
+                Attachment::Generic(generic.map_err(|e| format!("network adapter {number}: {e}"))?)
+            }
+            w::NetworkAttachment::Cloud => {
+                note("the attachment Cloud is not available: the guest finds no card".into());
                 return Ok(None);
             }
         };
@@ -193,6 +241,15 @@ fn trace_file(nic: &NetworkAdapter, folder: &Path) -> PathBuf {
     }
 }
 
+fn shared(nic: &NetworkAdapter, kind: NetworkAttachmentType, name: &str) -> Attachment {
+    let policy = match nic.promisc_policy {
+        w::PromiscPolicy::Deny => NetworkAdapterPromiscModePolicy::Deny,
+        w::PromiscPolicy::AllowNetwork => NetworkAdapterPromiscModePolicy::AllowNetwork,
+        w::PromiscPolicy::AllowAll => NetworkAdapterPromiscModePolicy::AllowAll,
+    };
+    Attachment::Shared(SharedNetwork { kind, name: name.to_owned(), policy })
+}
+
 /// Twelve hexadecimal digits.
 fn mac(text: &str) -> Option<[u8; 6]> {
     let value = u64::from_str_radix(text, 16).ok().filter(|_| text.len() == 12)?;
@@ -201,8 +258,9 @@ fn mac(text: &str) -> Option<[u8; 6]> {
 
 fn forwarding(rule: &settings::NatRule, bind_ip: &str) -> Option<Rule> {
     let host = if rule.host_ip.is_empty() { bind_ip } else { &rule.host_ip };
-    let host = if host.is_empty() { Ipv4Addr::UNSPECIFIED } else { host.parse().ok()? };
-    let guest = if rule.guest_ip.is_empty() { None } else { Some(rule.guest_ip.parse().ok()?) };
+    let v4 = |text: &str| text.parse::<Ipv4Addr>().ok();
+    let host = if host.is_empty() { Ipv4Addr::UNSPECIFIED } else { v4(host)? };
+    let guest = if rule.guest_ip.is_empty() { None } else { Some(v4(&rule.guest_ip)?.into()) };
     let protocol = match rule.protocol {
         w::NatProtocol::Tcp => Protocol::Tcp,
         w::NatProtocol::Udp => Protocol::Udp,
@@ -210,7 +268,7 @@ fn forwarding(rule: &settings::NatRule, bind_ip: &str) -> Option<Rule> {
     Some(Rule {
         name: rule.name.clone(),
         protocol,
-        host,
+        host: host.into(),
         host_port: rule.host_port,
         guest,
         guest_port: rule.guest_port,
@@ -246,6 +304,25 @@ impl NetDriver for NatDriver {
     fn resume(&self) {
         self.0.resume();
     }
+}
+
+struct LinkDriver(Arc<Link>);
+
+impl NetDriver for LinkDriver {
+    fn send(&self, frame: Vec<u8>) -> Result<(), Vec<u8>> {
+        self.0.send(frame)
+    }
+
+    fn resume(&self) {
+        self.0.resume();
+    }
+}
+
+/// A card's network while it runs. Ends when dropped.
+#[derive(Clone)]
+enum Network {
+    Nat(Arc<Nat>),
+    Link { _link: Arc<Link>, _plug: Arc<Option<Plug>> },
 }
 
 /// A card of one of the models.
@@ -316,11 +393,13 @@ enum Place {
 /// A card in a running machine.
 pub struct Nic {
     pub slot: u8,
+    mac: [u8; 6],
     card: Card,
     wire: Arc<Wire>,
-    nat: Mutex<Option<Arc<Nat>>>,
+    network: Mutex<Option<Network>>,
     /// What the card's network is now.
     attachment: Mutex<Attachment>,
+    networks: Mutex<Option<Weak<dyn Networks>>>,
 }
 
 /// Adds rules to a NAT. A port that cannot be forwarded does not stop the machine: the log names it.
@@ -376,13 +455,53 @@ impl Nic {
             .with_context(|| format!("network adapter {}", config.slot + 1))?;
         let nic = Self {
             slot: config.slot,
+            mac,
             card,
             wire,
-            nat: Mutex::new(None),
+            network: Mutex::new(None),
             attachment: Mutex::new(Attachment::Null),
+            networks: Mutex::new(None),
         };
-        nic.attach(&config.attachment)?;
+        match &config.attachment {
+            // Joined when it is known where such networks come from.
+            Attachment::Shared(_) => *nic.attachment.lock() = config.attachment.clone(),
+            attachment => nic.attach(attachment)?,
+        }
         Ok((nic, device))
+    }
+
+    /// Tells where shared networks come from, and joins the card's.
+    pub fn connect_networks(&self, networks: &Arc<dyn Networks>) -> Result<()> {
+        *self.networks.lock() = Some(Arc::downgrade(networks));
+        let attachment = self.attachment.lock().clone();
+        match attachment {
+            Attachment::Shared(_) => self.attach(&attachment),
+            _ => Ok(()),
+        }
+    }
+
+    /// Joins the card to what is at the other end of `socket`.
+    fn link(&self, socket: OwnedFd, reconnect: Option<Reconnect>, plug: Option<Plug>) -> Result<()> {
+        let link = Arc::new(Link::start(socket, Arc::new(GuestEnd(self.wire.clone())), reconnect)?);
+        let driver: Arc<dyn NetDriver> = Arc::new(LinkDriver(link.clone()));
+        self.card.connect(Some(self.wire.driver(driver)));
+        *self.network.lock() = Some(Network::Link { _link: link, _plug: Arc::new(plug) });
+        Ok(())
+    }
+
+    fn join(&self, network: &SharedNetwork) -> Result<()> {
+        let (slot, mac, wanted) = (self.slot, self.mac, network.clone());
+        let networks = self.networks.lock().clone().context("there is no service to find networks by")?;
+        let open = move || networks.upgrade().context("the machine ends")?.open(slot, mac, &wanted);
+        let socket = open()?;
+        let again = move || match open() {
+            Ok(socket) => Some(socket),
+            Err(error) => {
+                tracing::debug!(target: "net", "network adapter {}: {error:#}", slot + 1);
+                None
+            }
+        };
+        self.link(socket, Some(Box::new(again)), None)
     }
 
     /// Joins the card to a network, in place of the one it had.
@@ -390,14 +509,25 @@ impl Nic {
         self.close();
         *self.attachment.lock() = Attachment::Null;
         let number = self.slot + 1;
-        if let Attachment::Nat { config, rules } = attachment {
-            let nat = Nat::start(config, Arc::new(GuestEnd(self.wire.clone())))
-                .with_context(|| format!("network adapter {number}: NAT cannot start"))?;
-            add_rules(&nat, number, rules);
-            let nat = Arc::new(nat);
-            let driver: Arc<dyn NetDriver> = Arc::new(NatDriver(nat.clone()));
-            self.card.connect(Some(self.wire.driver(driver)));
-            *self.nat.lock() = Some(nat);
+        match attachment {
+            Attachment::Null => {}
+            Attachment::Nat { config, rules } => {
+                let nat = Nat::start(config, Arc::new(GuestEnd(self.wire.clone())))
+                    .with_context(|| format!("network adapter {number}: NAT cannot start"))?;
+                add_rules(&nat, number, rules);
+                let nat = Arc::new(nat);
+                let driver: Arc<dyn NetDriver> = Arc::new(NatDriver(nat.clone()));
+                self.card.connect(Some(self.wire.driver(driver)));
+                *self.network.lock() = Some(Network::Nat(nat));
+            }
+            Attachment::Shared(network) => {
+                self.join(network).with_context(|| format!("network adapter {number}"))?;
+            }
+            Attachment::Generic(generic) => {
+                let (socket, plug) =
+                    generic.connect().with_context(|| format!("network adapter {number}"))?;
+                self.link(socket, None, plug)?;
+            }
         }
         *self.attachment.lock() = attachment.clone();
         Ok(())
@@ -411,8 +541,8 @@ impl Nic {
             (Attachment::Nat { config: old, rules: had }, Attachment::Nat { config: new, rules })
                 if old == new =>
             {
-                let nat = self.nat.lock().clone();
-                if let Some(nat) = nat {
+                let network = self.network.lock().clone();
+                if let Some(Network::Nat(nat)) = network {
                     for rule in had.iter().filter(|r| !rules.contains(r)) {
                         // One that never came to be is not there.
                         let _ = nat.remove_rule(&rule.name);
@@ -441,8 +571,8 @@ impl Nic {
     pub fn close(&self) {
         let driver = self.card.connect(None);
         drop(driver);
-        let nat = self.nat.lock().take();
-        drop(nat);
+        let network = self.network.lock().take();
+        drop(network);
     }
 }
 
@@ -486,9 +616,32 @@ mod tests {
         let mut notes = Vec::new();
         let old = NetworkAdapter { adapter_type: w::NetworkAdapterType::Ne2000, ..adapter() };
         assert_eq!(config(&old, &mut notes), Ok(None));
-        let bridged = NetworkAdapter { attachment: w::NetworkAttachment::Bridged, ..adapter() };
-        assert_eq!(config(&bridged, &mut notes), Ok(None));
+        let cloud = NetworkAdapter { attachment: w::NetworkAttachment::Cloud, ..adapter() };
+        assert_eq!(config(&cloud, &mut notes), Ok(None));
         assert_eq!(notes.len(), 2);
+    }
+
+    #[test]
+    fn shared_networks_are_named_by_their_attachment() {
+        let internal = NetworkAdapter {
+            attachment: w::NetworkAttachment::Internal,
+            promisc_policy: w::PromiscPolicy::AllowNetwork,
+            ..adapter()
+        };
+        let nic = NicConfig::from_settings(&internal, &mut Vec::new()).unwrap().unwrap();
+        let expected = SharedNetwork {
+            kind: NetworkAttachmentType::Internal,
+            name: "intnet".into(),
+            policy: NetworkAdapterPromiscModePolicy::AllowNetwork,
+        };
+        assert_eq!(nic.attachment, Attachment::Shared(expected));
+        let generic = NetworkAdapter {
+            attachment: w::NetworkAttachment::Generic,
+            generic_driver: "UDPTunnel".into(),
+            ..adapter()
+        };
+        let error = NicConfig::from_settings(&generic, &mut Vec::new()).unwrap_err();
+        assert!(error.contains("\"dest\""), "{error}");
     }
 
     #[test]
@@ -508,7 +661,7 @@ mod tests {
     fn the_boot_file_is_named_after_the_machine_unless_the_user_says_otherwise() {
         let tftp = |nic: &NetworkAdapter| match config(nic, &mut Vec::new()).unwrap().unwrap().attachment {
             Attachment::Nat { config, .. } => config.tftp,
-            Attachment::Null => panic!("not NAT"),
+            _ => panic!("not NAT"),
         };
         let mut nic = adapter();
         let found = tftp(&nic);

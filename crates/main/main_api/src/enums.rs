@@ -133,6 +133,12 @@ api_enums! {
     NetworkAdapterType { Null, Am79C970A, Am79C973, I82540EM, I82543GC, I82545EM, Virtio, Am79C960, NE2000, NE1000, WD8013, WD8003, ELNK2, ELNK1 }
     NetworkAdapterPromiscModePolicy { Deny, AllowNetwork, AllowAll }
     NATProtocol { UDP, TCP }
+    HostNetworkInterfaceMediumType { Unknown, Ethernet, PPP, SLIP }
+    HostNetworkInterfaceStatus { Unknown, Up, Down }
+    HostNetworkInterfaceType { Bridged, HostOnly }
+    DHCPConfigScope { Global, Group, MachineNIC, MAC }
+    DHCPOptionEncoding { Normal, Hex }
+    DHCPGroupConditionType { MAC, MACWildcard, vendorClassID, vendorClassIDWildcard, userClassID, userClassIDWildcard }
     PortMode { Disconnected, HostPipe, HostDevice, RawFile, TCP }
     UartType { U16450, U16550A, U16750 }
     AudioDriverType { Default, Null, OSS, ALSA, Pulse, WinMM, DirectSound, WAS, CoreAudio, MMPM, SolAudio }

@@ -249,6 +249,18 @@ fn lock_unless_served(lock: &File, config_dir: &Path) -> io::Result<bool> {
     }
 }
 
+/// Where the process of a network of `config_dir`'s user is reached.
+pub fn network_socket(config_dir: &Path, network: &str) -> ApiResult<PathBuf> {
+    let service = socket_path(config_dir)?;
+    // FNV-1a: programs of another build must come to the same name.
+    let hash = network.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let mut name = service.file_name().unwrap_or_default().to_owned();
+    name.push(format!("-net-{hash:016x}"));
+    Ok(service.with_file_name(name))
+}
+
 /// Where the socket of `config_dir`'s service is made. Makes the directory for it.
 fn socket_path(config_dir: &Path) -> ApiResult<PathBuf> {
     let uid = rustix::process::geteuid().as_raw();

@@ -10,6 +10,10 @@
 //! /org/virtualbox/Unregistered/<uuid>      a machine that its creator has not registered yet
 //! /org/virtualbox/Sessions/<n>             ISession             …/Machine  the machine that it has locked
 //! /org/virtualbox/Appliances/<n>           IAppliance           …/<i>  IVirtualSystemDescription
+//! /org/virtualbox/DHCPServers/<name>       IDHCPServer          …/Global …/Groups/<name>[/<i>] …/Clients/<key>
+//! /org/virtualbox/NATNetworks/<name>       INATNetwork
+//! /org/virtualbox/HostOnlyNetworks/<uuid>  IHostOnlyNetwork
+//! /org/virtualbox/HostInterfaces/<name>    IHostNetworkInterface
 //! /org/virtualbox/Console                  IConsole, in the VM process
 //!     …/Keyboard …/Mouse …/Display …/Debugger …/Progress/<n>
 //! ```
@@ -33,6 +37,10 @@ pub const MACHINES: &str = "/org/virtualbox/Machines";
 pub const UNREGISTERED: &str = "/org/virtualbox/Unregistered";
 pub const SESSIONS: &str = "/org/virtualbox/Sessions";
 pub const APPLIANCES: &str = "/org/virtualbox/Appliances";
+pub const DHCP_SERVERS: &str = "/org/virtualbox/DHCPServers";
+pub const NAT_NETWORKS: &str = "/org/virtualbox/NATNetworks";
+pub const HOST_ONLY_NETWORKS: &str = "/org/virtualbox/HostOnlyNetworks";
+pub const HOST_INTERFACES: &str = "/org/virtualbox/HostInterfaces";
 pub const CONSOLE: &str = "/org/virtualbox/Console";
 
 /// `text` as one element of an object path: letters and digits stand for themselves, every other byte becomes `_xx`,

@@ -38,7 +38,10 @@ use vbox_types::{MachineState, ResultCode};
 use zbus::blocking::{Connection, MessageIterator, connection};
 use zbus::zvariant::Value;
 
-use crate::enums::{BitmapFormat, GuestMonitorStatus, VMExecutionEngine};
+use crate::enums::{
+    BitmapFormat, GuestMonitorStatus, NetworkAdapterPromiscModePolicy, NetworkAttachmentType,
+    VMExecutionEngine,
+};
 use crate::error::{ApiError, ApiResult};
 use crate::idl::*;
 use crate::liveness::{Held, HoldError};
@@ -285,6 +288,32 @@ impl VmProcess {
         let service = lock(&self.shared.state).service.clone();
         let service = service.ok_or_else(|| ApiError::connection_lost("no VBoxSVC"))?;
         call(&service, IVMProcessControl::SetExtraData, (key.to_owned(), value.to_owned()))
+    }
+
+    /// A cable into a network that machines share (see [`IVMProcessControl::OpenNetwork`]). While no service runs, one is started.
+    pub fn open_network(
+        &self,
+        slot: u32,
+        attachment: NetworkAttachmentType,
+        name: &str,
+        mac: &str,
+        policy: NetworkAdapterPromiscModePolicy,
+    ) -> ApiResult<StdFd> {
+        let service = || lock(&self.shared.state).service.clone();
+        let mut connection = service();
+        if connection.is_none() && !self.shared.finished.load(Ordering::SeqCst) {
+            // The keeper's thread registers with the new service.
+            let client = crate::client::Client::connect_to(&self.shared.config_dir)?;
+            let deadline = Instant::now() + 4 * RECONNECT_INTERVAL;
+            while connection.is_none() && Instant::now() < deadline {
+                std::thread::sleep(RECONNECT_INTERVAL / 10);
+                connection = service();
+            }
+            drop(client);
+        }
+        let connection = connection.ok_or_else(|| ApiError::connection_lost("no VBoxSVC"))?;
+        let args = (slot, attachment, name.to_owned(), mac.to_owned(), policy);
+        call(&connection, IVMProcessControl::OpenNetwork, args).map(StdFd::from)
     }
 
     /// Tells the final state, with the reason if it was not wanted, and waits (five seconds at most) until the answers

@@ -29,6 +29,7 @@ pub(crate) fn reads() -> ReadTable<Context> {
     media(&mut t);
     sessions(&mut t);
     crate::appliance::reads(&mut t);
+    crate::calls_networks::reads(&mut t);
     t
 }
 
@@ -311,6 +312,7 @@ fn sessions(t: &mut ReadTable<Context>) {
 
 pub(crate) fn writes() -> WriteTable<Context> {
     let mut t = WriteTable::default();
+    crate::calls_networks::writes(&mut t);
     macro_rules! properties {
         ($($attr:path => $field:ident;)*) => {$(
             t.add($attr, |c: &mut Context, value| {

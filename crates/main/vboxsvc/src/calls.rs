@@ -22,7 +22,7 @@ use crate::mirror::Mirror;
 use crate::objects::{self, MachineRef, Object, Part, medium_path};
 use crate::svc::{Context, State, Svc};
 use crate::view::gone;
-use crate::{appliance, calls_machine, calls_media, calls_storage, guest_properties};
+use crate::{appliance, calls_machine, calls_media, calls_networks, calls_storage, guest_properties};
 
 pub(crate) fn table() -> CallTable<Context> {
     let mut t = CallTable::default();
@@ -33,6 +33,7 @@ pub(crate) fn table() -> CallTable<Context> {
     media(&mut t);
     calls_machine::add(&mut t);
     calls_media::add(&mut t);
+    calls_networks::calls(&mut t);
     calls_storage::add(&mut t);
     appliance::calls(&mut t);
     guest_properties::add(&mut t);
@@ -54,7 +55,7 @@ pub(crate) fn may_block(interface: &str, method: &str) -> bool {
             )
             | ("IMachine", "LockMachine" | "LaunchVMProcess" | "Unregister")
             | ("ISession", "OpenConsole")
-    )
+    ) || calls_networks::may_block(interface, method)
 }
 
 /// Methods by which a network adapter's settings change, which a running VM wants to know.

@@ -23,6 +23,46 @@ pub(crate) enum Object {
     /// One of a package's machines, by its place.
     SystemDescription(u32, usize),
     Machine(MachineRef, Part),
+    /// By the name of its network.
+    DhcpServer(String),
+    DhcpConfig(String, DhcpScope),
+    /// Server, group, place.
+    DhcpCondition(String, String, usize),
+    NatNetwork(String),
+    HostOnlyNetwork(Uuid),
+    HostInterface(String),
+}
+
+/// A level of a DHCP server's configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum DhcpScope {
+    Global,
+    Group(String),
+    Client(String),
+}
+
+impl Object {
+    /// The path of a network or of what belongs to one; `/` for any other object.
+    pub(crate) fn network_path(&self) -> String {
+        let dhcp = |name: &str| format!("{}/{}", paths::DHCP_SERVERS, paths::escape(name));
+        match self {
+            Self::DhcpServer(name) => dhcp(name),
+            Self::DhcpConfig(name, DhcpScope::Global) => format!("{}/Global", dhcp(name)),
+            Self::DhcpConfig(name, DhcpScope::Group(group)) => {
+                format!("{}/Groups/{}", dhcp(name), paths::escape(group))
+            }
+            Self::DhcpConfig(name, DhcpScope::Client(key)) => {
+                format!("{}/Clients/{}", dhcp(name), paths::escape(key))
+            }
+            Self::DhcpCondition(name, group, at) => {
+                format!("{}/Groups/{}/{at}", dhcp(name), paths::escape(group))
+            }
+            Self::NatNetwork(name) => format!("{}/{}", paths::NAT_NETWORKS, paths::escape(name)),
+            Self::HostOnlyNetwork(id) => format!("{}/{}", paths::HOST_ONLY_NETWORKS, uuid_element(*id)),
+            Self::HostInterface(name) => format!("{}/{}", paths::HOST_INTERFACES, paths::escape(name)),
+            _ => "/".into(),
+        }
+    }
 }
 
 /// By which way a machine is reached, and thereby which of its copies.
@@ -117,6 +157,20 @@ pub(crate) fn parse(path: &str) -> Option<Object> {
         ["Unregistered", id, part @ ..] => {
             Object::Machine(MachineRef::Unregistered(parse_uuid(id)?), parse_part(part)?)
         }
+        ["DHCPServers", name] => Object::DhcpServer(paths::unescape(name)?),
+        ["DHCPServers", name, "Global"] => Object::DhcpConfig(paths::unescape(name)?, DhcpScope::Global),
+        ["DHCPServers", name, "Groups", group] => {
+            Object::DhcpConfig(paths::unescape(name)?, DhcpScope::Group(paths::unescape(group)?))
+        }
+        ["DHCPServers", name, "Clients", key] => {
+            Object::DhcpConfig(paths::unescape(name)?, DhcpScope::Client(paths::unescape(key)?))
+        }
+        ["DHCPServers", name, "Groups", group, at] => {
+            Object::DhcpCondition(paths::unescape(name)?, paths::unescape(group)?, at.parse().ok()?)
+        }
+        ["NATNetworks", name] => Object::NatNetwork(paths::unescape(name)?),
+        ["HostOnlyNetworks", id] => Object::HostOnlyNetwork(parse_uuid(id)?),
+        ["HostInterfaces", name] => Object::HostInterface(paths::unescape(name)?),
         _ => return None,
     })
 }

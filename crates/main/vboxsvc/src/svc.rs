@@ -26,10 +26,11 @@ use zbus::zvariant::Value;
 
 use crate::appliance::Appliance;
 use crate::media::MediaPool;
-use crate::objects::{self, MachineRef, Object, Part};
+use crate::networks::Started;
+use crate::objects::{self, DhcpScope, MachineRef, Object, Part};
 use crate::store::{GlobalStore, MachineStore};
 use crate::view::{Meta, View, gone};
-use crate::{attrs_devices, attrs_global, attrs_machine, calls};
+use crate::{attrs_devices, attrs_global, attrs_machine, calls, calls_networks};
 
 /// How long the result of a finished operation can be asked for.
 const PROGRESS_AFTERLIFE: Duration = Duration::from_secs(30);
@@ -41,6 +42,8 @@ pub(crate) struct Svc {
     pub(crate) state: Mutex<State>,
     /// Signalled when a machine's lock or state changes.
     pub(crate) changed: Condvar,
+    /// Held while the process of a network is looked for, started and told what the network is to be.
+    pub(crate) starting_network: Mutex<()>,
     /// Written to when the last user of the service may have gone.
     pub(crate) idle: rustix::fd::OwnedFd,
 }
@@ -56,6 +59,7 @@ pub(crate) struct State {
     pub(crate) sessions: BTreeMap<u32, Session>,
     pub(crate) progress: BTreeMap<u32, Arc<Progress>>,
     pub(crate) appliances: BTreeMap<u32, Appliance>,
+    pub(crate) networks: Started,
     peers: HashMap<u64, Option<SyncSender<Event>>>,
     next_session: u32,
     next_progress: u32,
@@ -167,6 +171,7 @@ impl State {
             sessions: BTreeMap::new(),
             progress: BTreeMap::new(),
             appliances: BTreeMap::new(),
+            networks: Started::default(),
             peers: HashMap::new(),
             next_session: 1,
             next_progress: 1,
@@ -371,6 +376,7 @@ impl Svc {
             config_dir,
             state: Mutex::new(state),
             changed: Condvar::new(),
+            starting_network: Mutex::default(),
             idle: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         }))
     }
@@ -442,6 +448,27 @@ macro_rules! table {
     }};
 }
 
+/// What a DHCP server, or a part of one, can be asked.
+fn dhcp_interfaces(state: &State, object: &Object) -> Option<Vec<&'static Interface>> {
+    let server = |name: &String| state.global.settings.dhcp_servers.iter().find(|s| s.network_name == *name);
+    match object {
+        Object::DhcpServer(name) => server(name).map(|_| vec![table!(IDHCPServer)]),
+        Object::DhcpConfig(name, scope) => {
+            calls_networks::config_of(server(name)?, scope)?;
+            Some(match scope {
+                DhcpScope::Global => vec![table!(IDHCPConfig)],
+                DhcpScope::Group(_) => vec![table!(IDHCPConfig), table!(IDHCPGroupConfig)],
+                DhcpScope::Client(_) => vec![table!(IDHCPConfig), table!(IDHCPIndividualConfig)],
+            })
+        }
+        Object::DhcpCondition(name, group, at) => {
+            let group = server(name)?.groups.iter().find(|g| g.name == *group)?;
+            group.conditions.get(*at).map(|_| vec![table!(IDHCPGroupCondition)])
+        }
+        _ => None,
+    }
+}
+
 impl ApiService {
     fn context(&self, peer: &Peer, object: Object) -> Context {
         Context { svc: self.0.clone(), peer: peer.clone(), object }
@@ -483,6 +510,20 @@ impl Service for ApiService {
                 let own = state.appliances.get(&number).filter(|a| a.peer == peer.id)?;
                 own.descriptions.get(index).map(|_| vec![table!(IVirtualSystemDescription)])?
             }
+            Object::DhcpServer(_) | Object::DhcpConfig(..) | Object::DhcpCondition(..) => {
+                return dhcp_interfaces(&state, &object);
+            }
+            Object::NatNetwork(name) => {
+                let known = state.global.settings.nat_networks.iter().any(|n| n.network_name == name);
+                known.then(|| vec![table!(INATNetwork)])?
+            }
+            Object::HostOnlyNetwork(id) => {
+                let known = state.global.settings.host_only_networks.iter().any(|n| n.uuid == id);
+                known.then(|| vec![table!(IHostOnlyNetwork)])?
+            }
+            Object::HostInterface(name) => {
+                netstack::host::interface(&name).ok().map(|_| vec![table!(IHostNetworkInterface)])?
+            }
             Object::Machine(reference, part) => {
                 if let MachineRef::Session(number) = reference
                     && state.sessions.get(&number).is_none_or(|s| s.peer != peer.id)
@@ -511,6 +552,10 @@ impl Service for ApiService {
                     "Unregistered",
                     "Sessions",
                     "Appliances",
+                    "DHCPServers",
+                    "NATNetworks",
+                    "HostOnlyNetworks",
+                    "HostInterfaces",
                 ]);
             }
             paths::VIRTUAL_BOX => return owned(&["EventSource", "SystemProperties", "Host"]),
@@ -533,6 +578,9 @@ impl Service for ApiService {
                 return own.map(|(number, _)| number.to_string()).collect();
             }
             _ => {}
+        }
+        if let Some(children) = calls_networks::children(&state, path) {
+            return children;
         }
         match objects::parse(path) {
             Some(Object::Appliance(number)) => {

@@ -558,7 +558,7 @@ impl Svc {
 }
 
 /// The machine whose VM process `peer` is.
-fn vm_of(state: &State, peer: &Peer) -> ApiResult<Uuid> {
+pub(crate) fn vm_of(state: &State, peer: &Peer) -> ApiResult<Uuid> {
     let is_peer = |lock: &Lock| match lock {
         Lock::Held(Held { owner: Owner::Vm(VmLink { peer: Some(vm), .. }), .. }) => vm.id == peer.id,
         _ => false,

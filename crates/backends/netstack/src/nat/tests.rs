@@ -85,7 +85,14 @@ fn dhcp_discover() -> Vec<u8> {
 }
 
 fn rule(name: &str, protocol: Protocol, host_port: u16) -> Rule {
-    Rule { name: name.into(), protocol, host: Ipv4Addr::LOCALHOST, host_port, guest: None, guest_port: 22 }
+    Rule {
+        name: name.into(),
+        protocol,
+        host: Ipv4Addr::LOCALHOST.into(),
+        host_port,
+        guest: None,
+        guest_port: 22,
+    }
 }
 
 fn free_port() -> u16 {

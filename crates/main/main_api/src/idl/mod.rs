@@ -13,6 +13,7 @@ mod appliance;
 mod console;
 mod devices;
 mod machine;
+mod networks;
 mod root;
 mod storage;
 
@@ -20,6 +21,7 @@ pub use appliance::*;
 pub use console::*;
 pub use devices::*;
 pub use machine::*;
+pub use networks::*;
 pub use root::*;
 pub use storage::*;
 
@@ -95,6 +97,8 @@ interface_list! {
     IVRDEServer IUSBController IUSBDeviceFilters IUSBDeviceFilter ISharedFolder IBandwidthControl IBandwidthGroup
     IRecordingSettings IRecordingScreenSettings ITrustedPlatformModule INvramStore IGuestDebugControl
     IMedium IMediumAttachment IStorageController
+    IDHCPServer IDHCPConfig IDHCPGroupConfig IDHCPGroupCondition IDHCPIndividualConfig INATNetwork IHostOnlyNetwork
+    IHostNetworkInterface
     IConsole IKeyboard IMouse IDisplay IMachineDebugger
 }
 

@@ -2,7 +2,10 @@
 
 use zbus::zvariant::OwnedFd;
 
-use super::{IAppliance, IConsole, IMachine, IMedium, interface};
+use super::{
+    IAppliance, IConsole, IDHCPServer, IHostNetworkInterface, IHostOnlyNetwork, IMachine, IMedium,
+    INATNetwork, interface,
+};
 use crate::enums::*;
 use crate::types::ObjRef;
 
@@ -38,6 +41,10 @@ interface! {
             SetProgress(percent: u32, operation: String) -> ();
             /// Records an extra-data value of the machine at run time.
             SetExtraData(key: String, value: String) -> ();
+            /// A cable into a network that machines share: a socket of type SOCK_SEQPACKET on which each message is an Ethernet
+            /// frame. `name` is the network's or the host interface's. When it breaks, the VM process asks again.
+            OpenNetwork(slot: u32, attachmentType: NetworkAttachmentType, name: String, macAddress: String,
+                promiscModePolicy: NetworkAdapterPromiscModePolicy) -> (connection: OwnedFd);
         }
     }
 }
@@ -79,6 +86,11 @@ interface! {
             ProgressOperations: Vec<ObjRef<IProgress>>, r;
             GuestOSTypes: Vec<ObjRef<IGuestOSType>>, r;
             EventSource: ObjRef<IEventSource>, r;
+            DHCPServers: Vec<ObjRef<IDHCPServer>>, r;
+            NATNetworks: Vec<ObjRef<INATNetwork>>, r;
+            HostOnlyNetworks: Vec<ObjRef<IHostOnlyNetwork>>, r;
+            InternalNetworks: Vec<String>, r;
+            GenericNetworkDrivers: Vec<String>, r;
         }
         methods {
             ComposeMachineFilename(name: String, group: String, createFlags: String, baseFolder: String) -> (file: String);
@@ -96,6 +108,16 @@ interface! {
             GetExtraDataKeys() -> (keys: Vec<String>);
             GetExtraData(key: String) -> (value: String);
             SetExtraData(key: String, value: String) -> ();
+            CreateDHCPServer(name: String) -> (server: ObjRef<IDHCPServer>);
+            FindDHCPServerByNetworkName(name: String) -> (server: ObjRef<IDHCPServer>);
+            RemoveDHCPServer(server: ObjRef<IDHCPServer>) -> ();
+            CreateNATNetwork(networkName: String) -> (network: ObjRef<INATNetwork>);
+            FindNATNetworkByName(networkName: String) -> (network: ObjRef<INATNetwork>);
+            RemoveNATNetwork(network: ObjRef<INATNetwork>) -> ();
+            CreateHostOnlyNetwork(networkName: String) -> (network: ObjRef<IHostOnlyNetwork>);
+            FindHostOnlyNetworkByName(networkName: String) -> (network: ObjRef<IHostOnlyNetwork>);
+            FindHostOnlyNetworkById(id: String) -> (network: ObjRef<IHostOnlyNetwork>);
+            RemoveHostOnlyNetwork(network: ObjRef<IHostOnlyNetwork>) -> ();
         }
     }
 }
@@ -170,8 +192,15 @@ interface! {
             /// Milliseconds since 1970 in UTC.
             UTCTime: i64, r;
             Acceleration3DAvailable: bool, r;
+            NetworkInterfaces: Vec<ObjRef<IHostNetworkInterface>>, r;
         }
         methods {
+            CreateHostOnlyNetworkInterface() -> (hostInterface: ObjRef<IHostNetworkInterface>, progress: ObjRef<IProgress>);
+            RemoveHostOnlyNetworkInterface(id: String) -> (progress: ObjRef<IProgress>);
+            FindHostNetworkInterfaceByName(name: String) -> (networkInterface: ObjRef<IHostNetworkInterface>);
+            FindHostNetworkInterfaceById(id: String) -> (networkInterface: ObjRef<IHostNetworkInterface>);
+            FindHostNetworkInterfacesOfType(interfaceType: HostNetworkInterfaceType) -> (
+                networkInterfaces: Vec<ObjRef<IHostNetworkInterface>>);
             GetProcessorSpeed(cpuId: u32) -> (speed: u32);
             GetProcessorFeature(feature: ProcessorFeature) -> (supported: bool);
             GetProcessorDescription(cpuId: u32) -> (description: String);
