@@ -9,6 +9,7 @@ mod machine;
 mod medium;
 mod medium_ops;
 mod modifyvm;
+mod networks;
 mod storage;
 mod vminfo;
 
@@ -135,6 +136,10 @@ fn topic(request: &Request) -> &'static str {
         Request::DiscardState(_) => "discardstate",
         Request::ExtPack(_) => "extpack",
         Request::DebugVm(_) => "debugvm",
+        Request::HostOnlyIf(_) => "hostonlyif",
+        Request::HostOnlyNet(_) => "hostonlynet",
+        Request::DhcpServer(_) => "dhcpserver",
+        Request::NatNetwork(_) => "natnetwork",
     }
 }
 
@@ -179,6 +184,10 @@ impl Run<'_> {
             Request::DiscardState(request) => self.discard_state(request),
             Request::ExtPack(request) => self.ext_pack(request),
             Request::DebugVm(request) => self.debug_vm(request),
+            Request::HostOnlyIf(request) => self.host_only_if(request),
+            Request::HostOnlyNet(request) => self.host_only_net(request),
+            Request::DhcpServer(request) => self.dhcp_server(request),
+            Request::NatNetwork(request) => self.nat_network(request),
         }
     }
 

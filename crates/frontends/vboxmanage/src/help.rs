@@ -318,6 +318,78 @@ static TOPICS: &[Topic] = &[
         synopsis: &["install [--replace] <tarball>", "uninstall [--force] <name>", "cleanup"],
         description: "No extension packs can be installed; \"list extpacks\" shows none.",
     },
+    Topic {
+        name: "hostonlyif",
+        brief: "manage host-only network interfaces",
+        synopsis: &[
+            "ipconfig <ifname> [--dhcp | --ip=IPv4-address [--netmask=IPv4-netmask] | \
+             --ipv6=IPv6-address [--netmasklengthv6=length]]",
+            "create",
+            "remove <ifname>",
+        ],
+        description: "A host-only interface is one of the host (vboxnet0 …) that machines and the host share. Creating \
+                      and setting up one needs the capability cap_net_admin for the program VBoxNetAdpCtl.",
+    },
+    Topic {
+        name: "hostonlynet",
+        brief: "host only network management",
+        synopsis: &[
+            "add <--name=netname> [--id=netid] <--netmask=mask> <--lower-ip=address> <--upper-ip=address> \
+             [--enable | --disable]",
+            "modify <--name=netname | --id=netid> [--lower-ip=address] [--upper-ip=address] [--netmask=mask] \
+             [--enable | --disable]",
+            "remove <--name=netname | --id=netid>",
+        ],
+        description: "A host-only network joins machines, which get addresses of its range.",
+    },
+    Topic {
+        name: "dhcpserver",
+        brief: "DHCP server management",
+        synopsis: &[
+            "add <--network=netname | --interface=ifname> <--server-ip=address> <--netmask=mask> <--lower-ip=address> \
+             <--upper-ip=address> [--enable | --disable] \
+             [[--global] [--set-opt=dhcp-opt-no value...] [--set-opt-hex=dhcp-opt-no hexstring...] \
+             [--force-opt=dhcp-opt-no...] [--suppress-opt=dhcp-opt-no...] [--min-lease-time=seconds] \
+             [--default-lease-time=seconds] [--max-lease-time=seconds]] \
+             [--group=name [--incl-mac=address...] [--excl-mac=address...] [--incl-mac-wild=pattern...] \
+             [--excl-mac-wild=pattern...] [--incl-vendor=string...] [--excl-vendor=string...] \
+             [--incl-vendor-wild=pattern...] [--excl-vendor-wild=pattern...] [--incl-user=string...] \
+             [--excl-user=string...] [--incl-user-wild=pattern...] [--excl-user-wild=pattern...] ...] \
+             [--vm=name|uuid [--nic=1-N] [--fixed-address=address] ...] \
+             [--mac-address=address [--fixed-address=address] ...]",
+            "modify <--network=netname | --interface=ifname> [the options of add] [--del-opt=dhcp-opt-no...] \
+             [--unforce-opt=dhcp-opt-no...] [--unsuppress-opt=dhcp-opt-no...] [--zap-options] [--remove-config] \
+             [--del-mac=address...] [--del-mac-wild=pattern...] [--del-vendor=string...] \
+             [--del-vendor-wild=pattern...] [--del-user=string...] [--del-user-wild=pattern...] [--zap-conditions]",
+            "remove <--network=netname | --interface=ifname>",
+            "start <--network=netname | --interface=ifname>",
+            "restart <--network=netname | --interface=ifname>",
+            "stop <--network=netname | --interface=ifname>",
+            "findlease <--network=netname | --interface=ifname> <--mac-address=mac>",
+        ],
+        description: "DHCP servers for internal, host-only and NAT networks. Options are numbers of RFC 2132 or names \
+                      like DomainNameServers; they are for all clients, a group, a machine's adapter or a hardware \
+                      address, whichever was named before.",
+    },
+    Topic {
+        name: "natnetwork",
+        brief: "create, modify, remove and list NAT networks",
+        synopsis: &[
+            "add [--disable | --enable] <--netname=name> <--network=network> [--dhcp=on|off] [--ipv6=on|off] \
+             [--ipv6-default=on|off] [--ipv6-prefix=prefix] [--loopback-4=rule] [--port-forward-4=rule] \
+             [--port-forward-6=rule]",
+            "list [filter-pattern]",
+            "modify [--dhcp=on|off] [--disable | --enable] <--netname=name> <--network=network> [--ipv6=on|off] \
+             [--ipv6-default=on|off] [--ipv6-prefix=prefix] [--loopback-4=rule] [--port-forward-4=rule] \
+             [--port-forward-6=rule]",
+            "remove <--netname=name>",
+            "start <--netname=name>",
+            "stop <--netname=name>",
+        ],
+        description: "A NAT network is shared by machines behind one router. A rule is \
+                      name:tcp|udp:[host ip]:host port:[guest ip]:guest port, or \"delete name\"; a loopback rule is \
+                      127.0.0.1=offset, or \"delete 127.0.0.1\".",
+    },
 ];
 
 fn find(name: &str) -> Option<&'static Topic> {

@@ -9,6 +9,7 @@ pub mod machine;
 pub mod medium;
 pub mod medium_ops;
 pub mod modifyvm;
+pub mod networks;
 pub mod storage;
 
 use crate::usage::{Parsed, UsageError};
@@ -45,6 +46,10 @@ pub enum Request {
     DiscardState(guest::DiscardState),
     ExtPack(guest::ExtPack),
     DebugVm(debug::DebugVm),
+    HostOnlyIf(networks::HostOnlyIf),
+    HostOnlyNet(networks::HostOnlyNet),
+    DhcpServer(networks::DhcpServer),
+    NatNetwork(networks::NatNetwork),
 }
 
 /// A command of VirtualBox 7.0. `parse` is missing where there is nothing behind the command yet.
@@ -119,10 +124,10 @@ pub static COMMANDS: &[Command] = &[
     command("import", appliance::import),
     command("export", appliance::export),
     missing("signova"),
-    missing("hostonlyif"),
-    missing("hostonlynet"),
-    missing("dhcpserver"),
-    missing("natnetwork"),
+    command("hostonlyif", networks::hostonlyif),
+    command("hostonlynet", networks::hostonlynet),
+    command("dhcpserver", networks::dhcpserver),
+    command("natnetwork", networks::natnetwork),
     command("extpack", guest::extpack),
     missing("bandwidthctl"),
     command("debugvm", debug::debugvm),

@@ -11,6 +11,7 @@ pub mod guest;
 pub mod hex;
 pub mod list;
 pub mod medium;
+pub mod networks;
 pub mod progress;
 pub mod vminfo;
 

@@ -71,19 +71,31 @@ impl Run<'_> {
             }
             ListKind::CpuProfiles => print::list::cpu_profiles(request.long),
             ListKind::HddBackends => print::list::hdd_backends(),
+            ListKind::InternalNetworks => {
+                print::networks::internal_networks(&vbox.read(IVirtualBox::InternalNetworks)?)
+            }
+            ListKind::BridgedInterfaces => {
+                print::networks::host_interfaces(&self.host_interfaces(HostNetworkInterfaceType::Bridged)?)
+            }
+            ListKind::HostOnlyInterfaces => {
+                print::networks::host_interfaces(&self.host_interfaces(HostNetworkInterfaceType::HostOnly)?)
+            }
+            ListKind::HostOnlyNetworks => print::networks::host_only_networks(&self.host_only_networks()?),
+            ListKind::NatNetworks => {
+                let mut networks = self.nat_networks()?;
+                if request.sorted {
+                    networks.sort_by(|a, b| a.name.cmp(&b.name));
+                }
+                print::networks::nat_networks(&networks, request.long)
+            }
+            ListKind::DhcpServers => print::networks::dhcp_servers(&self.dhcp_servers()?),
             // Of these there are none: their parts of VirtualBox are not there yet.
             ListKind::HostDvds
             | ListKind::HostFloppies
-            | ListKind::InternalNetworks
-            | ListKind::BridgedInterfaces
-            | ListKind::HostOnlyInterfaces
-            | ListKind::HostOnlyNetworks
             | ListKind::CloudNetworks
-            | ListKind::NatNetworks
             | ListKind::UsbHost
             | ListKind::UsbFilters
             | ListKind::Updates
-            | ListKind::DhcpServers
             | ListKind::Webcams
             | ListKind::CloudProviders
             | ListKind::CloudProfiles
