@@ -229,7 +229,7 @@ fn open_tap(name: &str, what: &str) -> Result<OwnedFd, HostError> {
     Ok(file.into())
 }
 
-/// Sets an interface's flags in `on`, and takes it down first if `down`.
+/// Brings an interface up or down.
 fn set_up(name: &str, up: bool) -> io::Result<()> {
     let socket = control_socket(libc::AF_INET)?;
     let mut request = IfReq::new(name, 0 as libc::c_short);

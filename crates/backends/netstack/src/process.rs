@@ -199,17 +199,17 @@ impl Process {
         let now = Instant::now();
         if seen.get(1).is_some_and(|f| !f.is_empty()) {
             let _ = rustix::io::read(&self.wake, &mut [0; 8]);
-            self.from_nat(now);
+            self.read_nat(now);
         }
         if first == 3 && seen.get(2).is_some_and(|f| !f.is_empty()) {
-            self.from_trunk(buffer, now);
+            self.read_trunk(buffer, now);
         }
         for (at, flags) in seen.iter().skip(first).enumerate() {
             if flags.contains(PollFlags::OUT) {
                 self.flush(at);
             }
             if flags.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
-                self.from_connection(at, buffer, now);
+                self.read_connection(at, buffer, now);
             }
         }
         if seen.first().is_some_and(|f| !f.is_empty()) {
@@ -253,7 +253,7 @@ impl Process {
         }
     }
 
-    fn from_connection(&mut self, at: usize, buffer: &mut [u8], now: Instant) {
+    fn read_connection(&mut self, at: usize, buffer: &mut [u8], now: Instant) {
         for _ in 0..BATCH {
             let Some(connection) = self.connections.get_mut(at).filter(|c| !c.dead) else { return };
             let port = connection.port.as_ref().map(|p| p.id);
@@ -274,7 +274,7 @@ impl Process {
         }
     }
 
-    fn from_trunk(&mut self, buffer: &mut [u8], now: Instant) {
+    fn read_trunk(&mut self, buffer: &mut [u8], now: Instant) {
         for _ in 0..BATCH {
             let Some(trunk) = &self.trunk else { return };
             let id = trunk.id;
@@ -295,7 +295,7 @@ impl Process {
         }
     }
 
-    fn from_nat(&mut self, now: Instant) {
+    fn read_nat(&mut self, now: Instant) {
         let Some(nat) = &self.nat else { return };
         let (id, outside) = (nat.id, nat.outside.clone());
         let frames = std::mem::take(&mut *outside.queue.lock());
@@ -380,7 +380,7 @@ impl Process {
 
     fn request(&mut self, at: usize, message: &[u8]) {
         let reply = match serde_json::from_slice(message) {
-            Ok(Request::Configure(network)) => match self.configure(network) {
+            Ok(Request::Configure(network)) => match self.configure(*network) {
                 Ok(notes) => Reply::Done { notes },
                 Err(error) => Reply::Refused(error),
             },
@@ -396,7 +396,7 @@ impl Process {
                 }
                 return;
             }
-            Ok(Request::Status) => Reply::Status(self.status()),
+            Ok(Request::Status) => Reply::Status(Box::new(self.status())),
             Ok(Request::Stop) => {
                 self.stop = true;
                 Reply::Done { notes: Vec::new() }

@@ -81,7 +81,7 @@ pub struct Port {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
     /// The network is to be so from now on.
-    Configure(Network),
+    Configure(Box<Network>),
     /// Makes the connection a port.
     Join(Port),
     Status,
@@ -96,7 +96,7 @@ pub enum Reply {
         notes: Vec<String>,
     },
     Refused(String),
-    Status(Status),
+    Status(Box<Status>),
 }
 
 /// What goes on in a network.

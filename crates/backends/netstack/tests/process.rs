@@ -38,7 +38,7 @@ impl Net {
     }
 
     fn configure(&self, network: &Network) -> Result<Vec<String>, protocol::ClientError> {
-        match Client::connect(&self.socket()).unwrap().ask(&Request::Configure(network.clone()))? {
+        match Client::connect(&self.socket()).unwrap().ask(&Request::Configure(Box::new(network.clone())))? {
             Reply::Done { notes } => Ok(notes),
             other => panic!("{other:?}"),
         }
@@ -53,7 +53,7 @@ impl Net {
 
     fn status(&self) -> Status {
         match Client::connect(&self.socket()).unwrap().ask(&Request::Status).unwrap() {
-            Reply::Status(status) => status,
+            Reply::Status(status) => *status,
             other => panic!("{other:?}"),
         }
     }

@@ -152,7 +152,7 @@ impl Svc {
                 (Pin::Keep, Ok(Reply::Status(status))) => network.pinned |= status.network.pinned,
                 (Pin::Keep, _) => {}
             }
-            match client.ask(&Request::Configure(network.clone())) {
+            match client.ask(&Request::Configure(Box::new(network.clone()))) {
                 Ok(Reply::Done { notes }) => {
                     for note in notes {
                         tracing::warn!(network = network.name, "{note}");
