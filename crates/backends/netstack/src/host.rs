@@ -27,7 +27,7 @@ pub enum HostError {
     #[error("\"{0}\" is no name of a host-only interface like vboxnet0")]
     Name(String),
     #[error(
-        "{what} needs the capability {capability}: run as root, or allow it to the program with \
+        "{what}: that needs the capability {capability}; run as root, or allow it to the program with \
          \"setcap {capability}+ep {program}\""
     )]
     Capability { what: String, capability: &'static str, program: String },
