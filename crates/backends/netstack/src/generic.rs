@@ -112,7 +112,7 @@ fn vde(network: &Path) -> io::Result<(UnixDatagram, Plug)> {
     let mut name = name.into_bytes();
     name.resize(NAME, 0);
     let data = UnixDatagram::bind_addr(&UnixAddr::from_abstract_name(&name)?)?;
-    let family = u16::try_from(rustix::net::AddressFamily::UNIX.as_raw()).unwrap_or(1).to_ne_bytes();
+    let family = rustix::net::AddressFamily::UNIX.as_raw().to_ne_bytes();
     let mut request = Vec::new();
     for word in [MAGIC, VERSION, NEW_CONTROL] {
         request.extend(word.to_ne_bytes());

@@ -628,7 +628,7 @@ mod tests {
             promisc_policy: w::PromiscPolicy::AllowNetwork,
             ..adapter()
         };
-        let nic = NicConfig::from_settings(&internal, &mut Vec::new()).unwrap().unwrap();
+        let nic = config(&internal, &mut Vec::new()).unwrap().unwrap();
         let expected = SharedNetwork {
             kind: NetworkAttachmentType::Internal,
             name: "intnet".into(),
@@ -640,7 +640,7 @@ mod tests {
             generic_driver: "UDPTunnel".into(),
             ..adapter()
         };
-        let error = NicConfig::from_settings(&generic, &mut Vec::new()).unwrap_err();
+        let error = config(&generic, &mut Vec::new()).unwrap_err();
         assert!(error.contains("\"dest\""), "{error}");
     }
 

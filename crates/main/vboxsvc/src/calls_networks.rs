@@ -1038,7 +1038,7 @@ fn nat_calls(t: &mut CallTable<Context>) {
         };
         for (what, text) in [("host", &host_ip), ("guest", &guest_ip)] {
             let fits = text.parse::<IpAddr>().is_ok_and(|a| a.is_ipv6() == ipv6);
-            if !fits && !(text.is_empty() && what == "host") {
+            if !(fits || text.is_empty() && what == "host") {
                 return Err(ApiError::invalid_arg(format!(
                     "Invalid {what} address '{text}' of the rule '{name}'"
                 )));

@@ -334,7 +334,7 @@ mod tests {
             loopbacks: vec!["127.0.0.1=2".into()],
             ..NatNetwork::default()
         };
-        text += &nat_networks(&[nat.clone()], false);
+        text += &nat_networks(std::slice::from_ref(&nat), false);
         text += &nat_network_list(&[nat]);
         text += &lease("10.0.2.4", "08:00:27:01:02:03", "acked", 1_700_000_000, 1_700_000_600, 1_700_000_100);
         golden("list-networks.txt", &text);
