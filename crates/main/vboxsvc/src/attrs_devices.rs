@@ -11,6 +11,10 @@ use crate::mirror::Mirror;
 use crate::objects::{Part, medium_path};
 use crate::view::{View, gone, in_range};
 
+/// The networks of cards that name none.
+const DEFAULT_INTERNAL: &str = "intnet";
+const DEFAULT_NAT_NETWORK: &str = "NatNetwork";
+
 /// A way from a view to one of its parts' settings.
 macro_rules! lens {
     ($read:ident, $write:ident, $ty:ty, $s:ident, $part:pat => $ref:expr, $mut:expr) => {
@@ -89,7 +93,6 @@ fn network(r: &mut ReadTable<View>, w: &mut WriteTable<View>) {
     fields! { r, w, nic, nic_mut;
         INetworkAdapter::AdapterType => adapter_type;
         INetworkAdapter::Enabled => enabled;
-        INetworkAdapter::AttachmentType => attachment;
         INetworkAdapter::BridgedInterface => bridged_interface;
         INetworkAdapter::HostOnlyInterface => host_only_interface;
         INetworkAdapter::HostOnlyNetwork => host_only_network;
@@ -115,6 +118,7 @@ fn network(r: &mut ReadTable<View>, w: &mut WriteTable<View>) {
         INATEngine::AliasUseSamePorts => nat.alias_use_same_ports;
     }
     r.add_fallible(INetworkAdapter::Slot, |v| nic(v).map(|n| n.slot))
+        .add_fallible(INetworkAdapter::AttachmentType, |v| nic(v).map(|n| n.attachment.to_api()))
         .add_fallible(INetworkAdapter::MACAddress, |v| nic(v).map(|n| n.mac_address.clone()))
         .add_fallible(INetworkAdapter::InternalNetwork, |v| nic(v).map(|n| n.internal_network.clone()))
         .add_fallible(INetworkAdapter::NATNetwork, |v| nic(v).map(|n| n.nat_network.clone()))
@@ -124,17 +128,32 @@ fn network(r: &mut ReadTable<View>, w: &mut WriteTable<View>) {
         .add_fallible(INetworkAdapter::BootPriority, |v| nic(v).map(|n| n.boot_priority))
         .add_fallible(INATEngine::ForwardBroadcast, |v| nic(v).map(|_| false))
         .add_fallible(INATEngine::Redirects, |v| nic(v).map(|n| n.nat.rules.iter().map(redirect).collect()));
-    w.add(INetworkAdapter::MACAddress, |v: &mut View, address| {
+    w.add(INetworkAdapter::AttachmentType, |v: &mut View, attachment| {
+        let nic = nic_mut(v)?;
+        nic.attachment = Mirror::from_api(attachment)?;
+        // Networks of these kinds have a default.
+        match nic.attachment {
+            set::NetworkAttachment::Internal if nic.internal_network.is_empty() => {
+                nic.internal_network = DEFAULT_INTERNAL.into();
+            }
+            set::NetworkAttachment::NatNetwork if nic.nat_network.is_empty() => {
+                nic.nat_network = DEFAULT_NAT_NETWORK.into();
+            }
+            _ => {}
+        }
+        Ok(())
+    })
+    .add(INetworkAdapter::MACAddress, |v: &mut View, address| {
         nic_mut(v)?.mac_address = mac_address(&address)?;
         Ok(())
     })
     .add(INetworkAdapter::InternalNetwork, |v: &mut View, name: String| {
         // The empty name stands for the default network.
-        nic_mut(v)?.internal_network = if name.is_empty() { "intnet".into() } else { name };
+        nic_mut(v)?.internal_network = if name.is_empty() { DEFAULT_INTERNAL.into() } else { name };
         Ok(())
     })
     .add(INetworkAdapter::NATNetwork, |v: &mut View, name: String| {
-        nic_mut(v)?.nat_network = if name.is_empty() { "NatNetwork".into() } else { name };
+        nic_mut(v)?.nat_network = if name.is_empty() { DEFAULT_NAT_NETWORK.into() } else { name };
         Ok(())
     })
     .add(INetworkAdapter::BootPriority, |v: &mut View, priority| {
