@@ -18,8 +18,8 @@ impl Hasher for IntHasher {
         self.0
     }
     fn write(&mut self, bytes: &[u8]) {
-        for &b in bytes {
-            self.write_u64(b.into());
+        for piece in bytes.chunks(8) {
+            self.write_u64(piece.iter().fold(0, |v, &b| v << 8 | u64::from(b)));
         }
     }
     fn write_u8(&mut self, v: u8) {
@@ -73,8 +73,8 @@ pub(crate) struct Link {
 pub(crate) struct Page {
     pub(crate) source: Source,
     pub(crate) blocks: Vec<u32>,
-    /// Its writes are not noticed, and its blocks verify their bytes: how often they will do so before that is given up.
-    pub(crate) fleeting: Option<Box<AtomicU32>>,
+    /// Its writes are not noticed, and its blocks verify their bytes.
+    pub(crate) fleeting: Option<Fleeting>,
     /// How often its code was seen at work.
     pub(crate) heat: u8,
 }
@@ -84,6 +84,16 @@ impl Page {
     pub(crate) fn stale(&self) -> bool {
         self.fleeting.is_none() && !self.source.valid()
     }
+}
+
+/// What is known of a page whose blocks verify their bytes.
+pub(crate) struct Fleeting {
+    /// Entries of blocks until the page is looked at as a whole. Generated code counts it down.
+    pub(crate) left: Box<AtomicU32>,
+    /// Offsets between which its blocks lie.
+    pub(crate) extent: (u16, u16),
+    /// A hash of what stood there when the page was looked at last.
+    pub(crate) seen: u64,
 }
 
 /// What is known of a page whose code was overwritten by single stores.

@@ -145,6 +145,10 @@ pub(crate) struct Emitter<'a> {
     kept: Option<Slot>,
     /// r14 was overwritten since the instruction's start.
     s14: bool,
+    /// The item that the branch at work goes to, if that is in the block.
+    inner: Option<usize>,
+    /// Jumps to items to come.
+    joins: Vec<(usize, usize)>,
     encoder: &'a mut Encoder,
     info: &'a mut InstructionInfoFactory,
 }
@@ -226,6 +230,8 @@ impl<'a> Emitter<'a> {
             swaps: Vec::new(),
             kept: None,
             s14: false,
+            inner: None,
+            joins: Vec::new(),
             encoder,
             info,
         }
@@ -271,6 +277,17 @@ impl<'a> Emitter<'a> {
             self.kept = None;
         }
         for (n, item) in plan.items.iter().enumerate() {
+            if item.joined {
+                self.here(item.live_in);
+                self.flags = Flags::Here;
+                self.kept = None;
+                let (here, others) = std::mem::take(&mut self.joins).into_iter().partition(|j: &(usize, usize)| j.1 == n);
+                self.joins = others;
+                for (site, _) in here {
+                    self.hot.aim(site);
+                }
+            }
+            self.inner = plan.inner_target(n);
             ended = self.guarded(item);
             if ended {
                 break;
@@ -832,6 +849,10 @@ impl<'a> Emitter<'a> {
 
     /// Aims a conditional jump at a place that flags go to as they are.
     fn branch(&mut self, site: usize, target: i64) {
+        if let Some(inner) = self.inner {
+            self.joins.push((site, inner));
+            return;
+        }
         match Self::near(target) {
             Some(offset) => self.link(site, offset, false),
             None => self.colds.push(Cold::Far { site, target }),

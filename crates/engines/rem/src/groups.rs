@@ -78,6 +78,12 @@ pub(crate) fn find(
     let mut open: Vec<Open> = Vec::new();
     let mut free = Free { places: 0, sites };
     for n in 0..items.len() {
+        if items[n].joined {
+            // Who comes here may not have met the checks before.
+            for closed in std::mem::take(&mut open) {
+                free.settle(items, &closed);
+            }
+        }
         let item = &items[n];
         if groupable(item) {
             let disp = item.insn.memory_displacement64() as i64;

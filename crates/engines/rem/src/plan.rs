@@ -12,8 +12,9 @@ use crate::swap::{self, Swap};
 
 /// Bytes of an XSAVE image with all that guests have.
 const XSAVE_BYTES: u16 = cpum::state::XsaveArea::SIZE as u16;
-/// Most instructions in a block.
+/// Most instructions in a block, and in one that verifies its bytes.
 const MAX_INSNS: usize = 96;
+const MAX_VERIFIED: usize = 256;
 /// The arithmetic flags, as `iced-x86` names them.
 pub(crate) const ARITH: u32 =
     RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
@@ -170,6 +171,8 @@ pub(crate) struct Item {
     pub(crate) group: Option<Group>,
     /// A check of the stack page stands before it: lowest offset from RSP, bytes, whether anything is written.
     pub(crate) check: Option<StackCheck>,
+    /// Branches of the block come here.
+    pub(crate) joined: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -188,6 +191,8 @@ pub(crate) struct Plan {
     pub(crate) crosses: bool,
     /// Ranges of the page that the translation depends on.
     pub(crate) ranges: Vec<(u16, u16)>,
+    /// Its branches forward stay in it where they can; else each of their targets is a block.
+    pub(crate) joins: bool,
     /// It jumps back to its own start.
     pub(crate) looped: bool,
     /// Registers that change places while it runs.
@@ -875,10 +880,11 @@ fn explicit_stack(item: &Item, word: i32) -> bool {
 }
 
 impl Plan {
-    /// Plans the block that starts at `start` of a page. Bytes of the next page follow where one instruction that needs them is
-    /// to be planned.
+    /// Plans the block that starts at `start` of a page, of which bytes are known from `known` on. Bytes of the next page follow
+    /// where one instruction that needs them is to be planned.
     pub(crate) fn new(
         page: &[u8],
+        known: u16,
         start: u16,
         aim: Aim,
         info: &mut InstructionInfoFactory,
@@ -887,13 +893,14 @@ impl Plan {
         let Aim { mode, machine, fleeting } = aim;
         let bits = if mode.long { 64 } else { 32 };
         let mut decoder = Decoder::new(bits, page, DecoderOptions::NONE);
-        let mut items = Vec::with_capacity(16);
+        let mut items = Vec::with_capacity(24);
         let mut at = start;
         let mut crosses = false;
         let mut ended = false;
-        while items.len() < MAX_INSNS && at < 4096 {
+        let most = if fleeting { MAX_VERIFIED } else { MAX_INSNS };
+        while items.len() < most && at < 4096 {
             let Some(insn) = decode(&mut decoder, at) else {
-                crosses = true;
+                crosses = page.len() >= 4096;
                 break;
             };
             let s = sort(&insn, mode, &machine);
@@ -917,6 +924,7 @@ impl Plan {
                 moves: (kept.moving)(at),
                 group: None,
                 check: None,
+                joined: false,
             });
             if fleeting && let Some(item) = items.last_mut().filter(|item| reads_immediate(item)) {
                 let place = decoder.get_constant_offsets(&insn);
@@ -975,6 +983,7 @@ impl Plan {
             end: at,
             crosses,
             ranges: vec![(start, at.max(start + 1))],
+            joins: false,
             looped: false,
             swaps: Vec::new(),
             verify: None,
@@ -986,10 +995,17 @@ impl Plan {
             // The part in the next page is its own range.
             plan.ranges[0].1 = 4096;
         }
-        plan.liveness(&mut decoder, mode, ended, fleeting);
+        if !mode.plain {
+            plan.looped = mode.long && !fleeting && plan.loops(start);
+            // Where code runs much, what follows a branch is worth a copy for each way to it: a check before it holds on.
+            plan.joins = !kept.hot && plan.rounds().0 == 1;
+            if plan.joins {
+                plan.join();
+            }
+        }
+        plan.liveness(&mut decoder, known, mode, ended, fleeting);
         if !mode.plain {
             plan.stack(if mode.long { 8 } else { 4 });
-            plan.looped = mode.long && !fleeting && plan.loops(start);
             if plan.looped {
                 plan.swaps = swap::apply(&mut plan.items, info);
             }
@@ -1002,13 +1018,21 @@ impl Plan {
     /// Plans one instruction that reaches into the next page; `None` if it is left to the interpreter.
     pub(crate) fn one(bytes: &[u8], start: u16, aim: Aim, info: &mut InstructionInfoFactory) -> Option<Self> {
         let kept = Kept { sites: &mut 0, moving: &|_| false, hot: false };
-        let mut plan = Self::new(bytes, start, aim, info, kept);
+        let mut plan = Self::new(bytes, start, start, aim, info, kept);
         let first = plan.items.first()?;
         let native = !matches!(first.kind, Kind::Interpret(_));
         (plan.items.len() == 1 && plan.end > 4096 && native).then(|| {
             plan.ranges.retain(|r| r.0 < 4096);
             plan
         })
+    }
+
+    /// The item that the branch at item `n` goes to within the block.
+    pub(crate) fn inner_target(&self, n: usize) -> Option<usize> {
+        match self.items[n].kind {
+            Kind::Jcc(t) | Kind::Jcxz(t) if self.joins => self.joined_at(n, t),
+            _ => None,
+        }
     }
 
     /// How often a loop's body is to be laid out, so that requests are looked for once in so many rounds, and the item that jumps back.
@@ -1067,16 +1091,45 @@ impl Plan {
         })
     }
 
-    fn liveness(&mut self, decoder: &mut Decoder<'_>, mode: Mode, ended: bool, fleeting: bool) {
-        let Self { items, end, crosses, ranges, looped: _, swaps: _, verify: _ } = self;
-        let mut look =
-            |target: i64| if fleeting { ARITH } else { live_at(decoder, target, mode, 12, 2, ranges) };
-        let mut live = if ended || *crosses || *end >= 4096 { ARITH } else { look((*end).into()) };
-        for item in items.iter_mut().rev() {
+    /// Has branches go to instructions of the block itself where those follow.
+    fn join(&mut self) {
+        let mut target = 0;
+        for n in 0..self.items.len() {
+            let (Kind::Jcc(t) | Kind::Jcxz(t)) = self.items[n].kind else { continue };
+            if let Some(m) = self.joined_at(n, t) {
+                self.items[m].joined = true;
+                target = target.max(m);
+            }
+        }
+        self.joins = target > 0;
+    }
+
+    /// The instruction that a branch forward from item `n` goes to, if it is one of the block's.
+    fn joined_at(&self, n: usize, target: i64) -> Option<usize> {
+        let target = u16::try_from(target).ok()?;
+        let behind = &self.items[n + 1..];
+        let m = behind.binary_search_by_key(&target, |item| item.offset).ok()?;
+        Some(n + 1 + m)
+    }
+
+    fn liveness(&mut self, decoder: &mut Decoder<'_>, known: u16, mode: Mode, ended: bool, fleeting: bool) {
+        let (joins, count) = (self.joins, self.items.len());
+        let mut ranges = std::mem::take(&mut self.ranges);
+        let mut look = |target: i64| {
+            if fleeting { ARITH } else { live_at(decoder, target, known, mode, 12, 2, &mut ranges) }
+        };
+        let mut live = if ended || self.crosses || self.end >= 4096 { ARITH } else { look(self.end.into()) };
+        for n in (0..count).rev() {
+            let item = &self.items[n];
             let reads = item.live_in;
             match item.kind {
                 Kind::Jmp(t) => live = look(t),
-                Kind::Jcc(t) | Kind::Jcxz(t) | Kind::Loop(t) => live |= look(t),
+                Kind::Jcc(t) | Kind::Jcxz(t) | Kind::Loop(t) => {
+                    live |= match self.joined_at(n, t).filter(|_| joins) {
+                        Some(m) => self.items[m].live_in,
+                        None => look(t),
+                    }
+                }
                 Kind::Call(t) => live = look(t),
                 Kind::Interpret(_) | Kind::JmpIndirect | Kind::CallIndirect | Kind::Ret | Kind::Syscall => {
                     live = ARITH;
@@ -1085,10 +1138,12 @@ impl Plan {
                 Kind::SetAc(_) => live = look(i64::from(item.offset) + item.insn.len() as i64),
                 _ => {}
             }
+            let item = &mut self.items[n];
             item.live_out = live;
             live = live & !item.kills | reads;
             item.live_in = live;
         }
+        self.ranges = ranges;
     }
 
     /// Groups stack accesses between unknown changes of RSP, and places one check before each group.
@@ -1099,6 +1154,11 @@ impl Plan {
         let mut n = 0;
         while n <= items.len() {
             let ends = n == items.len();
+            if !ends && items[n].joined {
+                // Who comes here may not have met the checks before.
+                Self::place_check(&mut items[first..n], word);
+                (first, depth) = (n, 0);
+            }
             let change = if ends {
                 Change::Unknown
             } else {
@@ -1161,6 +1221,7 @@ fn decode(decoder: &mut Decoder<'_>, at: u16) -> Option<Instruction> {
 fn live_at(
     decoder: &mut Decoder<'_>,
     target: i64,
+    known: u16,
     mode: Mode,
     budget: u32,
     forks: u32,
@@ -1168,7 +1229,7 @@ fn live_at(
 ) -> u32 {
     let mut live = 0;
     let mut killed = 0;
-    let Some(mut at) = u16::try_from(target).ok().filter(|&t| t < 4096) else { return ARITH };
+    let Some(mut at) = u16::try_from(target).ok().filter(|t| (known..4096).contains(t)) else { return ARITH };
     let mut from = at;
     for _ in 0..budget {
         if at >= 4096 {
@@ -1187,13 +1248,15 @@ fn live_at(
                 killed |= kills;
                 at = next;
             }
-            FlowControl::UnconditionalBranch if let Some(t) = target.and_then(|t| u16::try_from(t).ok()) => {
+            FlowControl::UnconditionalBranch
+                if let Some(t) = target.and_then(|t| u16::try_from(t).ok()).filter(|&t| t >= known) =>
+            {
                 note(ranges, from, next);
                 (at, from) = (t, t);
             }
             FlowControl::ConditionalBranch if let Some(t) = target => {
                 let other =
-                    if forks == 0 { ARITH } else { live_at(decoder, t, mode, budget / 2, forks - 1, ranges) };
+                    if forks == 0 { ARITH } else { live_at(decoder, t, known, mode, budget / 2, forks - 1, ranges) };
                 live |= other & !killed;
                 at = next;
             }

@@ -1,6 +1,7 @@
 //! The run loop.
 #![allow(unsafe_code)] // shares the context and the CPU state with generated code, and enters it
 
+use std::hash::Hasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -14,7 +15,7 @@ use iem::{Iem, Source};
 use pgm::CodeWrites;
 use vbox_types::VcpuId;
 
-use crate::cache::{Block, Cache, Link, Page, PageJumps, Placed};
+use crate::cache::{Block, Cache, Fleeting, IntHasher, Link, Page, PageJumps, Placed};
 use crate::code::CodeBuffer;
 use crate::context::{
     Context, JUMP_BANKS, JUMPS, JUMPS_AT, Jump, LIVE_SITES_AT, NO_STACK, SITES, SITES_AT, Site,
@@ -108,6 +109,8 @@ pub struct Rem {
     raised: Option<Exit>,
     encoder: Encoder,
     info: InstructionInfoFactory,
+    /// Room for a page's bytes and an instruction's.
+    bytes: Vec<u8>,
     pub(crate) stats: Stats,
 }
 
@@ -161,6 +164,7 @@ impl Rem {
             raised: None,
             encoder: Encoder::new(64),
             info: InstructionInfoFactory::new(),
+            bytes: vec![0; 4096 + MAX_INSN],
             stats: Stats::default(),
         };
         rem.clear_view(0, 0..JUMP_BANKS);
@@ -413,16 +417,29 @@ impl Rem {
         self.drop_block(index);
         if let Some(page) = self.cache.pages.get_mut(&key) {
             page.blocks.retain(|&b| b != index);
-            if let Some(left) = &page.fleeting {
+            if let Some(fleeting) = &page.fleeting {
                 let known = self.cache.rewritten.get(&key).copied().unwrap_or_default();
-                left.store(known.patience(), Ordering::Relaxed);
+                fleeting.left.store(known.patience(), Ordering::Relaxed);
             }
         }
     }
 
-    /// The code of a page has not changed for long: from now on its writes are noticed again.
+    /// Blocks of a page have found their own bytes for long. If immediate operands have not changed either, its writes are noticed
+    /// again from now on.
     fn page_settled(&mut self, index: u32) {
         let Some(page) = self.cache.blocks.get(index as usize).map(|b| b.page) else { return };
+        let known = self.cache.rewritten.entry(page).or_default();
+        if let Some(Page { source, fleeting: Some(fleeting), .. }) = self.cache.pages.get_mut(&page) {
+            let (from, to) = fleeting.extent;
+            let now = &mut self.bytes[from.into()..to.into()];
+            source.memory.read((source.page << 12) + u64::from(from), now);
+            let mut hasher = IntHasher::default();
+            hasher.write(now);
+            if hasher.finish() != std::mem::replace(&mut fleeting.seen, hasher.finish()) {
+                fleeting.left.store(known.patience(), Ordering::Relaxed);
+                return;
+            }
+        }
         self.drop_page(page);
         let known = self.cache.rewritten.entry(page).or_default();
         known.settled = known.settled.saturating_add(1);
@@ -826,27 +843,46 @@ impl Rem {
     }
 
     fn translate(&mut self, cpu: &CpuState, frame: Frame, pc: u64, mode: Mode) -> Option<u32> {
-        let start = (pc & 0xfff) as u16;
         if !self.code.fits(MAX_BLOCK_CODE, MAX_BLOCK_CODE) {
             self.drop_all();
         }
+        self.drop_if_stale(frame.key());
+        let mut bytes = std::mem::take(&mut self.bytes);
+        let result = self.translate_from(cpu, frame, pc, mode, &mut bytes);
+        self.bytes = bytes;
+        result
+    }
+
+    /// The same with room for the bytes of a page and an instruction.
+    fn translate_from(
+        &mut self,
+        cpu: &CpuState,
+        frame: Frame,
+        pc: u64,
+        mode: Mode,
+        bytes: &mut [u8],
+    ) -> Option<u32> {
+        // What lies farther away is neither in the block nor looked at.
+        const BEFORE: u16 = 256;
+        const BEHIND: u16 = 1280;
+        let start = (pc & 0xfff) as u16;
         let key = frame.key();
-        self.drop_if_stale(key);
-        let mut bytes = [0; 4096 + MAX_INSN];
-        self.iem.core().frames.read_bytes(frame, 0, &mut bytes[..4096]);
+        let (known, end) = (start.saturating_sub(BEFORE), (start + BEHIND).min(4096));
+        let window = usize::from(known)..usize::from(end);
+        self.iem.core().frames.read_bytes(frame, known.into(), &mut bytes[window]);
         let fleeting = match self.cache.pages.get(&key) {
             Some(page) => page.fleeting.is_some(),
             None => self.cache.rewritten.get(&key).is_some_and(|known| !known.stable),
         };
         if fleeting {
-            return self.translate_fleeting(frame, &bytes[..4096], start, mode);
+            return self.translate_fleeting(frame, &bytes[..end.into()], start, mode);
         }
         let aim = Aim { mode, machine: self.machine, fleeting };
         let moving = &self.cache.moving;
         let moving = |at: u16| moving.contains(&(key + u64::from(at)));
         let hot = self.cache.hot.contains(&key);
         let kept = Kept { sites: &mut self.cache.sites, moving: &moving, hot };
-        let mut plan = Plan::new(&bytes[..4096], start, aim, &mut self.info, kept);
+        let mut plan = Plan::new(&bytes[..end.into()], known, start, aim, &mut self.info, kept);
         let mut second = None;
         if plan.items.is_empty() {
             let next = self.next_page(cpu, pc, mode)?;
@@ -855,7 +891,7 @@ impl Rem {
                 return None;
             }
             self.iem.core().frames.read_bytes(next, 0, &mut bytes[4096..]);
-            plan = Plan::one(&bytes, start, aim, &mut self.info)?;
+            plan = Plan::one(bytes, start, aim, &mut self.info)?;
             let tail = iem::mark(self.iem.core(), next, 0, u64::from(plan.end) - 4096)?;
             let mut again = [0; MAX_INSN];
             self.iem.core().frames.read_bytes(next, 0, &mut again);
@@ -869,10 +905,15 @@ impl Rem {
             let marked = iem::mark(self.iem.core(), frame, from.into(), (to - from).into())?;
             source.get_or_insert(marked);
         }
-        let mut again = [0; 4096];
-        self.iem.core().frames.read_bytes(frame, 0, &mut again);
-        if plan.ranges.iter().any(|&(a, b)| bytes[a as usize..b as usize] != again[a as usize..b as usize]) {
-            return None;
+        let mut again = [0; 256];
+        for &(from, to) in &plan.ranges {
+            for (n, known) in bytes[from.into()..to.into()].chunks(again.len()).enumerate() {
+                let (at, now) = (usize::from(from) + n * again.len(), &mut again[..known.len()]);
+                self.iem.core().frames.read_bytes(frame, at as u64, now);
+                if now != known {
+                    return None;
+                }
+            }
         }
         let source = source?;
         let second_key = second.as_ref().map(|s| s.0);
@@ -909,7 +950,7 @@ impl Rem {
     fn translate_fleeting(&mut self, frame: Frame, bytes: &[u8], start: u16, mode: Mode) -> Option<u32> {
         let aim = Aim { mode, machine: self.machine, fleeting: true };
         let kept = Kept { sites: &mut self.cache.sites, moving: &|_| false, hot: false };
-        let mut plan = Plan::new(bytes, start, aim, &mut self.info, kept);
+        let mut plan = Plan::new(bytes, 0, start, aim, &mut self.info, kept);
         if plan.items.is_empty() || plan.end > 4096 {
             return None;
         }
@@ -921,10 +962,16 @@ impl Rem {
         let page = self.cache.pages.entry(key).or_insert_with(|| Page {
             source: Source { memory, page: number, generation },
             blocks: Vec::new(),
-            fleeting: Some(Box::new(AtomicU32::new(known.patience()))),
+            fleeting: Some(Fleeting {
+                left: Box::new(AtomicU32::new(known.patience())),
+                extent: (start, plan.end),
+                seen: 0,
+            }),
             heat: 0,
         });
-        let counter = std::ptr::from_ref(page.fleeting.as_deref()?).expose_provenance() as u64;
+        let fleeting = page.fleeting.as_mut()?;
+        fleeting.extent = (fleeting.extent.0.min(start), fleeting.extent.1.max(plan.end));
+        let counter = std::ptr::from_ref(&*fleeting.left).expose_provenance() as u64;
         let block = self.cache.blocks.len() as u32;
         page.blocks.push(block);
         plan.verify = Some(Verify { fixed: plan.fixed(bytes), counter, block });
