@@ -75,8 +75,6 @@ pub(crate) struct Page {
     pub(crate) blocks: Vec<u32>,
     /// Its writes are not noticed, and its blocks verify their bytes.
     pub(crate) fleeting: Option<Fleeting>,
-    /// How often its code was seen at work.
-    pub(crate) heat: u8,
 }
 
 impl Page {
@@ -150,8 +148,8 @@ pub(crate) struct Cache {
     pub(crate) links: Vec<Link>,
     /// Checks of kept pages: page offset of the instruction, and block.
     pub(crate) places: Vec<(u16, u32)>,
-    /// Pages whose code runs much, by host address.
-    pub(crate) hot: HashSet<u64, BuildHasherDefault<IntHasher>>,
+    /// How often code of a page was seen at work, by host address.
+    pub(crate) heat: IntMap<u64, u8>,
     /// Sites taken.
     pub(crate) sites: usize,
     /// Instructions whose memory operands move from page to page too often for that, by host address.

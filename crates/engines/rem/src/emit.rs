@@ -1,6 +1,7 @@
 //! Turns a plan into host code.
 
 mod memory;
+mod raw;
 mod system;
 pub(crate) mod verify;
 
@@ -129,6 +130,8 @@ pub(crate) struct Emitter<'a> {
     base: u64,
     /// Host address of the guest's page.
     page: u64,
+    /// Its bytes, as far as they are known.
+    code: &'a [u8],
     thunks: &'a Thunks,
     host: &'a Host,
     mode: Mode,
@@ -191,10 +194,11 @@ const BYTE: [Register; 16] = [
 ];
 
 /// Where blocks are placed and what numbers their links and replaceable checks get.
-pub(crate) struct Place {
+pub(crate) struct Place<'a> {
     pub(crate) base: u64,
-    /// Host address of the guest's page.
+    /// Host address of the guest's page, and its bytes as far as they are known.
     pub(crate) page: u64,
+    pub(crate) code: &'a [u8],
     pub(crate) hot: usize,
     pub(crate) cold: usize,
     pub(crate) first_link: u32,
@@ -203,7 +207,7 @@ pub(crate) struct Place {
 
 impl<'a> Emitter<'a> {
     pub(crate) fn new(
-        place: &Place,
+        place: &Place<'a>,
         thunks: &'a Thunks,
         host: &'a Host,
         mode: Mode,
@@ -211,12 +215,13 @@ impl<'a> Emitter<'a> {
         info: &'a mut InstructionInfoFactory,
     ) -> Self {
         Self {
-            hot: Asm::default(),
-            cold: Asm::default(),
+            hot: Asm::with_room(1024),
+            cold: Asm::with_room(2048),
             hot_at: place.hot,
             cold_at: place.cold,
             base: place.base,
             page: place.page,
+            code: place.code,
             thunks,
             host,
             mode,
@@ -281,7 +286,8 @@ impl<'a> Emitter<'a> {
                 self.here(item.live_in);
                 self.flags = Flags::Here;
                 self.kept = None;
-                let (here, others) = std::mem::take(&mut self.joins).into_iter().partition(|j: &(usize, usize)| j.1 == n);
+                let (here, others) =
+                    std::mem::take(&mut self.joins).into_iter().partition(|j: &(usize, usize)| j.1 == n);
                 self.joins = others;
                 for (site, _) in here {
                     self.hot.aim(site);
@@ -971,12 +977,15 @@ impl<'a> Emitter<'a> {
         let mut spare: &[u8] = &[r::S14, r::S15];
         let high = (0..insn.op_count())
             .any(|i| insn.op_kind(i) == OpKind::Register && high_number(insn.op_register(i)).is_some());
+        let mut operand = None;
         match item.memory {
             Memory::None => self.s14 |= high,
             Memory::Stack => {
                 self.s14 |= high;
                 let disp = insn.memory_displacement64() as i64 as i32;
-                set_memory(&mut insn, M::Index(r::GUEST_SP, r::DELTA, 0, disp));
+                let m = M::Index(r::GUEST_SP, r::DELTA, 0, disp);
+                set_memory(&mut insn, m);
+                operand = Some(m);
             }
             Memory::Checked => {
                 let m = if item.kind == Kind::BitString {
@@ -992,10 +1001,12 @@ impl<'a> Emitter<'a> {
                     return true;
                 }
                 set_memory(&mut insn, m);
+                operand = Some(m);
                 spare = &[r::S14];
             }
         }
-        if self.host.alone && insn.has_lock_prefix() && !is_barrier(&item.insn) {
+        let unlocked = self.host.alone && insn.has_lock_prefix() && !is_barrier(&item.insn);
+        if unlocked {
             insn.set_has_lock_prefix(false);
         }
         if item.kind != Kind::BitString {
@@ -1003,6 +1014,10 @@ impl<'a> Emitter<'a> {
         }
         if item.kind == Kind::Divide {
             self.hot.store_imm32(M::Ctx(off::FAULT_OFFSET), item.offset.into());
+        }
+        if item.kind != Kind::BitString && self.copy_raw(item, operand, unlocked) {
+            self.after(item);
+            return true;
         }
         let mut homes: [(u8, u8, OpAccess); 2] = [(0, 0, OpAccess::None); 2];
         let mut used = 0;

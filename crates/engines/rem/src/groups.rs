@@ -137,13 +137,7 @@ pub(crate) fn find(
         match item.kind {
             Kind::Copy | Kind::Divide | Kind::BitString | Kind::Lea | Kind::Push | Kind::Pop => {
                 let (insn, kind, known) = (item.insn, item.kind, item.immediate.is_none());
-                for used in info.info(&insn).used_registers() {
-                    if matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None)
-                        || !used.register().is_gpr()
-                    {
-                        continue;
-                    }
-                    let register = used.register().full_register();
+                let mut written = |register: Register| {
                     let growth = growth(&insn, kind, register).filter(|_| known);
                     let mut k = 0;
                     while k < open.len() {
@@ -163,6 +157,19 @@ pub(crate) fn find(
                             }
                         }
                     }
+                };
+                if kind == Kind::Copy && writes_first_only(&insn) {
+                    if insn.op_kind(0) == OpKind::Register && insn.op_register(0).is_gpr() {
+                        written(insn.op_register(0).full_register());
+                    }
+                } else {
+                    for used in info.info(&insn).used_registers() {
+                        let kept =
+                            matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None);
+                        if !kept && used.register().is_gpr() {
+                            written(used.register().full_register());
+                        }
+                    }
                 }
             }
             Kind::Nop => {}
@@ -177,6 +184,32 @@ pub(crate) fn find(
     for closed in open {
         free.settle(items, &closed);
     }
+}
+
+/// Whether the instruction is known to write no register but its first operand: most do not, and need no closer look.
+fn writes_first_only(insn: &Instruction) -> bool {
+    use Mnemonic::*;
+    matches!(
+        insn.mnemonic(),
+        Mov | Movzx
+            | Movsx
+            | Movsxd
+            | Lea
+            | Add
+            | Sub
+            | Adc
+            | Sbb
+            | And
+            | Or
+            | Xor
+            | Inc
+            | Dec
+            | Neg
+            | Not
+            | Shl
+            | Shr
+            | Sar
+    )
 }
 
 fn groupable(item: &Item) -> bool {

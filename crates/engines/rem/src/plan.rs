@@ -15,6 +15,9 @@ const XSAVE_BYTES: u16 = cpum::state::XsaveArea::SIZE as u16;
 /// Most instructions in a block, and in one that verifies its bytes.
 const MAX_INSNS: usize = 96;
 const MAX_VERIFIED: usize = 256;
+/// How often code of a page must have been seen at work so that its blocks overlap, and for pages to be kept everywhere in it.
+pub(crate) const WARM: u8 = 1;
+pub(crate) const HOT: u8 = 8;
 /// The arithmetic flags, as `iced-x86` names them.
 pub(crate) const ARITH: u32 =
     RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
@@ -173,6 +176,8 @@ pub(crate) struct Item {
     pub(crate) check: Option<StackCheck>,
     /// Branches of the block come here.
     pub(crate) joined: bool,
+    /// Its registers were replaced by others.
+    pub(crate) renamed: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -207,8 +212,8 @@ pub(crate) struct Kept<'a> {
     pub(crate) sites: &'a mut usize,
     /// Whether the memory operand of the instruction at a page offset moves from page to page too often.
     pub(crate) moving: &'a dyn Fn(u16) -> bool,
-    /// The page's code runs much: pages are kept everywhere in it.
-    pub(crate) hot: bool,
+    /// How often the page's code was seen at work.
+    pub(crate) heat: u8,
 }
 
 /// What a block is planned for.
@@ -925,6 +930,7 @@ impl Plan {
                 group: None,
                 check: None,
                 joined: false,
+                renamed: false,
             });
             if fleeting && let Some(item) = items.last_mut().filter(|item| reads_immediate(item)) {
                 let place = decoder.get_constant_offsets(&insn);
@@ -998,7 +1004,7 @@ impl Plan {
         if !mode.plain {
             plan.looped = mode.long && !fleeting && plan.loops(start);
             // Where code runs much, what follows a branch is worth a copy for each way to it: a check before it holds on.
-            plan.joins = !kept.hot && plan.rounds().0 == 1;
+            plan.joins = kept.heat < WARM && plan.rounds().0 == 1;
             if plan.joins {
                 plan.join();
             }
@@ -1009,7 +1015,7 @@ impl Plan {
             if plan.looped {
                 plan.swaps = swap::apply(&mut plan.items, info);
             }
-            let sites = (plan.looped || kept.hot).then_some(kept.sites);
+            let sites = (plan.looped || kept.heat >= HOT).then_some(kept.sites);
             groups::find(&mut plan.items, mode, sites, info);
         }
         plan
@@ -1017,7 +1023,7 @@ impl Plan {
 
     /// Plans one instruction that reaches into the next page; `None` if it is left to the interpreter.
     pub(crate) fn one(bytes: &[u8], start: u16, aim: Aim, info: &mut InstructionInfoFactory) -> Option<Self> {
-        let kept = Kept { sites: &mut 0, moving: &|_| false, hot: false };
+        let kept = Kept { sites: &mut 0, moving: &|_| false, heat: 0 };
         let mut plan = Self::new(bytes, start, start, aim, info, kept);
         let first = plan.items.first()?;
         let native = !matches!(first.kind, Kind::Interpret(_));
@@ -1255,8 +1261,11 @@ fn live_at(
                 (at, from) = (t, t);
             }
             FlowControl::ConditionalBranch if let Some(t) = target => {
-                let other =
-                    if forks == 0 { ARITH } else { live_at(decoder, t, known, mode, budget / 2, forks - 1, ranges) };
+                let other = if forks == 0 {
+                    ARITH
+                } else {
+                    live_at(decoder, t, known, mode, budget / 2, forks - 1, ranges)
+                };
                 live |= other & !killed;
                 at = next;
             }

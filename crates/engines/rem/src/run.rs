@@ -23,7 +23,7 @@ use crate::context::{
 use crate::emit::verify::Verify;
 use crate::emit::{Emitter, Host, Place};
 use crate::host::{self, Features};
-use crate::plan::{self, Aim, Kept, Kind, Machine, Mode, Plan};
+use crate::plan::{self, Aim, HOT, Kept, Kind, Machine, Mode, Plan, WARM};
 use crate::slow::{self, Moves};
 use crate::thunks::{self, Thunks, reason};
 
@@ -51,6 +51,7 @@ pub(crate) struct Stats {
     pub(crate) places_given_up: u64,
     pub(crate) data_beside_code: u64,
     pub(crate) pages_dropped: u64,
+    pub(crate) pages_warm: u64,
     pub(crate) pages_hot: u64,
     pub(crate) fleeting: u64,
     pub(crate) blocks_stale: u64,
@@ -880,8 +881,8 @@ impl Rem {
         let aim = Aim { mode, machine: self.machine, fleeting };
         let moving = &self.cache.moving;
         let moving = |at: u16| moving.contains(&(key + u64::from(at)));
-        let hot = self.cache.hot.contains(&key);
-        let kept = Kept { sites: &mut self.cache.sites, moving: &moving, hot };
+        let heat = self.cache.heat.get(&key).copied().unwrap_or(0);
+        let kept = Kept { sites: &mut self.cache.sites, moving: &moving, heat };
         let mut plan = Plan::new(&bytes[..end.into()], known, start, aim, &mut self.info, kept);
         let mut second = None;
         if plan.items.is_empty() {
@@ -917,12 +918,12 @@ impl Rem {
         }
         let source = source?;
         let second_key = second.as_ref().map(|s| s.0);
-        let index = self.emit(&plan, key, start, mode, second_key);
+        let index = self.emit(&plan, bytes, key, start, mode, second_key);
         for (key, source) in [(key, source)].into_iter().chain(second) {
             self.cache
                 .pages
                 .entry(key)
-                .or_insert_with(|| Page { source, blocks: Vec::new(), fleeting: None, heat: 0 })
+                .or_insert_with(|| Page { source, blocks: Vec::new(), fleeting: None })
                 .blocks
                 .push(index);
         }
@@ -931,15 +932,18 @@ impl Rem {
 
     /// A request found generated code at work in the page of `pc`: after some of these all its code is worth more effort.
     fn sample(&mut self, pc: u64) {
-        const HOT: u8 = 8;
         let core = self.iem.core();
         let bank = core.code_bank();
         let Some(at) = core.tlb.fetch(bank, pc) else { return };
         let key = at & !0xfff;
-        let Some(page) = self.cache.pages.get_mut(&key) else { return };
-        page.heat = page.heat.saturating_add(1);
-        if page.heat == HOT && page.fleeting.is_none() && self.cache.hot.insert(key) {
-            self.stats.pages_hot += 1;
+        let Some(page) = self.cache.pages.get_mut(&key).filter(|page| page.fleeting.is_none()) else {
+            return;
+        };
+        let heat = self.cache.heat.entry(key).or_default();
+        *heat = heat.saturating_add(1);
+        self.stats.pages_warm += u64::from(*heat == WARM);
+        self.stats.pages_hot += u64::from(*heat == HOT);
+        if matches!(*heat, WARM | HOT) {
             for index in std::mem::take(&mut page.blocks) {
                 self.drop_block(index);
             }
@@ -949,7 +953,7 @@ impl Rem {
     /// Translates from a page whose code is overwritten time and again.
     fn translate_fleeting(&mut self, frame: Frame, bytes: &[u8], start: u16, mode: Mode) -> Option<u32> {
         let aim = Aim { mode, machine: self.machine, fleeting: true };
-        let kept = Kept { sites: &mut self.cache.sites, moving: &|_| false, hot: false };
+        let kept = Kept { sites: &mut self.cache.sites, moving: &|_| false, heat: 0 };
         let mut plan = Plan::new(bytes, 0, start, aim, &mut self.info, kept);
         if plan.items.is_empty() || plan.end > 4096 {
             return None;
@@ -967,7 +971,6 @@ impl Rem {
                 extent: (start, plan.end),
                 seen: 0,
             }),
-            heat: 0,
         });
         let fleeting = page.fleeting.as_mut()?;
         fleeting.extent = (fleeting.extent.0.min(start), fleeting.extent.1.max(plan.end));
@@ -976,15 +979,24 @@ impl Rem {
         page.blocks.push(block);
         plan.verify = Some(Verify { fixed: plan.fixed(bytes), counter, block });
         self.stats.fleeting += 1;
-        Some(self.emit(&plan, key, start, mode, None))
+        Some(self.emit(&plan, bytes, key, start, mode, None))
     }
 
     /// Makes code of a plan for offset `start` of the page at host address `key`, and enters the block.
-    fn emit(&mut self, plan: &Plan, key: u64, start: u16, mode: Mode, second: Option<u64>) -> u32 {
+    fn emit(
+        &mut self,
+        plan: &Plan,
+        bytes: &[u8],
+        key: u64,
+        start: u16,
+        mode: Mode,
+        second: Option<u64>,
+    ) -> u32 {
         let (hot, cold) = self.code.next();
         let first_link = self.cache.links.len() as u32;
         let first_place = self.cache.places.len() as u32;
-        let place = Place { base: self.code.base(), page: key, hot, cold, first_link, first_place };
+        let place =
+            Place { base: self.code.base(), page: key, code: bytes, hot, cold, first_link, first_place };
         let checked = self.unknown && !mode.plain;
         let emitter = Emitter::new(&place, &self.thunks, &self.host, mode, &mut self.encoder, &mut self.info);
         let output = emitter.block(plan, start, checked);
@@ -1050,7 +1062,7 @@ impl Rem {
             let first_link = self.cache.links.len() as u32;
             let first_place = self.cache.places.len() as u32;
             let page = block.page;
-            let place = Place { base: self.code.base(), page, hot, cold, first_link, first_place };
+            let place = Place { base: self.code.base(), page, code: &[], hot, cold, first_link, first_place };
             let emitter =
                 Emitter::new(&place, &self.thunks, &self.host, mode, &mut self.encoder, &mut self.info);
             let output = emitter.entry_for(start, live, entry);
@@ -1177,6 +1189,7 @@ impl Engine for Rem {
             ("kept pages given up", s.places_given_up),
             ("data writes beside code", s.data_beside_code),
             ("code pages dropped", s.pages_dropped),
+            ("code pages found warm", s.pages_warm),
             ("code pages found hot", s.pages_hot),
             ("blocks that verify their bytes translated", s.fleeting),
             ("blocks that found other bytes", s.blocks_stale),

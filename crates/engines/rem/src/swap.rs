@@ -67,6 +67,7 @@ pub(crate) fn apply(items: &mut [Item], info: &mut InstructionInfoFactory) -> Ve
     for item in items.iter_mut() {
         for swap in &swaps {
             rename(&mut item.insn, *swap);
+            item.renamed = true;
         }
     }
     swaps
