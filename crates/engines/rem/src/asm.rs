@@ -50,6 +50,7 @@ pub(crate) mod cc {
     pub(crate) const NE: u8 = 5;
     pub(crate) const A: u8 = 7;
     pub(crate) const S: u8 = 8;
+    pub(crate) const G: u8 = 15;
 }
 
 /// Code under construction.

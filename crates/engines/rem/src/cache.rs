@@ -25,7 +25,7 @@ impl Hasher for IntHasher {
     fn write_u8(&mut self, v: u8) {
         self.write_u64(v.into());
     }
-    fn write_u16(&mut self, v: u16) {
+    fn write_u32(&mut self, v: u32) {
         self.write_u64(v.into());
     }
     fn write_u64(&mut self, v: u64) {
@@ -41,7 +41,7 @@ pub(crate) struct Block {
     /// Host address of the guest page and offset in it.
     pub(crate) page: u64,
     pub(crate) start: u16,
-    pub(crate) mode: u16,
+    pub(crate) mode: u32,
     /// Host address of the next page, if its one instruction reaches into that.
     pub(crate) second: Option<u64>,
     /// Offset of the entry in the code buffer.
@@ -154,7 +154,7 @@ pub(crate) struct Cache {
     pub(crate) sites: usize,
     /// Instructions whose memory operands move from page to page too often for that, by host address.
     pub(crate) moving: HashSet<u64, BuildHasherDefault<IntHasher>>,
-    pub(crate) by_place: IntMap<(u64, u16), u32>,
+    pub(crate) by_place: IntMap<(u64, u32), u32>,
     pub(crate) pages: IntMap<u64, Page>,
     pub(crate) rewritten: IntMap<u64, Rewritten>,
     /// By bank and linear page address.

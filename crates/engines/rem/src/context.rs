@@ -81,6 +81,14 @@ pub(crate) struct Context {
     pub(crate) moves: u64,
     /// Sites that hold a page.
     pub(crate) live_sites: u64,
+    /// Bases of the guest's segments outside flat and 64-bit code, and the highest offsets that may be read and written: below zero
+    /// if there are none.
+    pub(crate) seg_base: [u64; 6],
+    pub(crate) seg_read: [i64; 6],
+    pub(crate) seg_write: [i64; 6],
+    /// Base of the code segment there, and its number as in `page`: see [`CodeSegments`].
+    pub(crate) code_base: u64,
+    pub(crate) code_number: u64,
     /// Guest registers whose host registers hold r12 to r15 while the loop at work runs, by those.
     pub(crate) swapped: [u64; 4],
 }
@@ -110,6 +118,11 @@ pub(crate) mod off {
     pub(crate) const TMP: i32 = offset_of!(Context, tmp) as i32;
     pub(crate) const CHECK: i32 = offset_of!(Context, check) as i32;
     pub(crate) const SWAPPED: i32 = offset_of!(Context, swapped) as i32;
+    pub(crate) const SEG_BASE: i32 = offset_of!(Context, seg_base) as i32;
+    pub(crate) const SEG_READ: i32 = offset_of!(Context, seg_read) as i32;
+    pub(crate) const SEG_WRITE: i32 = offset_of!(Context, seg_write) as i32;
+    pub(crate) const CODE_BASE: i32 = offset_of!(Context, code_base) as i32;
+    pub(crate) const CODE_NUMBER: i32 = offset_of!(Context, code_number) as i32;
     pub(crate) const LIVE_SITES: i32 = offset_of!(Context, live_sites) as i32;
     pub(crate) const MOVES: i32 = offset_of!(Context, moves) as i32;
     pub(crate) const PLACES: i32 = offset_of!(Context, places) as i32;
@@ -140,6 +153,7 @@ pub(crate) mod cpu {
     pub(crate) const SEGMENTS: i32 = offset_of!(CpuState, seg) as i32;
     pub(crate) const SEGMENT: i32 = size_of::<Segment>() as i32;
     pub(crate) const SELECTOR: i32 = offset_of!(Segment, selector) as i32;
+    pub(crate) const BASE: i32 = offset_of!(Segment, base) as i32;
     pub(crate) const CS: i32 = SEGMENTS + seg::CS as i32 * SEGMENT;
     pub(crate) const SS: i32 = SEGMENTS + seg::SS as i32 * SEGMENT;
     pub(crate) const FS_BASE: i32 = SEGMENTS + seg::FS as i32 * SEGMENT + offset_of!(Segment, base) as i32;
@@ -164,6 +178,39 @@ pub(crate) struct Jump {
     pub(crate) tag: u64,
     /// Host address of the block's checked entry, which compares the tag. Flags that matter are in the context.
     pub(crate) code: u64,
+}
+
+/// Set in addresses of code in segments, which have the segment's number and this above their 32 bits: no flat address has it alone.
+pub(crate) const SEGMENTED: u64 = 1 << 62;
+
+/// The linear address of a code address.
+pub(crate) fn linear_part(address: u64) -> u64 {
+    if address >> 62 == 1 { address & 0xffff_ffff } else { address }
+}
+
+/// Code segments by number.
+#[derive(Default)]
+pub(crate) struct CodeSegments {
+    known: Vec<(u64, u16)>,
+}
+
+impl CodeSegments {
+    const MOST: usize = 1 << 12;
+
+    /// What is added to linear addresses of code in the segment with a base, for code of a kind. True if numbers start anew.
+    pub(crate) fn number(&mut self, base: u64, kind: u16) -> (u64, bool) {
+        let mut anew = false;
+        // Those in use are few, and the last ones come again.
+        let n = self.known.iter().rposition(|&k| k == (base, kind)).unwrap_or_else(|| {
+            anew = self.known.len() == Self::MOST;
+            if anew {
+                self.known.clear();
+            }
+            self.known.push((base, kind));
+            self.known.len() - 1
+        });
+        (SEGMENTED | (n as u64) << 32, anew)
+    }
 }
 
 /// A page that an access went to: linear address ([`NO_STACK`] if none), and distance to host memory.

@@ -2,6 +2,7 @@
 
 mod memory;
 mod raw;
+mod segmented;
 mod system;
 pub(crate) mod verify;
 
@@ -309,7 +310,7 @@ impl<'a> Emitter<'a> {
         if !ended {
             if plan.crosses {
                 // Only the jump cache knows code that depends on two pages.
-                Self::linear(&mut self.hot, self.mode.long, plan.end.into());
+                Self::linear(&mut self.hot, self.mode, plan.end.into());
                 self.jump_away(crate::plan::ARITH);
             } else {
                 self.here(plan.items.last().map_or(crate::plan::ARITH, |i| i.live_out));
@@ -460,12 +461,17 @@ impl<'a> Emitter<'a> {
         Self::jump_indirect(&mut self.hot, jumps);
     }
 
-    fn linear(asm: &mut Asm, long: bool, target: i64) {
+    /// The address of code at page offset `target` into r15; may use r14.
+    fn linear(asm: &mut Asm, mode: Mode, target: i64) {
         asm.load(r::S15, M::Ctx(off::PAGE));
-        if long {
+        if mode.long {
             asm.lea(r::S15, M::At(r::S15, target as i32));
-        } else {
-            asm.lea32(r::S15, M::At(r::S15, target as i32));
+            return;
+        }
+        asm.lea32(r::S15, M::At(r::S15, target as i32));
+        if mode.segments.is_some() {
+            asm.load(r::S14, M::Ctx(off::CODE_NUMBER));
+            asm.lea(r::S15, M::Index(r::S15, r::S14, 0, 0));
         }
     }
 
@@ -483,7 +489,7 @@ impl<'a> Emitter<'a> {
                 self.jump_near(offset, poll);
             }
             None => {
-                Self::linear(&mut self.hot, self.mode.long, target);
+                Self::linear(&mut self.hot, self.mode, target);
                 self.jump_away(crate::plan::ARITH);
             }
         }
@@ -495,7 +501,7 @@ impl<'a> Emitter<'a> {
             self.here(live);
             self.go(target, false);
         } else {
-            Self::linear(&mut self.hot, self.mode.long, target);
+            Self::linear(&mut self.hot, self.mode, target);
             self.jump_away(live);
         }
     }
@@ -619,10 +625,13 @@ impl<'a> Emitter<'a> {
 
     /// Translates one instruction; true if it ends the block.
     fn item(&mut self, item: &Item) -> bool {
+        if let Some(ended) = self.segmented(item) {
+            return ended;
+        }
         let insn = &item.insn;
         let next = i64::from(item.offset) + insn.len() as i64;
         match item.kind {
-            Kind::Nop => {}
+            Kind::Nop | Kind::LoadSegment => {}
             Kind::Copy | Kind::Divide | Kind::BitString => {
                 if !self.copy(item) {
                     self.here(crate::plan::ARITH);
@@ -825,7 +834,7 @@ impl<'a> Emitter<'a> {
                         self.colds.push(Cold::Link { site, target, mode });
                     }
                     None => {
-                        Self::linear(&mut self.hot, self.mode.long, next);
+                        Self::linear(&mut self.hot, self.mode, next);
                         self.clobber(item.live_out);
                         Self::jump_indirect(&mut self.hot, Self::jumps_of(bank));
                     }
@@ -1248,8 +1257,8 @@ impl<'a> Emitter<'a> {
                 Cold::Far { site, target } => {
                     self.aim_hot(site);
                     Self::swap_out(&mut self.cold, &self.swaps);
-                    let (long, jumps) = (self.mode.long, self.jumps());
-                    Self::linear(&mut self.cold, long, target);
+                    let (mode, jumps) = (self.mode, self.jumps());
+                    Self::linear(&mut self.cold, mode, target);
                     self.cold.save_flags(r::S14, off::FLAGS);
                     Self::jump_indirect(&mut self.cold, jumps);
                 }

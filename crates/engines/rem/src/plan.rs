@@ -43,26 +43,67 @@ pub(crate) struct Mode {
     pub(crate) tsc: bool,
     /// RDFSBASE and relatives are enabled.
     pub(crate) fsgsbase: bool,
+    /// Segments are not flat, or code has 16 bits.
+    pub(crate) segments: Option<Segments>,
+}
+
+/// Code outside flat segments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Segments {
+    /// Code has 32 bits.
+    pub(crate) big: bool,
+    /// The stack pointer has 32 bits.
+    pub(crate) big_stack: bool,
+    /// Segment registers are loaded as in real mode.
+    pub(crate) real: bool,
+    /// Of 16-bit code: the offset in the code segment of the page's first byte.
+    pub(crate) ip: i32,
+}
+
+impl Segments {
+    /// What code segments of the same base may differ in.
+    pub(crate) fn kind(self) -> u16 {
+        u16::from(self.big) | u16::from(self.big_stack) << 1 | u16::from(self.real) << 2
+    }
 }
 
 impl Mode {
     /// A number for it.
-    pub(crate) fn number(self) -> u16 {
-        u16::from(self.bank)
-            | u16::from(self.long) << 2
-            | u16::from(self.x87) << 3
-            | u16::from(self.sse) << 4
-            | u16::from(self.avx) << 5
-            | u16::from(self.fs_gs) << 6
-            | if self.plain { PLAIN_BIT } else { 0 }
-            | u16::from(self.smap) << 8
-            | u16::from(self.tsc) << 9
-            | u16::from(self.fsgsbase) << 10
+    pub(crate) fn number(self) -> u32 {
+        let segments = self.segments.map_or(0, |s| {
+            // Page offsets that belong to the segment are in the page.
+            1 | u32::from(s.kind()) << 1 | ((s.ip + 4096) as u32 & 0x1_ffff) << 4
+        });
+        u32::from(self.bank)
+            | u32::from(self.long) << 2
+            | u32::from(self.x87) << 3
+            | u32::from(self.sse) << 4
+            | u32::from(self.avx) << 5
+            | u32::from(self.fs_gs) << 6
+            | u32::from(self.plain) << 7
+            | u32::from(self.smap) << 8
+            | u32::from(self.tsc) << 9
+            | u32::from(self.fsgsbase) << 10
+            | segments << 11
     }
 
     /// What code of all banks has in common.
-    pub(crate) fn common(self) -> u16 {
-        Self { bank: 0, long: false, fs_gs: false, plain: false, ..self }.number()
+    pub(crate) fn common(self) -> u32 {
+        Self { bank: 0, long: false, fs_gs: false, plain: false, segments: None, ..self }.number()
+    }
+
+    /// The width of code, in bits.
+    pub(crate) fn bits(self) -> u32 {
+        match self.segments {
+            _ if self.long => 64,
+            Some(Segments { big: false, .. }) => 16,
+            _ => 32,
+        }
+    }
+
+    /// The offset in the code segment of the page's first byte, as far as it matters.
+    fn ip(self) -> i32 {
+        self.segments.map_or(0, |s| s.ip)
     }
 
     /// What is a bank's own.
@@ -74,9 +115,6 @@ impl Mode {
         self.bank == 1
     }
 }
-
-/// The bit of [`Mode::number`] that says plain accesses.
-pub(crate) const PLAIN_BIT: u16 = 0x80;
 
 /// How an instruction is translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +150,8 @@ pub(crate) enum Kind {
     Rdtscp,
     /// MOV from a segment register, to a register or memory.
     Selector,
+    /// MOV or POP to a segment register other than CS and SS, in real mode.
+    LoadSegment,
     /// MOV from a control register.
     ReadControl,
     /// Repeated MOVS or STOS; element size as power of two.
@@ -474,6 +514,9 @@ fn names_high(insn: &Instruction) -> bool {
 fn addressable(insn: &Instruction, mode: Mode) -> bool {
     let base = insn.memory_base();
     let index = insn.memory_index();
+    if mode.segments.is_some() {
+        return base.size() <= 4 && index.size() <= 4 && insn.memory_segment() != Register::None;
+    }
     let size_ok = |r: Register| {
         r == Register::None || r.is_gpr64() && mode.long || r.is_gpr32() || r == Register::RIP && mode.long
     };
@@ -506,7 +549,12 @@ impl Sorted {
 fn sort(insn: &Instruction, mode: Mode, machine: &Machine) -> Sorted {
     let interpret = Sorted::plain(Kind::Interpret(false));
     let has_memory = (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Memory);
-    let word = if mode.long { 8 } else { 4 };
+    let word = mode.bits() as u16 / 8;
+    if mode.segments.is_some()
+        && let Some(sorted) = sort_segmented(insn, mode)
+    {
+        return sorted;
+    }
     if let Some(kind) = sort_system(insn, mode) {
         if kind == Kind::Selector && has_memory {
             if !addressable(insn, mode) {
@@ -537,6 +585,7 @@ fn sort(insn: &Instruction, mode: Mode, machine: &Machine) -> Sorted {
                 Mnemonic::Loop if matches!(insn.code(), Code::Loop_rel8_64_RCX | Code::Loop_rel8_32_ECX) => {
                     Kind::Loop(t)
                 }
+                Mnemonic::Loop if insn.code() == Code::Loop_rel8_16_CX => Kind::Loop(t),
                 _ if insn.is_jcc_short_or_near() => Kind::Jcc(t),
                 _ => Kind::Interpret(false),
             });
@@ -548,14 +597,19 @@ fn sort(insn: &Instruction, mode: Mode, machine: &Machine) -> Sorted {
             };
         }
         FlowControl::Return
-            if matches!(insn.code(), Code::Retnq | Code::Retnq_imm16 | Code::Retnd | Code::Retnd_imm16) =>
+            if matches!(
+                (insn.code(), word),
+                (Code::Retnq | Code::Retnq_imm16, 8)
+                    | (Code::Retnd | Code::Retnd_imm16, 4)
+                    | (Code::Retnw | Code::Retnw_imm16, 2)
+            ) =>
         {
             return Sorted { size: word, ..Sorted::plain(Kind::Ret) };
         }
         FlowControl::IndirectBranch | FlowControl::IndirectCall
             if insn.is_jmp_near_indirect() || insn.is_call_near_indirect() =>
         {
-            let wanted = if mode.long { 8 } else { 4 };
+            let wanted = usize::from(word);
             let operand_ok = match insn.op_kind(0) {
                 OpKind::Register => insn.op_register(0).size() == wanted,
                 OpKind::Memory => insn.memory_size().size() == wanted && addressable(insn, mode),
@@ -713,6 +767,7 @@ fn sort(insn: &Instruction, mode: Mode, machine: &Machine) -> Sorted {
 /// System instructions that are translated.
 fn sort_system(insn: &Instruction, mode: Mode) -> Option<Kind> {
     let kernel = !mode.user();
+    let flat = mode.segments.is_none();
     let element = |code| match code {
         Code::Movsb_m8_m8 | Code::Stosb_m8_AL => Some(0),
         Code::Movsw_m16_m16 | Code::Stosw_m16_AX => Some(1),
@@ -725,14 +780,14 @@ fn sort_system(insn: &Instruction, mode: Mode) -> Option<Kind> {
         Mnemonic::Sti if kernel => Kind::Sti,
         Mnemonic::Cld => Kind::Cld,
         Mnemonic::Pushfq if mode.long => Kind::Pushf,
-        Mnemonic::Pushfd if !mode.long => Kind::Pushf,
+        Mnemonic::Pushfd if !mode.long && flat => Kind::Pushf,
         Mnemonic::Popfq if mode.long && kernel => Kind::Popf,
-        Mnemonic::Popfd if !mode.long && kernel => Kind::Popf,
+        Mnemonic::Popfd if !mode.long && flat && kernel => Kind::Popf,
         Mnemonic::Swapgs if mode.long && kernel => Kind::Swapgs,
         Mnemonic::Rdtsc if mode.tsc => Kind::Rdtsc,
         Mnemonic::Rdtscp if mode.tsc => Kind::Rdtscp,
-        Mnemonic::Stac if kernel && mode.smap => Kind::SetAc(true),
-        Mnemonic::Clac if kernel && mode.smap => Kind::SetAc(false),
+        Mnemonic::Stac if kernel && flat && mode.smap => Kind::SetAc(true),
+        Mnemonic::Clac if kernel && flat && mode.smap => Kind::SetAc(false),
         Mnemonic::Syscall if mode.long && mode.user() => Kind::Syscall,
         Mnemonic::Sysretq if mode.long && mode.bank == 0 => Kind::Sysret,
         Mnemonic::Mov
@@ -772,6 +827,59 @@ fn sort_system(insn: &Instruction, mode: Mode) -> Option<Kind> {
     })
 }
 
+/// What is translated in another way outside flat segments, or left to the interpreter there.
+fn sort_segmented(insn: &Instruction, mode: Mode) -> Option<Sorted> {
+    use Code::*;
+    let segments = mode.segments?;
+    let interpret = Some(Sorted::plain(Kind::Interpret(false)));
+    let has_memory = (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Memory);
+    if has_memory && !addressable(insn, mode) {
+        return interpret;
+    }
+    let names_sp =
+        |n: u32| insn.op_kind(n) == OpKind::Register && insn.op_register(n).full_register() == Register::RSP;
+    match insn.mnemonic() {
+        Mnemonic::Lea => Some(Sorted::plain(if names_sp(0) { Kind::Interpret(false) } else { Kind::Lea })),
+        Mnemonic::Push => {
+            let size = match insn.code() {
+                Push_r16 | Push_rm16 | Push_imm16 | Pushw_imm8 => 2,
+                Push_r32 | Push_rm32 | Pushd_imm32 | Pushd_imm8 => 4,
+                _ => return interpret,
+            };
+            Some(Sorted { memory: has_memory, size, writes: true, ..Sorted::plain(Kind::Push) })
+        }
+        Mnemonic::Pop => {
+            let to = insn.op0_register();
+            let real = segments.real && matches!(insn.code(), Popw_DS | Popw_ES | Popw_FS | Popw_GS);
+            Some(match insn.code() {
+                Pop_r16 | Pop_rm16 if !has_memory && !names_sp(0) => {
+                    Sorted { size: 2, ..Sorted::plain(Kind::Pop) }
+                }
+                Pop_r32 | Pop_rm32 if !has_memory && !names_sp(0) => {
+                    Sorted { size: to.size() as u16, ..Sorted::plain(Kind::Pop) }
+                }
+                _ if real => Sorted { size: 2, ..Sorted::plain(Kind::LoadSegment) },
+                _ => return interpret,
+            })
+        }
+        Mnemonic::Mov if matches!(insn.code(), Mov_Sreg_rm16 | Mov_Sreg_r32m16) => {
+            let to = insn.op0_register();
+            let kept = matches!(to, Register::DS | Register::ES | Register::FS | Register::GS);
+            if !segments.real || !kept {
+                return interpret;
+            }
+            Some(Sorted { memory: has_memory, size: 2, ..Sorted::plain(Kind::LoadSegment) })
+        }
+        Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc
+            if has_memory && insn.op_kind(1) == OpKind::Register =>
+        {
+            interpret
+        }
+        Mnemonic::Leave => interpret,
+        _ => None,
+    }
+}
+
 /// Whether a general instruction writes its memory operand.
 fn writes_memory(insn: &Instruction) -> bool {
     use Mnemonic::*;
@@ -786,7 +894,11 @@ fn writes_memory(insn: &Instruction) -> bool {
 fn near_target(insn: &Instruction, mode: Mode) -> Option<i64> {
     match insn.op_kind(0) {
         OpKind::NearBranch64 if mode.long => Some(insn.near_branch64() as i64),
-        OpKind::NearBranch32 if !mode.long => Some(i64::from(insn.near_branch32() as i32)),
+        OpKind::NearBranch32 if mode.bits() == 32 => Some(i64::from(insn.near_branch32() as i32)),
+        // Offsets in the code segment wrap, not those in the page.
+        OpKind::NearBranch16 if mode.bits() == 16 => {
+            Some(i64::from(insn.near_branch16()) - i64::from(mode.ip()))
+        }
         _ => None,
     }
 }
@@ -896,15 +1008,14 @@ impl Plan {
         kept: Kept<'_>,
     ) -> Self {
         let Aim { mode, machine, fleeting } = aim;
-        let bits = if mode.long { 64 } else { 32 };
-        let mut decoder = Decoder::new(bits, page, DecoderOptions::NONE);
+        let mut decoder = Decoder::new(mode.bits(), page, DecoderOptions::NONE);
         let mut items = Vec::with_capacity(24);
         let mut at = start;
         let mut crosses = false;
         let mut ended = false;
         let most = if fleeting { MAX_VERIFIED } else { MAX_INSNS };
         while items.len() < most && at < 4096 {
-            let Some(insn) = decode(&mut decoder, at) else {
+            let Some(insn) = decode(&mut decoder, at, mode) else {
                 crosses = page.len() >= 4096;
                 break;
             };
@@ -1011,7 +1122,9 @@ impl Plan {
         }
         plan.liveness(&mut decoder, known, mode, ended, fleeting);
         if !mode.plain {
-            plan.stack(if mode.long { 8 } else { 4 });
+            if mode.segments.is_none() {
+                plan.stack(if mode.long { 8 } else { 4 });
+            }
             if plan.looped {
                 plan.swaps = swap::apply(&mut plan.items, info);
             }
@@ -1216,9 +1329,9 @@ impl Plan {
     }
 }
 
-fn decode(decoder: &mut Decoder<'_>, at: u16) -> Option<Instruction> {
+fn decode(decoder: &mut Decoder<'_>, at: u16, mode: Mode) -> Option<Instruction> {
     decoder.set_position(at.into()).ok()?;
-    decoder.set_ip(at.into());
+    decoder.set_ip(i64::from(mode.ip() + i32::from(at)) as u64);
     let insn = decoder.decode();
     (decoder.last_error() != DecoderError::NoMoreBytes).then_some(insn)
 }
@@ -1241,7 +1354,7 @@ fn live_at(
         if at >= 4096 {
             break;
         }
-        let Some(insn) = decode(decoder, at) else { break };
+        let Some(insn) = decode(decoder, at, mode) else { break };
         let next = at + insn.len() as u16;
         if next > 4096 {
             break;

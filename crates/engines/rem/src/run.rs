@@ -18,12 +18,13 @@ use vbox_types::VcpuId;
 use crate::cache::{Block, Cache, Fleeting, IntHasher, Link, Page, PageJumps, Placed};
 use crate::code::CodeBuffer;
 use crate::context::{
-    Context, JUMP_BANKS, JUMPS, JUMPS_AT, Jump, LIVE_SITES_AT, NO_STACK, SITES, SITES_AT, Site,
+    CodeSegments, Context, JUMP_BANKS, JUMPS, JUMPS_AT, Jump, LIVE_SITES_AT, NO_STACK, SITES, SITES_AT, Site,
+    linear_part,
 };
 use crate::emit::verify::Verify;
 use crate::emit::{Emitter, Host, Place};
 use crate::host::{self, Features};
-use crate::plan::{self, Aim, HOT, Kept, Kind, Machine, Mode, Plan, WARM};
+use crate::plan::{self, Aim, HOT, Kept, Kind, Machine, Mode, Plan, Segments, WARM};
 use crate::slow::{self, Moves};
 use crate::thunks::{self, Thunks, reason};
 
@@ -100,8 +101,12 @@ pub struct Rem {
     /// Address spaces whose part of the jump cache was set up.
     views: usize,
     /// What code in the jump cache was translated for: in common, and by bank.
-    common: u16,
+    common: u32,
     own: [(bool, bool); JUMP_BANKS],
+    segments: CodeSegments,
+    /// Base and number of the code segment at work, if it is not flat.
+    code_base: u64,
+    code_number: u64,
     /// STAR, LSTAR and SFMASK as the context knows them.
     syscall_msrs: [u64; 3],
     pub(crate) last_slow: (u64, u32),
@@ -159,6 +164,9 @@ impl Rem {
             views: 1,
             common: 0,
             own: [(false, false); JUMP_BANKS],
+            segments: CodeSegments::default(),
+            code_base: 0,
+            code_number: 0,
             syscall_msrs: [u64::MAX; 3],
             last_slow: (0, 0),
             last_moves: Moves::default(),
@@ -350,7 +358,7 @@ impl Rem {
             // SAFETY: a valid slot; generated code does not run now.
             unsafe {
                 // Code that crosses into the page has an address in the one before.
-                if page.wrapping_sub((*at).tag.wrapping_neg() & !0xfff) <= 0x1000 {
+                if page.wrapping_sub(linear_part((*at).tag.wrapping_neg()) & !0xfff) <= 0x1000 {
                     at.write(none);
                 }
             }
@@ -491,14 +499,24 @@ impl Rem {
                 && !segment.attr.unusable()
                 && (s == seg::CS || segment.attr.kind() & 0xe == 2)
         };
+        let mut segments = None;
         if !long {
             let code = &cpu.seg[seg::CS];
-            let ok = cpu.is_protected()
+            let flat = cpu.is_protected()
                 && code.attr.big()
                 && cpu.seg[seg::SS].attr.big()
-                && [seg::CS, seg::SS, seg::DS, seg::ES].iter().all(|&s| flat(s) && cpu.seg[s].base == 0)
-                && cpu.rip <= u32::MAX.into();
-            if !ok {
+                && [seg::CS, seg::SS, seg::DS, seg::ES].iter().all(|&s| flat(s) && cpu.seg[s].base == 0);
+            if !flat {
+                segments = Some(Segments {
+                    big: code.attr.big(),
+                    big_stack: cpu.seg[seg::SS].attr.big(),
+                    real: loads_as_real(cpu),
+                    ip: 0,
+                });
+            }
+            // Offsets in translated code wrap as the limit wants it, or have none.
+            let limit = if code.attr.big() { u32::MAX } else { 0xffff };
+            if code.limit < limit || cpu.rip > u32::MAX.into() {
                 return Way::Interpret;
             }
         }
@@ -508,12 +526,17 @@ impl Rem {
             bank,
             x87: no_em_ts,
             sse: no_em_ts && cpu.cr4 & cr4::OSFXSR != 0,
-            avx: no_em_ts && cpu.cr4 & cr4::OSXSAVE != 0 && cpu.xcr0 & 6 == 6 && self.features.avx,
+            avx: no_em_ts
+                && cpu.is_protected()
+                && cpu.cr4 & cr4::OSXSAVE != 0
+                && cpu.xcr0 & 6 == 6
+                && self.features.avx,
             fs_gs: long || flat(seg::FS) && flat(seg::GS),
             plain: false,
             smap: cpu.cr4 & cr4::SMAP != 0,
             tsc: self.tsc.is_some() && (bank != 1 || cpu.cr4 & cr4::TSD == 0),
             fsgsbase: cpu.cr4 & cr4::FSGSBASE != 0,
+            segments,
         };
         self.follow_mode(cpu, mode);
         Way::Native(mode)
@@ -525,7 +548,7 @@ impl Rem {
         let stale: [bool; JUMP_BANKS] = if common != self.common {
             self.common = common;
             [true; JUMP_BANKS]
-        } else if own != self.own[bank] {
+        } else if mode.segments.is_none() && own != self.own[bank] {
             std::array::from_fn(|b| b == bank || bank != 1 && b != 1)
         } else {
             [false; JUMP_BANKS]
@@ -541,7 +564,7 @@ impl Rem {
             });
             self.cache.jumps = jumps;
             for (b, kept) in self.own.iter_mut().enumerate() {
-                if stale[b] && (b == 1) == (bank == 1) {
+                if stale[b] && mode.segments.is_none() && (b == 1) == (bank == 1) {
                     *kept = own;
                 }
             }
@@ -643,7 +666,8 @@ impl Rem {
         } else {
             self.stats.interpreted += 1;
         }
-        let result = if self.is_fleeting(cpu.rip) { self.iem.step_fleeting(cpu) } else { self.iem.step(cpu) };
+        let pc = Iem::pc(self.iem.core(), cpu);
+        let result = if self.is_fleeting(pc) { self.iem.step_fleeting(cpu) } else { self.iem.step(cpu) };
         self.iem.core().sync_flags(cpu);
         result
     }
@@ -660,10 +684,11 @@ impl Rem {
     }
 
     fn native(&mut self, cpu: &mut CpuState, mode: Mode) -> Result<(), Exit> {
-        let mode = Mode { plain: std::mem::take(&mut self.plain), ..mode };
+        let mut mode = Mode { plain: std::mem::take(&mut self.plain), ..mode };
         self.iem.core().sync_flags(cpu);
-        let pc = cpu.rip;
-        let Some(index) = self.find(cpu, pc, mode) else {
+        let pc = Iem::pc(self.iem.core(), cpu);
+        let inside = self.in_segment(cpu, pc, &mut mode);
+        let Some(index) = inside.then(|| self.find(cpu, pc, mode)).flatten() else {
             self.pending_link = None;
             self.unknown = false;
             return self.interpret(cpu, true);
@@ -698,7 +723,38 @@ impl Rem {
         if losses != self.losses_seen {
             self.follow();
         }
-        self.enter(cpu, mode, entry)
+        self.enter(cpu, pc, mode, entry)
+    }
+
+    /// Sees to what code in segments needs; false if the instruction pointer is outside.
+    fn in_segment(&mut self, cpu: &CpuState, pc: u64, mode: &mut Mode) -> bool {
+        let Some(segments) = &mut mode.segments else {
+            self.code_number = 0;
+            return true;
+        };
+        if !segments.big {
+            if cpu.rip > 0xffff {
+                return false;
+            }
+            segments.ip = cpu.rip as i32 - (pc & 0xfff) as i32;
+        }
+        let base = cpu.seg[seg::CS].base;
+        let (number, anew) = self.segments.number(base, segments.kind());
+        if anew {
+            let jumps = std::mem::take(&mut self.cache.jumps);
+            for (&(place, page), entry) in &jumps {
+                self.clear_jumps(place, page, entry);
+            }
+        }
+        (self.code_base, self.code_number) = (base, number);
+        true
+    }
+
+    /// Where generated code said how far it came in a segment, makes that an offset.
+    pub(crate) fn settle_rip(&self, cpu: &mut CpuState) {
+        if cpu.rip >> 62 == 1 {
+            cpu.rip = linear_part(cpu.rip).wrapping_sub(self.code_base) & 0xffff_ffff;
+        }
     }
 
     /// The accesses behind a check lie in two pages, or in one that needs more than a copy. Where that happens time and again the
@@ -724,7 +780,7 @@ impl Rem {
     }
 
     /// Runs generated code from `entry` on.
-    fn enter(&mut self, cpu: &mut CpuState, mode: Mode, entry: u64) -> Result<(), Exit> {
+    fn enter(&mut self, cpu: &mut CpuState, pc: u64, mode: Mode, entry: u64) -> Result<(), Exit> {
         if self.masked && !self.unit_live {
             self.unit_to_host(cpu);
         }
@@ -738,7 +794,15 @@ impl Rem {
             (*context).rem = rem;
             (*context).cpu = cpu;
             (*context).entry = entry;
-            (*context).page = cpu.rip & !0xfff;
+            (*context).page = pc & !0xfff | (*rem).code_number;
+            if mode.segments.is_some() {
+                (*context).code_base = (*rem).code_base;
+                (*context).code_number = (*rem).code_number;
+                for s in 0..6 {
+                    (*context).seg_base[s] = cpu.seg[s].base;
+                    ((*context).seg_read[s], (*context).seg_write[s]) = reach(cpu, s);
+                }
+            }
             (*context).fs_base = cpu.seg[seg::FS].base;
             (*context).gs_base = cpu.seg[seg::GS].base;
             [(*context).stack_page, (*context).delta] = (*context).stacks[bank];
@@ -758,6 +822,7 @@ impl Rem {
                 self.way = self.find_way(cpu);
             }
         }
+        self.settle_rip(cpu);
         if !mode.long && !cpu.is_64bit() {
             cpu.rip &= 0xffff_ffff;
         }
@@ -765,7 +830,8 @@ impl Rem {
         if matches!(why_now, reason::GO_ON | reason::UNKNOWN)
             && self.link.kick_word().load(Ordering::Relaxed) != 0
         {
-            self.sample(cpu.rip);
+            let pc = Iem::pc(self.iem.core(), cpu);
+            self.sample(pc);
         }
         match why_now {
             reason::INTERPRET => self.after_native(cpu, false),
@@ -798,6 +864,7 @@ impl Rem {
 
     /// Delivers a fault that a memory access of generated code met.
     pub(crate) fn raise(&mut self, cpu: &mut CpuState, fault: iem::Fault) {
+        self.settle_rip(cpu);
         self.iem.core().sync_flags(cpu);
         self.raised = self.iem.raise_fault(cpu, fault).err();
     }
@@ -868,7 +935,12 @@ impl Rem {
         const BEHIND: u16 = 1280;
         let start = (pc & 0xfff) as u16;
         let key = frame.key();
-        let (known, end) = (start.saturating_sub(BEFORE), (start + BEHIND).min(4096));
+        // 16-bit code ends where its segment does.
+        let room = match mode.segments {
+            Some(Segments { big: false, ip, .. }) => (0x1_0000 - ip).clamp(0, 4096 + MAX_INSN as i32) as u16,
+            _ => 4096 + MAX_INSN as u16,
+        };
+        let (known, end) = (start.saturating_sub(BEFORE), (start + BEHIND).min(4096).min(room));
         let window = usize::from(known)..usize::from(end);
         self.iem.core().frames.read_bytes(frame, known.into(), &mut bytes[window]);
         let fleeting = match self.cache.pages.get(&key) {
@@ -886,6 +958,9 @@ impl Rem {
         let mut plan = Plan::new(&bytes[..end.into()], known, start, aim, &mut self.info, kept);
         let mut second = None;
         if plan.items.is_empty() {
+            if end < 4096 {
+                return None;
+            }
             let next = self.next_page(cpu, pc, mode)?;
             self.drop_if_stale(next.key());
             if self.cache.pages.get(&next.key()).is_some_and(|page| page.fleeting.is_some()) {
@@ -893,6 +968,9 @@ impl Rem {
             }
             self.iem.core().frames.read_bytes(next, 0, &mut bytes[4096..]);
             plan = Plan::one(bytes, start, aim, &mut self.info)?;
+            if plan.end > room {
+                return None;
+            }
             let tail = iem::mark(self.iem.core(), next, 0, u64::from(plan.end) - 4096)?;
             let mut again = [0; MAX_INSN];
             self.iem.core().frames.read_bytes(next, 0, &mut again);
@@ -1073,7 +1151,11 @@ impl Rem {
         };
         let slot = (pc & 0xffff) as u16;
         let code = self.code.base() + u64::from(checked);
-        self.set_jump(mode.bank.into(), slot.into(), Jump { tag: pc.wrapping_neg(), code });
+        self.set_jump(
+            mode.bank.into(),
+            slot.into(),
+            Jump { tag: (pc | self.code_number).wrapping_neg(), code },
+        );
         let code_bank = self.iem.core().code_bank();
         let second = self.cache.blocks[index as usize].second.map(|_| (pc | 0xfff).wrapping_add(1));
         let tlb = &self.iem.core().tlb;
@@ -1109,6 +1191,33 @@ fn note_page<T: Ord>(list: &mut Vec<T>, page: T) {
         list.dedup();
     }
     list.push(page);
+}
+
+/// The highest offsets of a segment that may be read and written outside 64-bit code; below zero if none may be, or if that takes a
+/// closer look.
+fn reach(cpu: &CpuState, s: usize) -> (i64, i64) {
+    let segment = &cpu.seg[s];
+    let attr = segment.attr;
+    let (code, down) = (attr.kind() & 8 != 0, attr.kind() & 0xc == 4);
+    if down || attr.unusable() {
+        return (-1, -1);
+    }
+    let limit = i64::from(segment.limit);
+    if !cpu.is_protected() {
+        return (limit, limit);
+    }
+    let may = attr.kind() & 2 != 0;
+    (if may || !code { limit } else { -1 }, if may && !code { limit } else { -1 })
+}
+
+/// Whether loading DS, ES, FS or GS changes nothing but selector and base.
+fn loads_as_real(cpu: &CpuState) -> bool {
+    !cpu.is_protected()
+        && cpu.rflags & rflags::VM == 0
+        && [seg::DS, seg::ES, seg::FS, seg::GS].iter().all(|&s| {
+            let attr = cpu.seg[s].attr;
+            attr.kind() == 3 && attr.code_or_data() && attr.present() && !attr.unusable() && attr.dpl() == 0
+        })
 }
 
 fn announced(cpuid: &cpum::CpuidTable, feature: CpuidFeature) -> bool {

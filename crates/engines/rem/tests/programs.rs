@@ -67,6 +67,67 @@ fn a_loop_counts() {
 }
 
 #[test]
+fn real_mode_code_runs_natively_in_segments() {
+    let mut a = CodeAssembler::new(16).unwrap();
+    let (mut row, mut column, mut add) = (a.create_label(), a.create_label(), a.create_label());
+    let mut start = a.create_label();
+    (|| {
+        a.jmp(start)?;
+        // Adds what DS:SI points to to a word at ES:DI.
+        a.set_label(&mut add)?;
+        a.push(bx)?;
+        a.mov(bx, word_ptr(si))?;
+        a.add(word_ptr(di).es(), bx)?;
+        a.lea(si, word_ptr(si + 2))?;
+        a.pop(bx)?;
+        a.ret()?;
+        a.set_label(&mut start)?;
+        a.mov(ax, 0x3000)?;
+        a.mov(es, ax)?;
+        a.mov(dx, 200)?;
+        a.set_label(&mut row)?;
+        // Each row lies in a segment of its own, and begins where offsets wrap.
+        a.mov(ax, dx)?;
+        a.add(ax, 0x1000)?;
+        a.mov(ds, ax)?;
+        a.mov(si, 0xfffe)?;
+        a.mov(di, dx)?;
+        a.add(di, di)?;
+        a.mov(cx, 50)?;
+        a.set_label(&mut column)?;
+        a.call(add)?;
+        a.loop_(column)?;
+        a.dec(dx)?;
+        a.jne(row)?;
+        a.hlt()
+    })()
+    .unwrap();
+    let code = a.assemble(0x7c00).unwrap();
+    let prepare = |m: &mut Machine| {
+        m.put(0x7c00, &code);
+        let words: Vec<u8> = (0..0x2_0000u32).map(|n| (n * 7 + n / 256) as u8).collect();
+        m.put(0x1_0000, &words);
+    };
+    let mut m = Machine::real(0x7c00);
+    prepare(&mut m);
+    let mut cpu = m.cpu.clone();
+    let mut rem = Rem::new(m.board.ctx.clone(), VcpuId(0)).unwrap();
+    let exit = rem.run(&mut cpu);
+    assert!(matches!(exit, Exit::Halt), "{exit:?} at {:#x}", cpu.rip);
+    let mut n = Machine::real(0x7c00);
+    prepare(&mut n);
+    n.run_to_halt();
+    assert_eq!((cpu.gpr, cpu.rip, cpu.rflags), (n.cpu.gpr, n.cpu.rip, n.cpu.rflags));
+    assert_eq!(cpu.seg[3].base, n.cpu.seg[3].base);
+    assert_eq!(m.bytes::<0x200>(0x3_0000), n.bytes::<0x200>(0x3_0000));
+    assert_ne!(m.u16_at(0x3_0002), 0);
+    // Ten thousand calls, of which none leaves generated code once that is linked.
+    let count = |name| rem.statistics().iter().find(|s| s.0 == name).unwrap().1;
+    assert!(count("native entries") < 200, "{}", count("native entries"));
+    assert!(count("instructions interpreted from native code") < 20);
+}
+
+#[test]
 fn calls_return() {
     let code = assemble(0x10_0000, |a| {
         let mut fib = a.create_label();

@@ -76,7 +76,8 @@ impl Emitter<'_> {
         let wide = long && !base.is_gpr32() && !index.is_gpr32() && insn.memory_displ_size() != 4
             || long && base == Register::None && index == Register::None && insn.memory_displ_size() != 4;
         if base == Register::RIP {
-            Self::linear(asm, true, disp);
+            asm.load(r::S15, M::Ctx(off::PAGE));
+            asm.lea(r::S15, M::At(r::S15, disp as i32));
         } else if base == Register::None && index == Register::None {
             Self::constant_in(asm, r::S15, if wide { disp as u64 } else { disp as u64 & 0xffff_ffff });
         } else {
@@ -178,6 +179,10 @@ impl Emitter<'_> {
     pub(super) fn access(&mut self, item: &Item, r14_wanted: bool) -> M {
         if !self.near_form(&item.insn) {
             self.s14 = true;
+            if self.mode.segments.is_some() {
+                self.segment_access(item, item.size, item.writes);
+                return M::At(r::S15, 0);
+            }
             self.clobber(item.live_in);
             let retry = self.hot.at();
             self.address(&item.insn, 0);

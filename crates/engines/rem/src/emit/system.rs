@@ -205,6 +205,10 @@ impl Emitter<'_> {
 
     /// Checks an access of the instruction's own and leaves its host address in r15.
     fn alone(&mut self, item: &Item) {
+        if self.mode.segments.is_some() {
+            self.segment_access(item, item.size, item.writes);
+            return;
+        }
         self.clobber(item.live_in);
         let retry = self.hot.at();
         self.address(&item.insn, 0);
