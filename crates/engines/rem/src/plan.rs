@@ -834,7 +834,7 @@ fn sort_segmented(insn: &Instruction, mode: Mode) -> Option<Sorted> {
     let interpret = Some(Sorted::plain(Kind::Interpret(false)));
     let has_memory = (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Memory);
     if has_memory && !addressable(insn, mode) {
-        return interpret;
+        return Some(Sorted::plain(Kind::Interpret(unit::classify(insn).is_some())));
     }
     let names_sp =
         |n: u32| insn.op_kind(n) == OpKind::Register && insn.op_register(n).full_register() == Register::RSP;
