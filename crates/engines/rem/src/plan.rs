@@ -150,7 +150,7 @@ pub(crate) enum Kind {
     Rdtscp,
     /// MOV from a segment register, to a register or memory.
     Selector,
-    /// MOV or POP to a segment register other than CS and SS, in real mode.
+    /// MOV or POP to a segment register other than CS, in real mode.
     LoadSegment,
     /// MOV from a control register.
     ReadControl,
@@ -838,6 +838,28 @@ fn sort_segmented(insn: &Instruction, mode: Mode) -> Option<Sorted> {
     }
     let names_sp =
         |n: u32| insn.op_kind(n) == OpKind::Register && insn.op_register(n).full_register() == Register::RSP;
+    let kind = match insn.flow_control() {
+        FlowControl::Call if insn.is_call_near() => match near_target(insn, mode) {
+            Some(t) => Kind::Call(t),
+            None => return interpret,
+        },
+        FlowControl::Return => Kind::Ret,
+        FlowControl::IndirectBranch => Kind::JmpIndirect,
+        FlowControl::IndirectCall => Kind::CallIndirect,
+        _ => Kind::Nop,
+    };
+    if kind != Kind::Nop {
+        let size = match insn.code() {
+            Call_rel16 | Retnw | Retnw_imm16 | Jmp_rm16 | Call_rm16 => 2,
+            Call_rel32_32 | Retnd | Retnd_imm16 | Jmp_rm32 | Call_rm32 => 4,
+            _ => return interpret,
+        };
+        if size == 2 && segments.big {
+            return interpret;
+        }
+        let writes = matches!(kind, Kind::Call(_));
+        return Some(Sorted { memory: has_memory, size, writes, ..Sorted::plain(kind) });
+    }
     match insn.mnemonic() {
         Mnemonic::Lea => Some(Sorted::plain(if names_sp(0) { Kind::Interpret(false) } else { Kind::Lea })),
         Mnemonic::Push => {
@@ -850,7 +872,8 @@ fn sort_segmented(insn: &Instruction, mode: Mode) -> Option<Sorted> {
         }
         Mnemonic::Pop => {
             let to = insn.op0_register();
-            let real = segments.real && matches!(insn.code(), Popw_DS | Popw_ES | Popw_FS | Popw_GS);
+            let real =
+                segments.real && matches!(insn.code(), Popw_DS | Popw_ES | Popw_FS | Popw_GS | Popw_SS);
             Some(match insn.code() {
                 Pop_r16 | Pop_rm16 if !has_memory && !names_sp(0) => {
                     Sorted { size: 2, ..Sorted::plain(Kind::Pop) }
@@ -863,9 +886,7 @@ fn sort_segmented(insn: &Instruction, mode: Mode) -> Option<Sorted> {
             })
         }
         Mnemonic::Mov if matches!(insn.code(), Mov_Sreg_rm16 | Mov_Sreg_r32m16) => {
-            let to = insn.op0_register();
-            let kept = matches!(to, Register::DS | Register::ES | Register::FS | Register::GS);
-            if !segments.real || !kept {
+            if !segments.real || insn.op0_register() == Register::CS {
                 return interpret;
             }
             Some(Sorted { memory: has_memory, size: 2, ..Sorted::plain(Kind::LoadSegment) })
@@ -898,6 +919,9 @@ fn near_target(insn: &Instruction, mode: Mode) -> Option<i64> {
         // Offsets in the code segment wrap, not those in the page.
         OpKind::NearBranch16 if mode.bits() == 16 => {
             Some(i64::from(insn.near_branch16()) - i64::from(mode.ip()))
+        }
+        OpKind::NearBranch32 if mode.bits() == 16 && insn.near_branch32() <= 0xffff => {
+            Some(i64::from(insn.near_branch32()) - i64::from(mode.ip()))
         }
         _ => None,
     }
@@ -1068,13 +1092,25 @@ impl Plan {
                 break;
             }
         }
-        // The instruction behind STI runs before interrupts are looked at: it must be in the block, and run natively.
-        let shadowed = |n: usize| {
-            items.get(n + 1).is_some_and(|next: &Item| {
-                !matches!(next.kind, Kind::Interpret(_) | Kind::Movs(_) | Kind::Stos(_))
-            })
+        // The instruction behind STI runs before interrupts are looked at: it must be in the block, and run natively. Behind a load of
+        // SS nothing must keep it from that, for the stack pointer does not fit the segment yet.
+        let exposed = |n: usize| {
+            let next: Option<&Item> = items.get(n + 1);
+            match items[n].kind {
+                Kind::Sti => next.is_none_or(|next| {
+                    matches!(next.kind, Kind::Interpret(_) | Kind::Movs(_) | Kind::Stos(_))
+                }),
+                Kind::LoadSegment if items[n].insn.op0_register() == Register::SS => {
+                    next.is_none_or(|next| {
+                        next.memory != Memory::None
+                            || next.fp
+                            || !matches!(next.kind, Kind::Copy | Kind::Lea | Kind::Nop)
+                    })
+                }
+                _ => false,
+            }
         };
-        if let Some(n) = (0..items.len()).find(|&n| items[n].kind == Kind::Sti && !shadowed(n)) {
+        if let Some(n) = (0..items.len()).find(|&n| exposed(n)) {
             items.truncate(n + 1);
             items[n].kind = Kind::Interpret(false);
             at = items[n].offset + items[n].insn.len() as u16;

@@ -1210,11 +1210,11 @@ fn reach(cpu: &CpuState, s: usize) -> (i64, i64) {
     (if may || !code { limit } else { -1 }, if may && !code { limit } else { -1 })
 }
 
-/// Whether loading DS, ES, FS or GS changes nothing but selector and base.
+/// Whether loading a segment register other than CS changes nothing but selector and base.
 fn loads_as_real(cpu: &CpuState) -> bool {
     !cpu.is_protected()
         && cpu.rflags & rflags::VM == 0
-        && [seg::DS, seg::ES, seg::FS, seg::GS].iter().all(|&s| {
+        && [seg::DS, seg::ES, seg::FS, seg::GS, seg::SS].iter().all(|&s| {
             let attr = cpu.seg[s].attr;
             attr.kind() == 3 && attr.code_or_data() && attr.present() && !attr.unusable() && attr.dpl() == 0
         })

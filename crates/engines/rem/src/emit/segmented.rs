@@ -134,6 +134,16 @@ impl Emitter<'_> {
         }
     }
 
+    /// Makes sure that the offset in r15 is in the code segment.
+    fn in_code(&mut self, item: &Item) {
+        if item.size == 4 && self.mode.segments.is_some_and(|s| !s.big) {
+            self.clobber(item.live_in);
+            self.hot.alu_imm(Alu::Cmp, false, r::S15, 0xffff);
+            let site = self.hot.jcc(cc::A);
+            self.beyond(item, site);
+        }
+    }
+
     /// Goes to the offset in r15, which is inside the code segment; flags that matter are in the context.
     fn far_from_page(&mut self, live: u32) {
         self.clobber(live);
@@ -217,6 +227,7 @@ impl Emitter<'_> {
             Kind::Ret => {
                 self.on_stack(item, 0, size, false);
                 self.load_sized(r::S15, size);
+                self.in_code(item);
                 let drop: i32 = if insn.op_count() == 1 { insn.immediate16().into() } else { 0 };
                 self.move_stack(i32::from(size) + drop);
                 self.far_from_page(item.live_out);
@@ -230,6 +241,7 @@ impl Emitter<'_> {
                     self.segment_access(item, size, false);
                     self.load_sized(r::S15, size);
                 }
+                self.in_code(item);
                 if item.kind == Kind::CallIndirect {
                     self.hot.store(M::Ctx(off::TMP + 16), r::S15);
                     self.on_stack(item, -i32::from(size), size, true);
@@ -260,7 +272,7 @@ impl Emitter<'_> {
         Some(false)
     }
 
-    /// Loads DS, ES, FS or GS in real mode: the base is the selector times sixteen, and the rest stays.
+    /// Loads a segment register other than CS in real mode: the base is the selector times sixteen, and the rest stays.
     fn load_segment(&mut self, item: &Item) {
         let insn = &item.insn;
         self.clobber(item.live_in);
