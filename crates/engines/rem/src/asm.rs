@@ -54,17 +54,12 @@ pub(crate) mod cc {
 }
 
 /// Code under construction.
-#[cfg_attr(test, derive(Default))]
+#[derive(Default)]
 pub(crate) struct Asm {
     pub(crate) code: Vec<u8>,
 }
 
 impl Asm {
-    /// With room for so many bytes.
-    pub(crate) fn with_room(bytes: usize) -> Self {
-        Self { code: Vec::with_capacity(bytes) }
-    }
-
     pub(crate) fn at(&self) -> usize {
         self.code.len()
     }

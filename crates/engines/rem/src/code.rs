@@ -4,7 +4,7 @@
 use std::ptr::NonNull;
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
 /// A bounded buffer with two ends: what runs often grows from the first half's start, what runs seldom from the second's.
 pub(crate) struct CodeBuffer {
@@ -13,6 +13,8 @@ pub(crate) struct CodeBuffer {
     len: usize,
     hot: usize,
     cold: usize,
+    /// How far the memory of both halves is there already.
+    ready: [usize; 2],
 }
 
 // SAFETY: both mappings belong to this object alone.
@@ -36,7 +38,7 @@ impl CodeBuffer {
                 return Err(error);
             }
         };
-        Ok(Self { write, execute, len, hot: 0, cold: len / 2 })
+        Ok(Self { write, execute, len, hot: 0, cold: len / 2, ready: [0, len / 2] })
     }
 
     /// Address at which the first byte is executed.
@@ -65,10 +67,29 @@ impl CodeBuffer {
     /// Places code where [`CodeBuffer::next`] said.
     pub(crate) fn append(&mut self, hot: &[u8], cold: &[u8]) {
         assert!(self.fits(hot.len(), cold.len()));
+        self.prepare(0, self.hot + hot.len(), self.len / 2);
+        self.prepare(1, self.cold + cold.len(), self.len);
         self.put(self.hot, hot);
         self.put(self.cold, cold);
         self.hot = (self.hot + hot.len()).next_multiple_of(16).min(self.len / 2);
         self.cold = (self.cold + cold.len()).min(self.len);
+    }
+
+    /// Has memory at hand up to `end`: page by page it would cost two faults each.
+    fn prepare(&mut self, half: usize, end: usize, limit: usize) {
+        const STEP: usize = 256 << 10;
+        let from = self.ready[half];
+        if end <= from || limit - from < STEP {
+            return;
+        }
+        self.ready[half] = from + STEP;
+        for (mapping, advice) in
+            [(self.write, Advice::LinuxPopulateWrite), (self.execute, Advice::LinuxPopulateRead)]
+        {
+            // SAFETY: the range lies inside the mapping, and what it holds does not change. Where the kernel does not know the
+            // advice (before 5.14) faults do it.
+            let _ = unsafe { madvise(mapping.as_ptr().add(from).cast(), STEP, advice) };
+        }
     }
 
     /// Overwrites placed code.

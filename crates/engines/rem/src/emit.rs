@@ -34,8 +34,8 @@ pub(crate) struct NewLink {
 
 /// A translated block, to be placed in the buffer.
 pub(crate) struct Output {
-    pub(crate) hot: Vec<u8>,
-    pub(crate) cold: Vec<u8>,
+    pub(crate) hot: Asm,
+    pub(crate) cold: Asm,
     /// Offset within `hot` of the entry for those who know the page.
     pub(crate) entry: usize,
     pub(crate) checked: Option<u32>,
@@ -54,10 +54,13 @@ enum Flags {
     Both,
 }
 
+/// Jumps to the same place: mostly one or two.
+pub(crate) type Sites = smallvec::SmallVec<[usize; 2]>;
+
 /// Code that stands apart, and the jumps in the block that lead there.
 enum Cold {
     Slow {
-        sites: Vec<usize>,
+        sites: Sites,
         retry: usize,
         access: usize,
         description: u32,
@@ -87,18 +90,18 @@ enum Cold {
         mode: Mode,
     },
     Interpret {
-        sites: Vec<usize>,
+        sites: Sites,
         offset: u16,
         saved: bool,
     },
     Stale {
-        sites: Vec<usize>,
+        sites: Sites,
         start: u16,
         why: u32,
     },
     /// The same of an instruction on x87, SSE or AVX state; with `reset` the unit gets masks that are safe for host code.
     InterpretFp {
-        sites: Vec<usize>,
+        sites: Sites,
         offset: u16,
         saved: bool,
         reset: bool,
@@ -212,12 +215,13 @@ impl<'a> Emitter<'a> {
         thunks: &'a Thunks,
         host: &'a Host,
         mode: Mode,
+        room: (Asm, Asm),
         encoder: &'a mut Encoder,
         info: &'a mut InstructionInfoFactory,
     ) -> Self {
         Self {
-            hot: Asm::with_room(1024),
-            cold: Asm::with_room(2048),
+            hot: room.0,
+            cold: room.1,
             hot_at: place.hot,
             cold_at: place.cold,
             base: place.base,
@@ -318,14 +322,7 @@ impl<'a> Emitter<'a> {
             }
         }
         self.finish();
-        Output {
-            hot: self.hot.code,
-            cold: self.cold.code,
-            entry,
-            checked,
-            links: self.links,
-            places: self.places,
-        }
+        Output { hot: self.hot, cold: self.cold, entry, checked, links: self.links, places: self.places }
     }
 
     /// An entry alone, for a block at `entry` in the buffer.
@@ -335,14 +332,7 @@ impl<'a> Emitter<'a> {
         let here = self.hot_at + site + 4;
         self.hot.code[site..].copy_from_slice(&((entry as i64 - here as i64) as i32).to_le_bytes());
         self.finish();
-        Output {
-            hot: self.hot.code,
-            cold: self.cold.code,
-            entry: 0,
-            checked,
-            links: self.links,
-            places: self.places,
-        }
+        Output { hot: self.hot, cold: self.cold, entry: 0, checked, links: self.links, places: self.places }
     }
 
     // ---- flags ----
@@ -755,7 +745,7 @@ impl<'a> Emitter<'a> {
             Kind::Sti => {
                 self.clobber(item.live_in);
                 let site = self.wanted();
-                self.cold_interpret(vec![site], item);
+                self.cold_interpret(smallvec::smallvec![site], item);
                 self.set_interrupts(item, true);
             }
             Kind::Cld => {

@@ -5,6 +5,8 @@
 //! much, pages are kept at sites in the context from one time to the next, also for accesses that stand alone. A page stays where it is while generated code does not
 //! leave: whoever takes translations away has the vCPU leave first, and sites are cleared then.
 
+use smallvec::{SmallVec, smallvec};
+
 use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
 
 use crate::context::{PLACES, SITES};
@@ -55,7 +57,7 @@ struct Open {
     writes: bool,
     /// The block may have been left since the check.
     exits: bool,
-    members: Vec<usize>,
+    members: SmallVec<[usize; 4]>,
 }
 
 impl Open {
@@ -125,7 +127,7 @@ pub(crate) fn find(
                         first: disp,
                         writes,
                         exits: false,
-                        members: vec![n],
+                        members: smallvec![n],
                     });
                 }
             }

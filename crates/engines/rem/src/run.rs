@@ -15,6 +15,7 @@ use iem::{Iem, Source};
 use pgm::CodeWrites;
 use vbox_types::VcpuId;
 
+use crate::asm::Asm;
 use crate::cache::{Block, Cache, Fleeting, IntHasher, Link, Page, PageJumps, Placed};
 use crate::code::CodeBuffer;
 use crate::context::{
@@ -115,8 +116,9 @@ pub struct Rem {
     raised: Option<Exit>,
     encoder: Encoder,
     info: InstructionInfoFactory,
-    /// Room for a page's bytes and an instruction's.
+    /// Room for a page's bytes and an instruction's, and for code.
     bytes: Vec<u8>,
+    room: (Asm, Asm),
     pub(crate) stats: Stats,
 }
 
@@ -174,6 +176,7 @@ impl Rem {
             encoder: Encoder::new(64),
             info: InstructionInfoFactory::new(),
             bytes: vec![0; 4096 + MAX_INSN],
+            room: Default::default(),
             stats: Stats::default(),
         };
         rem.clear_view(0, 0..JUMP_BANKS);
@@ -1060,6 +1063,19 @@ impl Rem {
         Some(self.emit(&plan, bytes, key, start, mode, None))
     }
 
+    fn emitter<'a>(&'a mut self, place: &Place<'a>, mode: Mode) -> Emitter<'a> {
+        let room = std::mem::take(&mut self.room);
+        Emitter::new(place, &self.thunks, &self.host, mode, room, &mut self.encoder, &mut self.info)
+    }
+
+    /// Places code where an emitter was told that it would stand.
+    fn place(&mut self, mut hot: Asm, mut cold: Asm) {
+        self.code.append(&hot.code, &cold.code);
+        hot.code.clear();
+        cold.code.clear();
+        self.room = (hot, cold);
+    }
+
     /// Makes code of a plan for offset `start` of the page at host address `key`, and enters the block.
     fn emit(
         &mut self,
@@ -1076,9 +1092,8 @@ impl Rem {
         let place =
             Place { base: self.code.base(), page: key, code: bytes, hot, cold, first_link, first_place };
         let checked = self.unknown && !mode.plain;
-        let emitter = Emitter::new(&place, &self.thunks, &self.host, mode, &mut self.encoder, &mut self.info);
-        let output = emitter.block(plan, start, checked);
-        self.code.append(&output.hot, &output.cold);
+        let output = self.emitter(&place, mode).block(plan, start, checked);
+        self.place(output.hot, output.cold);
         self.stats.translated += 1;
         self.stats.translated_instructions += plan.items.len() as u64;
         self.stats.translated_bytes += u64::from(plan.end - start);
@@ -1141,10 +1156,8 @@ impl Rem {
             let first_place = self.cache.places.len() as u32;
             let page = block.page;
             let place = Place { base: self.code.base(), page, code: &[], hot, cold, first_link, first_place };
-            let emitter =
-                Emitter::new(&place, &self.thunks, &self.host, mode, &mut self.encoder, &mut self.info);
-            let output = emitter.entry_for(start, live, entry);
-            self.code.append(&output.hot, &output.cold);
+            let output = self.emitter(&place, mode).entry_for(start, live, entry);
+            self.place(output.hot, output.cold);
             let Some(entry) = output.checked else { return };
             self.cache.blocks[index as usize].checked = Some(entry);
             entry

@@ -16,7 +16,7 @@
 
 use iced_x86::{Instruction, Register};
 
-use super::{Cold, Emitter, Flags, HIGH, READ_TAG, TLB_DELTA, WRITE_TAG, home};
+use super::{Cold, Emitter, Flags, HIGH, READ_TAG, Sites, TLB_DELTA, WRITE_TAG, home};
 use crate::asm::{Alu, Asm, M, cc, r};
 use crate::context::{LIVE_SITES_AT, NO_STACK, SITES_AT, TLB_MASK, TLB_SHIFT, off};
 use crate::groups::{Check, Group, Slot};
@@ -139,10 +139,10 @@ impl Emitter<'_> {
 
     /// Looks the page at r15 up; gives the jumps taken if it is not there. r14 is the entry's offset, r15 that in the page.
     /// `from` holds the address, too.
-    fn look_up(&mut self, from: u8, size: u16, align: u16, tag: i32) -> Vec<usize> {
+    fn look_up(&mut self, from: u8, size: u16, align: u16, tag: i32) -> Sites {
         Self::entry_in(&mut self.hot, self.host.bmi2, from);
         self.hot.alu(Alu::Xor, r::S15, M::CtxAt(r::S14, tag));
-        let mut sites = Vec::with_capacity(2);
+        let mut sites = Sites::new();
         if align > 1 {
             sites.push(Self::crooked(&mut self.hot, align));
         }

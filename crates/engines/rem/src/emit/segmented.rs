@@ -16,7 +16,7 @@
 
 use iced_x86::{Code, Instruction, OpKind, Register};
 
-use super::{Cold, Emitter, home};
+use super::{Cold, Emitter, Sites, home};
 use crate::asm::{Alu, M, cc, r};
 use crate::context::{cpu, off};
 use crate::plan::{Item, Kind};
@@ -71,7 +71,8 @@ impl Emitter<'_> {
 
     /// Has the instruction interpreted if the jump is taken.
     fn beyond(&mut self, item: &Item, site: usize) {
-        let (sites, offset, saved) = (vec![site], item.offset, self.flags == super::Flags::Saved);
+        let (sites, offset, saved) =
+            (Sites::from_slice(&[site]), item.offset, self.flags == super::Flags::Saved);
         self.colds.push(if item.fp {
             Cold::InterpretFp { sites, offset, saved, reset: false }
         } else {

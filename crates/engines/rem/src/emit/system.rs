@@ -2,7 +2,7 @@
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
-use super::{Cold, Emitter, Flags, HIGH, home};
+use super::{Cold, Emitter, Flags, HIGH, Sites, home};
 use crate::asm::{Alu, M, cc, r};
 use crate::context::{cpu, off};
 use crate::plan::{Item, high_number};
@@ -21,7 +21,7 @@ impl Emitter<'_> {
         self.hot.jcc(cc::NE)
     }
 
-    pub(super) fn cold_interpret(&mut self, sites: Vec<usize>, item: &Item) {
+    pub(super) fn cold_interpret(&mut self, sites: Sites, item: &Item) {
         self.colds.push(Cold::Interpret { sites, offset: item.offset, saved: self.flags == Flags::Saved });
     }
 
@@ -101,7 +101,7 @@ impl Emitter<'_> {
         self.hot.rr(false, &[0x33], r::S14, r::S15);
         self.hot.bytes(&[0x41, 0xf7, 0xc6]); // test r14d, imm32
         self.hot.i32(!QUIET);
-        let mut sites = vec![self.hot.jcc(cc::NE)];
+        let mut sites = smallvec::smallvec![self.hot.jcc(cc::NE)];
         self.hot.bytes(&[0x41, 0xf7, 0xc7]); // test r15d, imm32
         self.hot.i32(0x200);
         let off_skip = self.hot.jcc_short(cc::E);
@@ -153,7 +153,7 @@ impl Emitter<'_> {
         self.hot.rm(false, None, &[0x83], Alu::Cmp as u8, M::Ctx(off::SYSCALL_OK));
         self.hot.byte(0);
         let site = self.hot.jcc(cc::E);
-        self.cold_interpret(vec![site], item);
+        self.cold_interpret(smallvec::smallvec![site], item);
         self.rflags_image();
         self.hot.mov(11, r::S14);
         self.hot.load(r::RCX, M::Ctx(off::PAGE));
@@ -173,7 +173,7 @@ impl Emitter<'_> {
     pub(super) fn sysret(&mut self, item: &Item) {
         /// What R11 may hold here: arithmetic flags, IF, DF, IOPL, ID.
         const PLAIN: i32 = 0x8d5 | 0x202 | 0x400 | 0x3000 | 0x20_0000;
-        let mut sites = Vec::new();
+        let mut sites = Sites::new();
         self.hot.rm(false, None, &[0x83], Alu::Cmp as u8, M::Ctx(off::SYSRET_OK));
         self.hot.byte(0);
         sites.push(self.hot.jcc(cc::E));
@@ -243,7 +243,7 @@ impl Emitter<'_> {
         /// Flat data and 64-bit code segments at privilege 3, accessed.
         const DESCRIPTORS: [u64; 2] = [0x00cf_f300_0000_ffff, 0x00af_fb00_0000_ffff];
         self.flags = Flags::Here;
-        let mut sites = Vec::new();
+        let mut sites = Sites::new();
         self.hot.rm(false, None, &[0x83], Alu::Cmp as u8, M::Ctx(off::IRET_OK));
         self.hot.byte(0);
         sites.push(self.hot.jcc(cc::E));
@@ -337,7 +337,7 @@ impl Emitter<'_> {
             self.hot.shift_imm(7, true, r::S14, 16);
             self.hot.rr(true, &[0x3b], r::S14, r::S15);
             let site = self.hot.jcc(cc::NE);
-            self.cold_interpret(vec![site], item);
+            self.cold_interpret(smallvec::smallvec![site], item);
         } else {
             self.hot.mov32(r::S15, from);
         }
@@ -403,7 +403,7 @@ impl Emitter<'_> {
         const LAYOUT: i32 = 520;
         const MASKS: i32 = 0x1f80;
         self.alone(item);
-        let mut sites = Vec::new();
+        let mut sites = Sites::new();
         let only_known = |e: &mut Self| {
             e.hot.bytes(&[0x49, 0xf7, 0xc6]); // test r14, imm32
             e.hot.i32(!7);
@@ -442,7 +442,7 @@ impl Emitter<'_> {
         self.hot.rm(false, None, &[0xd9], 7, M::Ctx(off::CONTROL + 4)); // fnstcw
         self.hot.load32(r::S14, M::Ctx(off::CONTROL));
         self.hot.alu_imm(Alu::And, false, r::S14, MASKS);
-        let mut sites = vec![self.unless(MASKS)];
+        let mut sites = smallvec::smallvec![self.unless(MASKS)];
         self.hot.load32(r::S14, M::Ctx(off::CONTROL + 4));
         self.hot.alu_imm(Alu::And, false, r::S14, 0x3f);
         sites.push(self.unless(0x3f));

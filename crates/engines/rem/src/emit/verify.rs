@@ -3,7 +3,7 @@
 
 use iced_x86::{Mnemonic, OpKind, Register};
 
-use super::{Cold, Emitter, Flags, home};
+use super::{Cold, Emitter, Flags, Sites, home};
 use crate::asm::{Alu, M, cc, r};
 use crate::context::off;
 use crate::plan::{Item, high_number};
@@ -46,7 +46,7 @@ impl Emitter<'_> {
     pub(super) fn verify(&mut self, verify: &Verify, start: u16) {
         self.hot.save_flags(r::S14, off::FLAGS);
         self.constant(r::S15, self.page);
-        let mut stale = Vec::new();
+        let mut stale = Sites::new();
         for (offset, bytes) in &verify.fixed {
             let mut at = i32::from(*offset);
             let mut rest = &bytes[..];
@@ -80,7 +80,7 @@ impl Emitter<'_> {
         }
         self.constant(r::S15, verify.counter);
         self.hot.rm(false, None, &[0xff], 1, M::At(r::S15, 0)); // dec dword
-        let settled = vec![self.hot.jcc(cc::S)];
+        let settled = smallvec::smallvec![self.hot.jcc(cc::S)];
         self.flags = Flags::Saved;
         for (sites, why) in [(stale, reason::STALE), (settled, reason::SETTLED)] {
             let why = verify.block << 3 | why as u32;
