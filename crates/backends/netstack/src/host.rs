@@ -4,13 +4,14 @@
 
 use std::ffi::CStr;
 use std::fs;
-use std::io;
+use std::io::{self, IoSlice};
 use std::mem::zeroed;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
 use libc::{c_int, c_ulong, c_void};
+use rustix::io::Errno;
 
 use crate::mac::Mac;
 
@@ -336,18 +337,98 @@ pub fn set_ipv6(name: &str, address: Ipv6Addr, prefix: u32) -> Result<(), HostEr
     }
 }
 
-/// A network's way to the host: what is read from it are frames from there, what is written goes there.
-pub fn open_host_only(name: &str) -> Result<OwnedFd, HostError> {
+/// A network's way to the host.
+#[derive(Debug)]
+pub enum Way {
+    /// A tap device: frames as they are.
+    Tap(OwnedFd),
+    /// A packet socket: frames with a `virtio_net_hdr` before them, by which the host tells what it has left to its card.
+    Packet(OwnedFd),
+}
+
+/// What came in from the host.
+#[derive(Debug)]
+pub enum Received<'a> {
+    Frame(&'a [u8]),
+    /// A packet that the host has put together from several frames, or has not yet cut; nothing, if it is of an unknown kind.
+    Cut(Vec<Vec<u8>>),
+}
+
+/// `struct virtio_net_hdr` (virtio 1.0, section 5.1.6), in the host's byte order.
+const OFFLOAD_LEN: usize = 10;
+/// The longest that is read from a [`Way`].
+pub const MAX_READ: usize = 0x1_0000 + 18 + OFFLOAD_LEN;
+
+impl Way {
+    /// Reads without waiting. `buffer` has [`MAX_READ`] bytes.
+    pub fn read<'a>(&self, buffer: &'a mut [u8]) -> Result<Received<'a>, Errno> {
+        match self {
+            Self::Tap(fd) => {
+                let length = rustix::io::read(fd, &mut *buffer)?;
+                Ok(Received::Frame(buffer.get(..length).unwrap_or_default()))
+            }
+            Self::Packet(fd) => {
+                let length = rustix::io::read(fd, &mut *buffer)?;
+                let packet = buffer.get_mut(..length).and_then(|p| p.split_first_chunk_mut::<OFFLOAD_LEN>());
+                Ok(packet.map_or(Received::Cut(Vec::new()), |(offload, frame)| finish(*offload, frame)))
+            }
+        }
+    }
+
+    /// Sends a frame without waiting.
+    pub fn write(&self, frame: &[u8]) -> Result<(), Errno> {
+        match self {
+            Self::Tap(fd) => rustix::io::write(fd, frame).map(drop),
+            Self::Packet(fd) => {
+                rustix::io::writev(fd, &[IoSlice::new(&[0; OFFLOAD_LEN]), IoSlice::new(frame)]).map(drop)
+            }
+        }
+    }
+}
+
+impl AsFd for Way {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tap(fd) | Self::Packet(fd) => fd.as_fd(),
+        }
+    }
+}
+
+/// Does what the host has left to its card.
+fn finish(offload: [u8; OFFLOAD_LEN], frame: &mut [u8]) -> Received<'_> {
+    const NEEDS_CSUM: u8 = 1;
+    const GSO_NONE: u8 = 0;
+    const GSO_TCP4: u8 = 1;
+    const GSO_TCP6: u8 = 4;
+    const GSO_ECN: u8 = 0x80;
+    let [flags, gso, _, _, size @ .., start0, start1, offset0, offset1] = offload;
+    let word = |bytes| usize::from(u16::from_ne_bytes(bytes));
+    let (size, start, offset) = (word(size), word([start0, start1]), word([offset0, offset1]));
+    match gso & !GSO_ECN {
+        GSO_NONE => {
+            if flags & NEEDS_CSUM != 0 {
+                // A frame that ends before its checksum is nothing that the host sends.
+                ether::offload::checksum(frame, start, offset);
+            }
+            Received::Frame(frame)
+        }
+        GSO_TCP4 | GSO_TCP6 => Received::Cut(ether::offload::segment(frame, start, size).unwrap_or_default()),
+        _ => Received::Cut(Vec::new()),
+    }
+}
+
+/// The way to a host-only interface.
+pub fn open_host_only(name: &str) -> Result<Way, HostError> {
     check_host_only(name)?;
     let what = format!("the host-only interface {name} cannot be used");
     let tap = open_tap(name, &what)?;
     set_up(name, true).map_err(|e| failed(what, ADMIN, e))?;
-    Ok(tap)
+    Ok(Way::Tap(tap))
 }
 
 /// A way to the network that the host's interface `name` is in. On a bridge a tap device is added to it, so that the host itself can be
 /// reached; elsewhere a packet socket sends and receives on the interface, past the host.
-pub fn open_bridged(name: &str) -> Result<OwnedFd, HostError> {
+pub fn open_bridged(name: &str) -> Result<Way, HostError> {
     let path = Path::new("/sys/class/net").join(name);
     if name.is_empty() || name.contains('/') || !path.exists() {
         return Err(HostError::Missing(name.into()));
@@ -370,9 +451,9 @@ pub fn open_bridged(name: &str) -> Result<OwnedFd, HostError> {
         const SIOCBRADDIF: c_ulong = 0x89a2;
         ioctl(&socket, SIOCBRADDIF, &mut IfReq::new(name, index)).map_err(fail)?;
         set_up(&tap_name, true).map_err(fail)?;
-        return Ok(tap);
+        return Ok(Way::Tap(tap));
     }
-    packet_socket(name, &path).map_err(|e| failed(what, RAW, e))
+    packet_socket(name, &path).map(Way::Packet).map_err(|e| failed(what, RAW, e))
 }
 
 fn packet_socket(name: &str, path: &Path) -> io::Result<OwnedFd> {
@@ -398,6 +479,8 @@ fn packet_socket(name: &str, path: &Path) -> io::Result<OwnedFd> {
     let on: c_int = 1;
     // Frames that this host sends, ours among them, do not come back.
     set(libc::PACKET_IGNORE_OUTGOING, (&raw const on).cast(), size_of::<c_int>())?;
+    // Local senders leave checksums to a card, and packets come in put together from several frames.
+    set(libc::PACKET_VNET_HDR, (&raw const on).cast(), size_of::<c_int>())?;
     // SAFETY: plain numbers, for which zeros are valid.
     let mut address: libc::sockaddr_ll = unsafe { zeroed() };
     address.sll_family = libc::AF_PACKET as u16;
@@ -491,6 +574,48 @@ mod tests {
         );
         assert!(ask(Some("* 0.0.0.0/0 ::/0"), "8.8.8.8"));
         assert!(!ask(Some(""), "192.168.56.1"));
+    }
+
+    /// A TCP packet with no checksum but the pseudo header's, and what the kernel says of it.
+    fn left_to_the_card(data: usize, gso: u8, size: u16) -> (Vec<u8>, [u8; OFFLOAD_LEN]) {
+        let mut frame = vec![0; 12];
+        frame.extend([8, 0, 0x45, 0]);
+        frame.extend((40 + data as u16).to_be_bytes());
+        frame.extend([0, 1, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+        let sum = !ether::checksum::ones_sum(&frame[14..34]);
+        frame[24..26].copy_from_slice(&sum.to_be_bytes());
+        let pseudo = ether::checksum::sum(&frame[26..34], 6 + 20 + data as u32) as u16;
+        frame.extend([0, 80, 0, 81, 0, 0, 0, 1, 0, 0, 0, 2, 0x50, 0x18, 0xff, 0xff]);
+        frame.extend(pseudo.to_be_bytes());
+        frame.extend([0, 0]);
+        frame.extend((0..data).map(|i| i as u8));
+        let mut offload = [0; OFFLOAD_LEN];
+        (offload[0], offload[1]) = (1, gso);
+        offload[4..6].copy_from_slice(&size.to_ne_bytes());
+        offload[6..8].copy_from_slice(&34u16.to_ne_bytes());
+        offload[8..10].copy_from_slice(&16u16.to_ne_bytes());
+        (frame, offload)
+    }
+
+    fn is_right(frame: &[u8]) -> bool {
+        let pseudo = ether::checksum::sum(&frame[26..34], 6 + (frame.len() - 34) as u32);
+        ether::checksum::sum(&frame[34..], pseudo) == 0xffff
+    }
+
+    #[test]
+    fn what_the_host_left_to_its_card_is_done() {
+        let (mut frame, offload) = left_to_the_card(101, 0, 0);
+        assert!(!is_right(&frame));
+        let Received::Frame(done) = finish(offload, &mut frame) else { panic!("cut") };
+        assert!(is_right(done));
+        let (mut frame, offload) = left_to_the_card(5000, 1, 1448);
+        let Received::Cut(frames) = finish(offload, &mut frame) else { panic!("not cut") };
+        assert_eq!(frames.iter().map(Vec::len).collect::<Vec<_>>(), [1502, 1502, 1502, 54 + 5000 - 3 * 1448]);
+        assert!(frames.iter().all(|f| is_right(f)));
+        // A kind that is unknown, or does not fit, is lost.
+        for (mut frame, offload) in [left_to_the_card(500, 3, 100), left_to_the_card(0, 1, 0)] {
+            assert!(matches!(finish(offload, &mut frame), Received::Cut(frames) if frames.is_empty()));
+        }
     }
 
     #[test]

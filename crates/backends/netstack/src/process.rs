@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with, recv, send};
 
 use crate::dhcp::{Leases, Server};
-use crate::host::{self, HostError};
+use crate::host::{self, HostError, MAX_READ, Received, Way};
 use crate::link::MAX_FRAME;
 use crate::mac::Mac;
 use crate::nat::{Guest, Nat, NatConfig};
@@ -50,7 +50,7 @@ struct Port {
 struct TrunkPort {
     id: PortId,
     config: Trunk,
-    fd: OwnedFd,
+    way: Way,
 }
 
 struct DhcpPort {
@@ -152,7 +152,7 @@ impl Process {
 
     /// Serves the network until nobody needs it.
     pub fn run(mut self) {
-        let mut buffer = vec![0; MAX_MESSAGE.max(MAX_FRAME)];
+        let mut buffer = vec![0; MAX_MESSAGE.max(MAX_FRAME).max(MAX_READ)];
         while !self.stop {
             let left =
                 if self.in_use() { None } else { Some(self.linger.saturating_sub(self.alone.elapsed())) };
@@ -177,7 +177,7 @@ impl Process {
             PollFd::from_borrowed_fd(self.wake.as_fd(), PollFlags::IN),
         ];
         if let Some(trunk) = &self.trunk {
-            fds.push(PollFd::from_borrowed_fd(trunk.fd.as_fd(), PollFlags::IN));
+            fds.push(PollFd::from_borrowed_fd(trunk.way.as_fd(), PollFlags::IN));
         }
         let first = fds.len();
         for connection in &self.connections {
@@ -278,13 +278,10 @@ impl Process {
         for _ in 0..BATCH {
             let Some(trunk) = &self.trunk else { return };
             let id = trunk.id;
-            match rustix::io::read(&trunk.fd, &mut *buffer) {
-                Ok(0) | Err(Errno::AGAIN | Errno::INTR) => return,
-                Ok(length) => {
-                    let frame = buffer.get(..length).unwrap_or_default();
-                    self.forward(id, frame, now);
-                }
-                Err(Errno::NETDOWN) => return,
+            match trunk.way.read(&mut *buffer) {
+                Err(Errno::AGAIN | Errno::INTR | Errno::NETDOWN) => return,
+                Ok(Received::Frame(frame)) => self.forward(id, frame, now),
+                Ok(Received::Cut(frames)) => frames.iter().for_each(|frame| self.forward(id, frame, now)),
                 Err(error) => {
                     tracing::warn!(target: "net", "the way to the host is gone: {error}");
                     self.switch.remove(id);
@@ -336,7 +333,7 @@ impl Process {
                 self.dropped += 1;
             }
         } else if let Some(trunk) = self.trunk.as_ref().filter(|t| t.id == to) {
-            if rustix::io::write(&trunk.fd, frame).is_err() {
+            if trunk.way.write(frame).is_err() {
                 self.dropped += 1;
             }
         } else if let Some(connection) =
@@ -428,13 +425,13 @@ impl Process {
     fn configure(&mut self, network: Network) -> Result<Vec<String>, String> {
         let mut notes = Vec::new();
         if self.trunk.as_ref().map(|t| &t.config) != network.trunk.as_ref() {
-            let opened = network.trunk.clone().map(|config| open_trunk(&config).map(|fd| (config, fd)));
+            let opened = network.trunk.clone().map(|config| open_trunk(&config).map(|way| (config, way)));
             let opened = opened.transpose().map_err(|e| describe(&e))?;
             if let Some(old) = self.trunk.take() {
                 self.switch.remove(old.id);
             }
             self.trunk =
-                opened.map(|(config, fd)| TrunkPort { id: self.switch.add(Role::Trunk), config, fd });
+                opened.map(|(config, way)| TrunkPort { id: self.switch.add(Role::Trunk), config, way });
         }
         match (&mut self.dhcp, network.dhcp.clone()) {
             (Some(dhcp), Some(config)) if *dhcp.server.config() == config => {}
@@ -534,16 +531,16 @@ impl Process {
     }
 }
 
-fn open_trunk(trunk: &Trunk) -> Result<OwnedFd, HostError> {
-    let fd = match trunk {
+fn open_trunk(trunk: &Trunk) -> Result<Way, HostError> {
+    let way = match trunk {
         Trunk::HostOnly(name) => host::open_host_only(name)?,
         Trunk::Bridged(name) => host::open_bridged(name)?,
     };
-    rustix::io::ioctl_fionbio(&fd, true).map_err(|e| HostError::Other {
+    rustix::io::ioctl_fionbio(&way, true).map_err(|e| HostError::Other {
         what: "the way to the host cannot be used".into(),
         source: e.into(),
     })?;
-    Ok(fd)
+    Ok(way)
 }
 
 /// An error with its causes.

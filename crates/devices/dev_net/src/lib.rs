@@ -4,7 +4,6 @@
 //! A card speaks its guest's protocol and hands frames to `pdm::connector::NetDriver`; frames for the guest come in through
 //! `pdm::connector::NetPort` on other threads.
 
-mod checksum;
 pub mod e1000;
 pub mod pcnet;
 #[cfg(test)]

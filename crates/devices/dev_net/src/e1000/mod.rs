@@ -717,7 +717,7 @@ impl E1000 {
             data.resize(MIN_FRAME, 0);
         }
         if control & rctl::SECRC == 0 {
-            data.extend_from_slice(&crate::checksum::crc32(&data).to_le_bytes());
+            data.extend_from_slice(&ether::checksum::crc32(&data).to_le_bytes());
         }
         let room = self.state.ring(reg::RDBAL).filter(|&(_, count, head, tail)| {
             let free = (tail + count - head) % count;
@@ -751,7 +751,7 @@ impl E1000 {
             flags |= rxs::PIF;
         }
         let start = (enabled & 0xff) as usize;
-        let sum = data.get(start..frame.len().min(data.len())).map_or(0, crate::checksum::ones_sum);
+        let sum = data.get(start..frame.len().min(data.len())).map_or(0, ether::checksum::ones_sum);
         let special = tag.filter(|_| strip).unwrap_or(0);
 
         let mut parts = data.chunks(size).peekable();

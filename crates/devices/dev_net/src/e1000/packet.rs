@@ -1,7 +1,7 @@
 //! What the card does to packets: checksums, segmentation, VLAN tags, the frame check sequence.
 
 use super::spec::{Context, popts};
-use crate::checksum::{ones_sum, put, sum};
+use ether::checksum::{ones_sum, put, sum};
 
 /// Segments smaller than this are refused, which bounds the frames that one packet becomes. IPv4's smallest datagram size, 68
 /// bytes, less its headers, is about half of it.

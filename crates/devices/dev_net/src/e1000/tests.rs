@@ -188,7 +188,7 @@ fn tcp_packet(payload: usize) -> Vec<u8> {
     packet[46..48].copy_from_slice(&[0x50, 0x19]);
     let mut pseudo = packet[26..34].to_vec();
     pseudo.extend([0, 6]);
-    let sum = crate::checksum::ones_sum(&pseudo);
+    let sum = ether::checksum::ones_sum(&pseudo);
     packet[50..52].copy_from_slice(&sum.to_be_bytes());
     packet[54..].iter_mut().enumerate().for_each(|(i, byte)| *byte = i as u8);
     packet
@@ -254,7 +254,7 @@ fn a_received_frame_lands_with_its_check_sequence() {
     assert!(bench.receive(&frame));
     let got = bench.guest(BUFFERS, 104);
     assert_eq!(got[..100], frame);
-    assert_eq!(got[100..], crate::checksum::crc32(&frame).to_le_bytes());
+    assert_eq!(got[100..], ether::checksum::crc32(&frame).to_le_bytes());
     let descriptor = bench.guest(RX_RING + 8, 8);
     assert_eq!(descriptor[..2], [104, 0]);
     assert_eq!(descriptor[4], rxs::DD | rxs::EOP | rxs::IXSM);
@@ -264,7 +264,7 @@ fn a_received_frame_lands_with_its_check_sequence() {
 
 #[test]
 fn the_check_sequence_is_that_of_the_standard() {
-    assert_eq!(crate::checksum::crc32(b"123456789"), 0xcbf4_3926);
+    assert_eq!(ether::checksum::crc32(b"123456789"), 0xcbf4_3926);
 }
 
 #[test]

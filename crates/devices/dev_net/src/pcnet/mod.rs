@@ -35,7 +35,7 @@ use pgm::{Backing, Pgm};
 use tm::{Nanos, Timer, TimerQueue, TimerTarget};
 use vbox_types::{GuestPhys, Port};
 
-use crate::checksum::crc32;
+use ether::checksum::crc32;
 use spec::{Descriptor, Style, bcr, csr, dstat, extended, extended2, features, mode, status, terr};
 
 /// Bytes of ports and of memory-mapped registers.

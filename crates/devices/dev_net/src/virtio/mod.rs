@@ -8,7 +8,6 @@
 //! **Back-pressure** is as with other cards: a frame that finds no buffer waits in the back end until the guest gives one;
 //! transmission stops while the back end's queue is full.
 
-mod offload;
 #[cfg(test)]
 mod tests;
 
@@ -16,6 +15,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 
 use dev_virtio_core::{Chain, Transport, VirtioDevice, VirtioPci, Wiring, feature};
+use ether::offload;
 use parking_lot::Mutex;
 use pdm::connector::{NetDriver, NetPort};
 use ssm::{Error, Reader, Writer};

@@ -1,4 +1,4 @@
-//! What the driver leaves to the device: checksums and segmentation (section 5.1.6.2).
+//! What senders leave to cards: checksums and segmentation (as virtio 1.0 has it, section 5.1.6.2).
 
 use crate::checksum::{ones_sum, put, sum};
 
@@ -7,7 +7,7 @@ const MIN_MSS: usize = 64;
 
 /// Fills in the checksum at `start + offset` of all from `start` on; the field holds the pseudo header's sum. False if that does
 /// not fit the frame.
-pub(super) fn checksum(frame: &mut [u8], start: usize, offset: usize) -> bool {
+pub fn checksum(frame: &mut [u8], start: usize, offset: usize) -> bool {
     let at = start.saturating_add(offset);
     if at.saturating_add(2) > frame.len() {
         return false;
@@ -19,7 +19,7 @@ pub(super) fn checksum(frame: &mut [u8], start: usize, offset: usize) -> bool {
 }
 
 /// Cuts a TCP packet into frames with at most `mss` bytes of data each: `start` is where TCP begins. `None` if it is no such packet.
-pub(super) fn segment(packet: &[u8], start: usize, mss: usize) -> Option<Vec<Vec<u8>>> {
+pub fn segment(packet: &[u8], start: usize, mss: usize) -> Option<Vec<Vec<u8>>> {
     if mss < MIN_MSS {
         return None;
     }

@@ -1,7 +1,7 @@
 //! The Internet checksum and Ethernet's.
 
 /// One's complement sum of big-endian words on top of `start`, folded to 16 bits.
-pub(crate) fn sum(data: &[u8], start: u32) -> u32 {
+pub fn sum(data: &[u8], start: u32) -> u32 {
     let mut total = u64::from(start);
     let mut words = data.chunks_exact(2);
     for word in &mut words {
@@ -17,12 +17,12 @@ pub(crate) fn sum(data: &[u8], start: u32) -> u32 {
 }
 
 /// The one's complement sum of `data`.
-pub(crate) fn ones_sum(data: &[u8]) -> u16 {
+pub fn ones_sum(data: &[u8]) -> u16 {
     sum(data, 0) as u16
 }
 
 /// Puts a big-endian word; nothing happens where the frame ends before.
-pub(crate) fn put(frame: &mut [u8], at: usize, value: u16) {
+pub fn put(frame: &mut [u8], at: usize, value: u16) {
     if let Some(field) = frame.get_mut(at..at + 2) {
         field.copy_from_slice(&value.to_be_bytes());
     }
@@ -45,6 +45,6 @@ const CRC: [u32; 256] = {
 };
 
 /// The frame check sequence of Ethernet.
-pub(crate) fn crc32(data: &[u8]) -> u32 {
+pub fn crc32(data: &[u8]) -> u32 {
     !data.iter().fold(u32::MAX, |crc, byte| crc >> 8 ^ CRC[usize::from(crc as u8 ^ byte)])
 }
