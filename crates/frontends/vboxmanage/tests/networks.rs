@@ -148,3 +148,28 @@ fn host_interfaces_and_internal_networks_are_listed() {
     home.manage("hostonlynet remove --name n").ok();
     assert_eq!(home.manage("list hostonlynets").ok(), "");
 }
+
+#[test]
+fn a_card_that_is_enabled_without_an_address_gets_one() {
+    let home = home();
+    let mut addresses = Vec::new();
+    for name in ["a", "b"] {
+        home.manage(&format!("createvm --name {name} --register")).ok();
+        home.manage(&format!("unregistervm {name}")).ok();
+        // As in files that leave out what a disabled card has.
+        let file = home.path(&format!("vms/{name}/{name}.vbox"));
+        let text = fs::read_to_string(&file).unwrap();
+        let mut parts = text.split(" MACAddress=\"");
+        let mut kept = parts.next().unwrap().to_owned();
+        // Twelve digits and a quote.
+        parts.for_each(|part| kept.push_str(&part[13..]));
+        fs::write(&file, kept).unwrap();
+        home.manage(&format!("registervm {}", file.display())).ok();
+        home.manage(&format!("modifyvm {name} --nic2 intnet")).ok();
+        let info = home.manage(&format!("showvminfo {name} --machinereadable")).ok();
+        let address = info.lines().find_map(|line| line.strip_prefix("macaddress2=\"")).unwrap().to_owned();
+        assert!(address.starts_with("080027") && address.len() == 13, "{address}");
+        addresses.push(address);
+    }
+    assert_ne!(addresses[0], addresses[1]);
+}

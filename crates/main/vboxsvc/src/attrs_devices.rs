@@ -92,7 +92,6 @@ pub(crate) fn add(r: &mut ReadTable<View>, w: &mut WriteTable<View>) {
 fn network(r: &mut ReadTable<View>, w: &mut WriteTable<View>) {
     fields! { r, w, nic, nic_mut;
         INetworkAdapter::AdapterType => adapter_type;
-        INetworkAdapter::Enabled => enabled;
         INetworkAdapter::BridgedInterface => bridged_interface;
         INetworkAdapter::HostOnlyInterface => host_only_interface;
         INetworkAdapter::HostOnlyNetwork => host_only_network;
@@ -118,6 +117,7 @@ fn network(r: &mut ReadTable<View>, w: &mut WriteTable<View>) {
         INATEngine::AliasUseSamePorts => nat.alias_use_same_ports;
     }
     r.add_fallible(INetworkAdapter::Slot, |v| nic(v).map(|n| n.slot))
+        .add_fallible(INetworkAdapter::Enabled, |v| nic(v).map(|n| n.enabled))
         .add_fallible(INetworkAdapter::AttachmentType, |v| nic(v).map(|n| n.attachment.to_api()))
         .add_fallible(INetworkAdapter::MACAddress, |v| nic(v).map(|n| n.mac_address.clone()))
         .add_fallible(INetworkAdapter::InternalNetwork, |v| nic(v).map(|n| n.internal_network.clone()))
@@ -128,7 +128,16 @@ fn network(r: &mut ReadTable<View>, w: &mut WriteTable<View>) {
         .add_fallible(INetworkAdapter::BootPriority, |v| nic(v).map(|n| n.boot_priority))
         .add_fallible(INATEngine::ForwardBroadcast, |v| nic(v).map(|_| false))
         .add_fallible(INATEngine::Redirects, |v| nic(v).map(|n| n.nat.rules.iter().map(redirect).collect()));
-    w.add(INetworkAdapter::AttachmentType, |v: &mut View, attachment| {
+    w.add(INetworkAdapter::Enabled, |v: &mut View, enabled| {
+        let nic = nic_mut(v)?;
+        nic.enabled = enabled;
+        // Imported machines and old files have cards without one.
+        if enabled && nic.mac_address.is_empty() {
+            nic.mac_address = set::generate_mac_address();
+        }
+        Ok(())
+    })
+    .add(INetworkAdapter::AttachmentType, |v: &mut View, attachment| {
         let nic = nic_mut(v)?;
         nic.attachment = Mirror::from_api(attachment)?;
         // Networks of these kinds have a default.
