@@ -220,6 +220,7 @@ impl I440Fx {
         Backing {
             read: if switch.read_ram { ram.clone() } else { bus },
             write: if switch.write_ram { ram } else { Target::Open },
+            posted: false,
         }
     }
 

@@ -74,7 +74,7 @@ impl Vga {
             vga.pgm = Arc::downgrade(pgm);
             vga.vram.clone()
         };
-        pgm.map(WINDOW, WINDOW_SIZE, Layer::Chipset, Backing::mmio(mmio_handler(this, 0)));
+        pgm.map(WINDOW, WINDOW_SIZE, Layer::Chipset, Backing::posted(mmio_handler(this, 0)));
         let space = ConfigSpace::new(&Identity {
             vendor: VENDOR,
             device: DEVICE,
@@ -150,6 +150,10 @@ impl Screen {
     /// The registers and the memory as they are now; drawing then holds no lock.
     fn snapshot(&self) -> Option<(State, Arc<HostMemory>, u64)> {
         let vga = self.0.upgrade()?;
+        let pgm = vga.lock().pgm.upgrade();
+        if let Some(pgm) = pgm {
+            pgm.take_posted();
+        }
         let vga = vga.lock();
         Some((vga.state.clone(), vga.vram.clone(), vga.clock.now()))
     }

@@ -351,7 +351,12 @@ impl Windows {
             }
             for (start, len, read, write) in &plan {
                 let (read, write) = (read[n].clone(), write[n].clone());
-                side.handles.push(side.ctx.pgm.map(*start, *len, Layer::Ram, Backing { read, write }));
+                side.handles.push(side.ctx.pgm.map(
+                    *start,
+                    *len,
+                    Layer::Ram,
+                    Backing { read, write, posted: false },
+                ));
             }
         }
     }

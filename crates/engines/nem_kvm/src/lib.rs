@@ -11,8 +11,10 @@
 //! * The time-stamp counter is the host's plus an offset, and virtual time is computed from it ([`Host::clock`]), so that both agree to the
 //!   tick. Where the host's counter is not to be relied on, KVM makes the guest's follow the host's raw monotonic clock, and so does virtual
 //!   time; the vCPUs' counters then differ a little ([`Host::has_stable_counter`]).
+//! * Writes that may be late ([`pgm::Backing::posted`]) are collected by KVM, and pages that guests write are noted by it for those who ask
+//!   ([`pgm::Backlog`]).
 //!
-//! Not reached by KVM, as with every hypervisor on it: the A20 gate (guests see it open), and dirty pages of guest memory.
+//! Not reached by KVM, as with every hypervisor on it: the A20 gate (guests see it open).
 
 mod apic;
 mod msr;

@@ -1,10 +1,10 @@
-//! KVM's memory slots, kept in step with `pgm`'s layout.
+//! KVM's memory slots, kept in step with `pgm`'s layout, and what KVM knows of pages that guests have written.
 #![allow(unsafe_code)] // tells KVM where guest memory lies
 
 use std::sync::Arc;
 
-use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
-use kvm_ioctls::VmFd;
+use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_userspace_memory_region};
+use kvm_ioctls::{IoEventAddress, VmFd};
 use pgm::{HostMemory, Layout, PAGE_SIZE, Pgm, Target};
 
 /// Slots do not grow across it: what lies below is moved about by the chipset, and main memory shall not move with it.
@@ -19,6 +19,8 @@ struct Slot {
     memory: Arc<HostMemory>,
     offset: u64,
     read_only: bool,
+    /// KVM notes the pages that guests write.
+    logged: bool,
 }
 
 impl Slot {
@@ -38,6 +40,30 @@ impl Slot {
             && self.offset + self.len == next.offset
             && self.read_only == next.read_only
     }
+
+    fn holds(&self, memory: &HostMemory) -> bool {
+        self.memory.base() == memory.base()
+    }
+
+    /// Marks what the guest may have written through this slot.
+    fn mark_all(&self) {
+        for at in (0..self.len).step_by(PAGE_SIZE as usize) {
+            self.memory.mark_dirty((self.offset + at) / PAGE_SIZE);
+        }
+    }
+
+    /// Marks what KVM has noted since it was asked last.
+    fn mark_noted(&self, vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
+        let first = self.offset / PAGE_SIZE;
+        for (word, at) in vm.get_dirty_log(self.id, self.len as usize)?.into_iter().zip((0..).step_by(64)) {
+            let mut rest: u64 = word;
+            while rest != 0 {
+                self.memory.mark_dirty(first + at + u64::from(rest.trailing_zeros()));
+                rest &= rest - 1;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The slots of one VM.
@@ -45,11 +71,15 @@ impl Slot {
 pub(crate) struct Slots {
     list: Vec<Slot>,
     layout: Option<Layout>,
+    /// Where memory begins whose written pages somebody wants to know.
+    watched: Vec<usize>,
+    /// Ranges whose writes KVM holds back, if it can.
+    posted: Vec<(u64, u32)>,
 }
 
 impl Slots {
-    /// Brings the slots in line with `pgm`.
-    pub(crate) fn update(&mut self, vm: &VmFd, pgm: &Pgm) -> Result<(), kvm_ioctls::Error> {
+    /// Brings the slots in line with `pgm`; `posts` tells whether KVM can hold writes back.
+    pub(crate) fn update(&mut self, vm: &VmFd, pgm: &Pgm, posts: bool) -> Result<(), kvm_ioctls::Error> {
         let layout = pgm.layout();
         if self.layout.as_ref().is_some_and(|known| known.is_same(&layout)) {
             return Ok(());
@@ -63,24 +93,86 @@ impl Slots {
                     wanted.remove(at);
                     kept.push(slot);
                 }
-                None => set(vm, &slot, 0)?,
+                None => {
+                    set(vm, &slot, 0)?;
+                    // Nobody can ask KVM any more.
+                    if slot.logged {
+                        slot.mark_all();
+                    }
+                }
             }
         }
         self.list = kept;
         for mut slot in wanted {
             slot.id = (0..).find(|id| self.list.iter().all(|s| s.id != *id)).unwrap_or(u32::MAX);
+            slot.logged = !slot.read_only && self.watched.contains(&slot.memory.base().addr());
             set(vm, &slot, slot.len)?;
             self.list.push(slot);
+        }
+        if posts {
+            self.update_posted(vm, &layout)?;
         }
         self.layout = Some(layout);
         Ok(())
     }
+
+    fn update_posted(&mut self, vm: &VmFd, layout: &Layout) -> Result<(), kvm_ioctls::Error> {
+        let wanted = posted(layout);
+        for &(start, len) in self.posted.iter().filter(|zone| !wanted.contains(zone)) {
+            vm.unregister_coalesced_mmio(IoEventAddress::Mmio(start), len)?;
+        }
+        for &(start, len) in wanted.iter().filter(|zone| !self.posted.contains(zone)) {
+            vm.register_coalesced_mmio(IoEventAddress::Mmio(start), len)?;
+        }
+        self.posted = wanted;
+        Ok(())
+    }
+
+    /// See [`pgm::Backlog::collect_dirty`].
+    pub(crate) fn collect_dirty(&mut self, vm: &VmFd, memory: &HostMemory) -> Result<(), kvm_ioctls::Error> {
+        let base = memory.base().addr();
+        if self.watched.contains(&base) {
+            return self
+                .list
+                .iter()
+                .filter(|s| s.logged && s.holds(memory))
+                .try_for_each(|s| s.mark_noted(vm));
+        }
+        self.watched.push(base);
+        for slot in self.list.iter_mut().filter(|s| !s.read_only && s.holds(memory)) {
+            slot.logged = true;
+            set(vm, slot, slot.len)?;
+            slot.mark_all();
+        }
+        Ok(())
+    }
+
+    /// See [`pgm::Backlog::forget_dirty`].
+    pub(crate) fn forget_dirty(&mut self, vm: &VmFd, memory: &HostMemory) -> Result<(), kvm_ioctls::Error> {
+        self.watched.retain(|&base| base != memory.base().addr());
+        for slot in self.list.iter_mut().filter(|s| s.logged && s.holds(memory)) {
+            slot.logged = false;
+            set(vm, slot, slot.len)?;
+        }
+        Ok(())
+    }
+}
+
+/// The ranges whose writes may be held back.
+fn posted(layout: &Layout) -> Vec<(u64, u32)> {
+    let ranges = layout.ranges().filter(|(_, _, backing)| backing.posted);
+    ranges.filter_map(|(start, len, _)| Some((start.0, u32::try_from(len).ok()?))).collect()
 }
 
 fn set(vm: &VmFd, slot: &Slot, len: u64) -> Result<(), kvm_ioctls::Error> {
     let region = kvm_userspace_memory_region {
         slot: slot.id,
-        flags: if slot.read_only && len > 0 { KVM_MEM_READONLY } else { 0 },
+        flags: match slot {
+            _ if len == 0 => 0,
+            Slot { read_only: true, .. } => KVM_MEM_READONLY,
+            Slot { logged: true, .. } => KVM_MEM_LOG_DIRTY_PAGES,
+            _ => 0,
+        },
         guest_phys_addr: slot.start,
         memory_size: len,
         userspace_addr: slot.memory.base() as u64 + slot.offset,
@@ -113,6 +205,7 @@ fn wanted(layout: &Layout) -> Vec<Slot> {
             memory: memory.clone(),
             offset: offset + (first - start.0),
             read_only: !writable,
+            logged: false,
         };
         match list.last_mut() {
             Some(last) if last.continues_in(&slot) => last.len += slot.len,
@@ -156,6 +249,19 @@ mod tests {
                 (0x10_0000, 0x10_0000, false)
             ]
         );
+    }
+
+    #[test]
+    fn writes_are_held_back_where_a_posted_range_shows_and_memory_does_not_lie_over_it() {
+        let pgm = Pgm::new(vec![]);
+        let ram = Arc::new(HostMemory::new("ram", ByteSize(0x1_0000)).unwrap());
+        pgm.map(GuestPhys(0xa_0000), 0x2_0000, Layer::Chipset, Backing::posted(Arc::new(Registers)));
+        pgm.map(GuestPhys(0xc_0000), 0x1000, Layer::Chipset, Backing::mmio(Arc::new(Registers)));
+        assert_eq!(posted(&pgm.layout()), [(0xa_0000, 0x2_0000)]);
+        let direct = pgm.map(GuestPhys(0xa_0000), 0x1_0000, Layer::Chipset, Backing::ram(ram, 0));
+        assert_eq!(posted(&pgm.layout()), [(0xb_0000, 0x1_0000)]);
+        pgm.unmap(direct);
+        assert_eq!(posted(&pgm.layout()), [(0xa_0000, 0x2_0000)]);
     }
 
     #[test]

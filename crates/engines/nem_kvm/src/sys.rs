@@ -6,11 +6,12 @@ use std::mem::offset_of;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::NonNull;
 use std::sync::Once;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use kvm_bindings::{
-    KVM_IRQ_ROUTING_MSI, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, KvmIrqRouting, kvm_device_attr,
-    kvm_interrupt, kvm_irq_routing_entry, kvm_run, kvm_userspace_memory_region,
+    KVM_COALESCED_MMIO_PAGE_OFFSET, KVM_IRQ_ROUTING_MSI, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET,
+    KvmIrqRouting, kvm_coalesced_mmio, kvm_coalesced_mmio_ring, kvm_device_attr, kvm_interrupt,
+    kvm_irq_routing_entry, kvm_run, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
@@ -34,21 +35,7 @@ unsafe impl Sync for RunPage {}
 
 impl RunPage {
     pub(crate) fn new(vcpu: &VcpuFd) -> io::Result<Self> {
-        // SAFETY: the descriptor of a vCPU stays open during the call.
-        let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(vcpu.as_raw_fd()) };
-        // SAFETY: a fresh shared mapping at an address of the kernel's choice.
-        let base = unsafe {
-            mmap(
-                std::ptr::null_mut(),
-                PAGE,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::SHARED,
-                fd.as_fd(),
-                0,
-            )?
-        };
-        let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mmap returned null"))?;
-        Ok(Self { base })
+        Ok(Self { base: map_page(vcpu, 0)? })
     }
 
     /// Lets KVM_RUN run. Returns whether it was to return at once.
@@ -92,6 +79,74 @@ impl Drop for RunPage {
         // SAFETY: unmaps what `new` mapped.
         let _ = unsafe { munmap(self.base.as_ptr().cast(), PAGE) };
     }
+}
+
+/// The ring in which KVM leaves writes that it has held back, shared by all vCPUs of a VM. KVM writes entries and `last`; the one reader
+/// moves `first`.
+pub(crate) struct Ring {
+    base: NonNull<u8>,
+}
+
+// SAFETY: the page is only accessed as atomics and volatile reads.
+unsafe impl Send for Ring {}
+// SAFETY: as above.
+unsafe impl Sync for Ring {}
+
+impl Ring {
+    const ENTRIES: u32 =
+        ((PAGE - size_of::<kvm_coalesced_mmio_ring>()) / size_of::<kvm_coalesced_mmio>()) as u32;
+
+    pub(crate) fn new(vcpu: &VcpuFd) -> io::Result<Self> {
+        let offset = u64::from(KVM_COALESCED_MMIO_PAGE_OFFSET) * PAGE as u64;
+        Ok(Self { base: map_page(vcpu, offset)? })
+    }
+
+    fn counter(&self, offset: usize) -> &AtomicU32 {
+        // SAFETY: the aligned word lies within the mapped page, which lives as long as `self`.
+        unsafe { AtomicU32::from_ptr(self.base.as_ptr().add(offset).cast()) }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        let first = self.counter(offset_of!(kvm_coalesced_mmio_ring, first)).load(Ordering::Acquire);
+        first == self.counter(offset_of!(kvm_coalesced_mmio_ring, last)).load(Ordering::Acquire)
+    }
+
+    /// The oldest write, which stays until [`Ring::advance`]: address, bytes, and how many of them count.
+    pub(crate) fn oldest(&self) -> Option<(u64, [u8; 8], usize)> {
+        if self.is_empty() {
+            return None;
+        }
+        let first = self.counter(offset_of!(kvm_coalesced_mmio_ring, first)).load(Ordering::Relaxed);
+        let at = offset_of!(kvm_coalesced_mmio_ring, coalesced_mmio)
+            + (first % Self::ENTRIES) as usize * size_of::<kvm_coalesced_mmio>();
+        // SAFETY: the entry lies within the page, and KVM does not touch it before `first` has moved on.
+        let entry: kvm_coalesced_mmio =
+            unsafe { self.base.as_ptr().add(at).cast::<kvm_coalesced_mmio>().read_volatile() };
+        Some((entry.phys_addr, entry.data, (entry.len as usize).min(entry.data.len())))
+    }
+
+    /// The oldest write has been made.
+    pub(crate) fn advance(&self) {
+        let first = self.counter(offset_of!(kvm_coalesced_mmio_ring, first));
+        first.store((first.load(Ordering::Relaxed) + 1) % Self::ENTRIES, Ordering::Release);
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        // SAFETY: unmaps what `new` mapped.
+        let _ = unsafe { munmap(self.base.as_ptr().cast(), PAGE) };
+    }
+}
+
+/// Maps a page of what a vCPU shares with user processes.
+fn map_page(vcpu: &VcpuFd, offset: u64) -> io::Result<NonNull<u8>> {
+    // SAFETY: the descriptor of a vCPU stays open during the call.
+    let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(vcpu.as_raw_fd()) };
+    let access = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: a fresh shared mapping at an address of the kernel's choice.
+    let base = unsafe { mmap(std::ptr::null_mut(), PAGE, access, MapFlags::SHARED, fd.as_fd(), offset)? };
+    NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mmap returned null"))
 }
 
 /// Queues an external interrupt for delivery at the next entry.

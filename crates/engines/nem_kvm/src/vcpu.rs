@@ -8,10 +8,10 @@ use cpum::state::rflags;
 use cpum::{Activity, CpuState, ForcedActions, VcpuLink};
 use em::{Engine, Event, Exit, VmContext};
 use kvm_bindings::{CpuId, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, kvm_guest_debug};
-use kvm_ioctls::{Error, VcpuExit, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, Error, VcpuExit, VcpuFd, VmFd};
 use parking_lot::Mutex;
 use pdm::Width;
-use pgm::{Pgm, Target};
+use pgm::{Backlog, HostMemory, PAGE_SIZE, Pgm, Target};
 use tm::Anchor;
 use vbox_types::{GuestPhys, Port, VcpuId};
 
@@ -19,7 +19,7 @@ use crate::apic::Lent;
 use crate::msr::{self, After};
 use crate::probe::Apics;
 use crate::slots::Slots;
-use crate::sys::{self, RunPage};
+use crate::sys::{self, Ring, RunPage};
 use crate::{probe, state};
 
 /// Single steps that bring an interrupt or exception on its way into the guest. Each can at most raise the next: contributory faults, then
@@ -40,6 +40,39 @@ pub(crate) struct Machine {
     apics: Apics,
     /// The host's counter is to be relied on.
     stable: bool,
+    /// Where KVM leaves writes that it held back, if it does; locked by who makes them.
+    ring: Option<(Ring, Mutex<()>)>,
+}
+
+impl Backlog for Machine {
+    fn take_posted(&self, pgm: &Pgm) {
+        let Some((ring, lock)) = &self.ring else { return };
+        if ring.is_empty() {
+            return;
+        }
+        // Who finds writes at work by another thread waits until they are made.
+        let _guard = lock.lock();
+        while let Some((address, data, len)) = ring.oldest() {
+            write(pgm, VcpuId(0), address, &data[..len]);
+            ring.advance();
+        }
+    }
+
+    fn collect_dirty(&self, memory: &HostMemory) {
+        if let Err(error) = self.slots.lock().collect_dirty(&self.vm, memory) {
+            tracing::error!(target: "nem", "KVM does not tell which pages of {} were written: {error}", memory.name());
+            // Better too many than one too few.
+            for page in 0..memory.len() / PAGE_SIZE {
+                memory.mark_dirty(page);
+            }
+        }
+    }
+
+    fn forget_dirty(&self, memory: &HostMemory) {
+        if let Err(error) = self.slots.lock().forget_dirty(&self.vm, memory) {
+            tracing::warn!(target: "nem", "KVM goes on noting the pages of {} that are written: {error}", memory.name());
+        }
+    }
 }
 
 /// Through which other threads fetch a vCPU out of guest code.
@@ -113,7 +146,13 @@ pub(crate) fn engines(
     for id in 0..ctx.links.len() {
         descriptors.push(vm.create_vcpu(id as u64)?);
     }
-    let machine = Arc::new(Machine { vm, slots: Mutex::default(), apics, stable });
+    let ring = match descriptors.first() {
+        Some(first) if vm.check_extension(Cap::CoalescedMmio) => Some((Ring::new(first)?, Mutex::default())),
+        _ => None,
+    };
+    let machine = Arc::new(Machine { vm, slots: Mutex::default(), apics, stable, ring });
+    let backlog: Arc<dyn Backlog> = machine.clone();
+    ctx.pgm.set_backlog(Arc::downgrade(&backlog));
     if apics == Apics::Kernel
         && let Some(local) = ctx.irq.local_apics()
     {
@@ -303,7 +342,8 @@ impl Vcpu {
     }
 
     fn update_slots(&self) -> Result<(), Error> {
-        self.machine.slots.lock().update(&self.machine.vm, &self.ctx.pgm)
+        let Machine { vm, slots, ring, .. } = &*self.machine;
+        slots.lock().update(vm, &self.ctx.pgm, ring.is_some())
     }
 
     /// Runs guest code until KVM returns, and does what it returned for.
@@ -320,6 +360,8 @@ impl Vcpu {
         let mut after = After::Nothing;
         *unfinished = false;
         let result = fd.run();
+        // What the guest did before comes before what it does now.
+        machine.take_posted(&ctx.pgm);
         let outcome = match result {
             Ok(VcpuExit::IoOut(port, data)) => {
                 stats.port += 1;

@@ -11,4 +11,4 @@ mod memory;
 mod space;
 
 pub use memory::{CodePage, CodeWrites, HostMemory, PAGE_SIZE};
-pub use space::{Backing, Layer, Layout, MapHandle, MmioHandler, PageView, Pgm, PhysError, Target};
+pub use space::{Backing, Backlog, Layer, Layout, MapHandle, MmioHandler, PageView, Pgm, PhysError, Target};

@@ -1,7 +1,7 @@
 //! The guest physical address space.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 
 use arc_swap::ArcSwap;
 use cpum::{ForcedActions, VcpuLink};
@@ -56,25 +56,45 @@ impl Target {
 pub struct Backing {
     pub read: Target,
     pub write: Target,
+    /// Writes to registers here may be held back and reach them together ([`Backing::posted`]).
+    pub posted: bool,
 }
 
 impl Backing {
     /// Memory that is read and written.
     pub fn ram(memory: Arc<HostMemory>, offset: u64) -> Self {
         let target = Target::Memory { memory, offset };
-        Self { read: target.clone(), write: target }
+        Self { read: target.clone(), write: target, posted: false }
     }
 
     /// Memory that is read; writes are lost.
     pub fn rom(memory: Arc<HostMemory>, offset: u64) -> Self {
-        Self { read: Target::Memory { memory, offset }, write: Target::Open }
+        Self { read: Target::Memory { memory, offset }, write: Target::Open, posted: false }
     }
 
     /// Device registers.
     pub fn mmio(handler: Arc<dyn MmioHandler>) -> Self {
         let target = Target::Mmio { handler, offset: 0 };
-        Self { read: target.clone(), write: target }
+        Self { read: target.clone(), write: target, posted: false }
     }
+
+    /// Registers that writes do nothing to but change what is read later, from here or by other ways (video memory behind planes): an engine
+    /// may hold writes back, in their order, until a vCPU does anything else that reaches a device, and then make them in any vCPU's name. Who
+    /// looks from outside calls [`Pgm::take_posted`] first.
+    pub fn posted(handler: Arc<dyn MmioHandler>) -> Self {
+        Self { posted: true, ..Self::mmio(handler) }
+    }
+}
+
+/// What an engine knows of the guest's doings that has not shown in memory and devices.
+pub trait Backlog: Send + Sync {
+    /// Makes the writes that were held back.
+    fn take_posted(&self, pgm: &Pgm);
+    /// Marks the pages of `memory` dirty that guest code has written since the last call; after the first, all that it may have written
+    /// before. From then on writes are watched, which costs the guest something.
+    fn collect_dirty(&self, memory: &HostMemory);
+    /// Nobody asks for dirty pages of `memory` for now.
+    fn forget_dirty(&self, memory: &HostMemory);
 }
 
 /// Which mapping wins where several overlap: the later in this list.
@@ -146,6 +166,8 @@ pub struct Pgm {
     a20: AtomicBool,
     epoch: AtomicU64,
     links: Vec<Arc<VcpuLink>>,
+    /// The engine's, if it has one. The engine lives as long as the machine runs.
+    backlog: OnceLock<Weak<dyn Backlog>>,
 }
 
 #[derive(Default)]
@@ -164,6 +186,7 @@ impl Pgm {
             a20: AtomicBool::new(true),
             epoch: AtomicU64::new(0),
             links,
+            backlog: OnceLock::new(),
         })
     }
 
@@ -219,8 +242,8 @@ impl Pgm {
                 .max_by_key(|m| (m.layer, m.id));
             if let Some(m) = top {
                 let by = start - m.start;
-                let backing =
-                    Backing { read: m.backing.read.advance(by), write: m.backing.write.advance(by) };
+                let Backing { read, write, posted } = &m.backing;
+                let backing = Backing { read: read.advance(by), write: write.advance(by), posted: *posted };
                 pieces.push(Piece { start, end, backing });
             }
         }
@@ -312,9 +335,35 @@ impl Pgm {
         }
     }
 
+    /// Introduces what an engine keeps to itself, once.
+    pub fn set_backlog(&self, backlog: Weak<dyn Backlog>) {
+        let _ = self.backlog.set(backlog);
+    }
+
+    fn backlog(&self) -> Option<Arc<dyn Backlog>> {
+        self.backlog.get()?.upgrade()
+    }
+
+    /// Has registers take the writes that an engine has held back for them. Not to be called with a device's lock held.
+    pub fn take_posted(&self) {
+        if let Some(backlog) = self.backlog() {
+            backlog.take_posted(self);
+        }
+    }
+
+    /// Nobody will call [`Pgm::take_dirty`] for `memory` for now.
+    pub fn forget_dirty(&self, memory: &HostMemory) {
+        if let Some(backlog) = self.backlog() {
+            backlog.forget_dirty(memory);
+        }
+    }
+
     /// Returns and clears `memory`'s dirty pages (one bit each), after dropping writable translations so that later
     /// writes are seen again. Not to be called with a lock held that a vCPU may want.
     pub fn take_dirty(&self, initiator: Option<VcpuId>, memory: &HostMemory) -> Vec<u64> {
+        if let Some(backlog) = self.backlog() {
+            backlog.collect_dirty(memory);
+        }
         let bits = memory.take_dirty();
         if bits.iter().any(|&word| word != 0) {
             self.shoot_down(initiator);
@@ -450,6 +499,41 @@ mod tests {
         assert!(matches!(pgm.resolve(GuestPhys(0x10_0000)).read, Target::Memory { .. }));
         pgm.set_a20(true);
         assert!(matches!(pgm.resolve(GuestPhys(0x10_0000)).read, Target::Open));
+    }
+
+    #[test]
+    fn pages_and_writes_that_an_engine_keeps_to_itself_come_when_they_are_asked_for() {
+        #[derive(Default)]
+        struct Engine(Mutex<Vec<&'static str>>);
+        impl Backlog for Engine {
+            fn take_posted(&self, pgm: &Pgm) {
+                pgm.write(GuestPhys(0), &[7]);
+                self.0.lock().push("posted");
+            }
+            fn collect_dirty(&self, memory: &HostMemory) {
+                memory.mark_dirty(1);
+                self.0.lock().push("dirty");
+            }
+            fn forget_dirty(&self, _: &HostMemory) {
+                self.0.lock().push("forget");
+            }
+        }
+        let pgm = Pgm::new(vec![]);
+        let mem = memory(0);
+        pgm.map(GuestPhys(0), 0x2000, Layer::Ram, Backing::ram(mem.clone(), 0));
+        mem.take_dirty();
+        let engine = Arc::new(Engine::default());
+        let shown: Weak<dyn Backlog> = Arc::downgrade(&(engine.clone() as Arc<dyn Backlog>));
+        pgm.set_backlog(shown);
+        assert_eq!(pgm.take_dirty(None, &mem), [0b10]);
+        pgm.take_posted();
+        assert_eq!(byte(&pgm, 0), 7);
+        assert_eq!(pgm.take_dirty(None, &mem), [0b11]);
+        pgm.forget_dirty(&mem);
+        assert_eq!(*engine.0.lock(), ["dirty", "posted", "dirty", "forget"]);
+        drop(engine);
+        pgm.take_posted();
+        assert_eq!(pgm.take_dirty(None, &mem), [0]);
     }
 
     #[test]
