@@ -3,7 +3,7 @@
 //! Sources: Intel 82371AB datasheet (290562), chapter 7; ACPI 6.4, section 4.8. Ports: 64 at PMBASE (configuration 0x40, enabled by
 //! bit 0 of 0x80), 16 at SMBHSTBASE (0x90, enabled by bit 0 of 0xd2), APM control and status 0xb2/0xb3. The SCI is ISA interrupt 9, level.
 //!
-//! The power and sleep buttons are fixed hardware. Sleep type 0 is S5, as SeaBIOS and the datasheet have it and our DSDT says; other sleep
+//! The power and sleep buttons are fixed hardware; general-purpose events 0–15 have inputs for other devices ([`AcpiPm::events`]). Sleep type 0 is S5, as SeaBIOS and the datasheet have it and our DSDT says; other sleep
 //! types do nothing. 0xf1 to port 0xb2 turns ACPI mode on, 0xf0 off. The timer runs at 3.579545 MHz from power-on,
 //! 32 bits wide (VirtualBox) or 24 (the real chip).
 //! Left out: SMM — DEVACTB's APMC_EN reads as set, so that SeaBIOS takes the SMI handler for installed (`src/fw/smm.c`);
@@ -16,8 +16,9 @@ use bitfield_struct::bitfield;
 use parking_lot::Mutex;
 use pdm::connector::{SystemControl, SystemRequest};
 use pdm::iom::PortHandle;
+use pdm::irq::IrqPin;
 use pdm::pci::{ConfigSpace, DevFn, Identity, PciBus, PciDevice, reg};
-use pdm::{Device, Iom, IrqLine, PortIo, Width};
+use pdm::{Device, Iom, IrqLine, IrqSink, PortIo, Width};
 use ssm::{Error, Reader, Saveable, Writer};
 use tm::{Clock, Nanos, Timer, TimerQueue, TimerTarget};
 use vbox_types::Port;
@@ -118,6 +119,8 @@ pub struct State {
     control: Control,
     gp_status: u16,
     gp_enable: u16,
+    /// Levels at the inputs of the general-purpose events.
+    gp_levels: u16,
     /// Processor control, global status, device status, global enable, global control, device control, outputs: storage.
     processor: u32,
     global_status: u16,
@@ -157,6 +160,7 @@ impl State {
             control: Control::new(),
             gp_status: 0,
             gp_enable: 0,
+            gp_levels: 0,
             processor: 0,
             global_status: 0,
             device_status: 0,
@@ -240,7 +244,7 @@ impl State {
             self.enable = Events::from_bits(kept | data as u16 & ENABLE_BITS);
         }
         if let Some(part) = on(pm::GP_STATUS, 2) {
-            self.gp_status &= !(part.0 as u16);
+            self.gp_status = self.gp_status & !(part.0 as u16) | self.gp_levels;
         }
         if let Some(part) = on(pm::GP_ENABLE, 2) {
             set16(&mut self.gp_enable, part);
@@ -301,6 +305,17 @@ impl State {
                     *register = value;
                 }
             }
+        }
+    }
+
+    /// The input of a general-purpose event has a new level. A high input keeps the event's status set.
+    pub fn set_event(&mut self, number: u32, level: bool) {
+        let bit = 1u16.checked_shl(number).unwrap_or(0);
+        if level {
+            self.gp_levels |= bit;
+            self.gp_status |= bit;
+        } else {
+            self.gp_levels &= !bit;
         }
     }
 
@@ -393,6 +408,11 @@ impl AcpiPm {
         bus.add(PLACE, "acpi", space, vec![], this.clone());
     }
 
+    /// A line to the input of a general-purpose event.
+    pub fn events(this: &Arc<Mutex<Self>>, number: u32) -> IrqLine {
+        IrqPin::new(Arc::new(Inputs(Arc::downgrade(this))), number).line()
+    }
+
     /// The user presses the power button.
     pub fn press_power_button(&mut self) {
         self.state.press_power_button();
@@ -438,6 +458,19 @@ impl AcpiPm {
     /// The offset of `port` in a block of `count` ports at `base`.
     fn offset(port: Port, base: Option<u16>, count: u16) -> Option<u16> {
         port.0.checked_sub(base?).filter(|&offset| offset < count)
+    }
+}
+
+/// The inputs of the general-purpose events.
+struct Inputs(Weak<Mutex<AcpiPm>>);
+
+impl IrqSink for Inputs {
+    fn set_level(&self, pin: u32, level: bool) {
+        if let Some(device) = self.0.upgrade() {
+            let mut device = device.lock();
+            device.state.set_event(pin, level);
+            device.sync();
+        }
     }
 }
 
@@ -509,6 +542,8 @@ impl Saveable for AcpiPm {
             control,
             gp_status,
             gp_enable,
+            // The wires', not the chip's.
+            gp_levels: _,
             processor,
             global_status,
             device_status,
@@ -579,6 +614,7 @@ impl Saveable for AcpiPm {
             control: Control::from_bits(control),
             gp_status,
             gp_enable,
+            gp_levels: self.state.gp_levels,
             processor,
             global_status,
             device_status,
@@ -601,7 +637,8 @@ impl Saveable for AcpiPm {
 impl Device for AcpiPm {
     fn reset(&mut self) {
         self.set_places(Places::default());
-        self.state = State::power_on(self.clock.now(), self.timer_bits);
+        let gp_levels = self.state.gp_levels;
+        self.state = State { gp_levels, ..State::power_on(self.clock.now(), self.timer_bits) };
         self.sync();
     }
 }
@@ -724,6 +761,24 @@ mod tests {
         assert!(!m.sci() && m.device.lock().power_button_handled());
         m.iom.write(Port(SMI_COMMAND), Width::Byte, ACPI_DISABLE.into());
         assert!(!m.device.lock().is_acpi_mode());
+    }
+
+    #[test]
+    fn an_event_stays_set_while_its_input_is_high_and_interrupts_where_it_is_enabled() {
+        let m = running();
+        let line = AcpiPm::events(&m.device, 1);
+        m.iom.write(Port(SMI_COMMAND), Width::Byte, ACPI_ENABLE.into());
+        line.set(true);
+        assert_eq!(m.read(pm::GP_STATUS, Width::Word), 0b10);
+        assert!(!m.sci());
+        m.write(pm::GP_ENABLE, Width::Word, 0b10);
+        assert!(m.sci());
+        m.write(pm::GP_STATUS, Width::Word, 0b10);
+        assert!(m.sci(), "the input is high");
+        line.set(false);
+        assert!(m.sci(), "the status is the guest's to clear");
+        m.write(pm::GP_STATUS, Width::Word, 0b10);
+        assert!(!m.sci());
     }
 
     #[test]

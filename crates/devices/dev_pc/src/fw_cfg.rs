@@ -149,6 +149,11 @@ impl FwCfg {
         self.add_file("etc/e820", map);
     }
 
+    /// How many CPUs the BIOS finds at its next start.
+    pub fn set_cpu_count(&mut self, cpus: u16) {
+        self.add_key(key::CPU_COUNT, &cpus.to_le_bytes());
+    }
+
     /// Boot order and boot menu. `order` has the devices to try, the first first; `wait` is how long the menu's prompt is shown, in
     /// milliseconds. After the last device the BIOS stops, it does not fall back to devices outside the list.
     pub fn add_boot(&mut self, order: &[BootDevice], menu: bool, wait: u16) {

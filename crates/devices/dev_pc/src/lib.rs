@@ -14,6 +14,7 @@
 //! let bridge = I440Fx::new(&bus, &pgm, ram, bios);                  I440Fx::register(&bridge, &iom, &bus);
 //! let piix3 = Piix3::new(wiring.clone(), control.clone());          Piix3::register(&piix3, &iom, &bus);
 //! let acpi = AcpiPm::new(&iom, wiring.isa(9), control, &timers, true);   AcpiPm::register(&acpi, &iom, &bus);
+//! let cpus = CpuHotplug::new(AcpiPm::events(&acpi, EVENT), present);     CpuHotplug::register(&cpus, &iom);   // if configured
 //! let hpet = Hpet::new(&wiring, &timers);       Hpet::register(&hpet, &pgm);            // if configured
 //! let pit = Pit::new(wiring.isa(0), &timers);   …                                       // ISA devices: wiring.isa(irq)
 //! let nic = …(wiring.intx(devfn, 1));                                                   // PCI devices
@@ -26,6 +27,7 @@
 //! reset in any order, and [`pdm::pci::PciBus::reset`] comes with them. Saved units may be loaded in any order after a reset.
 
 pub mod acpi_pm;
+pub mod cpu_hotplug;
 pub mod dma;
 pub mod fw_cfg;
 pub mod hpet;

@@ -498,6 +498,9 @@ pub struct CmosSetup {
     pub floppies: [u8; 2],
 }
 
+/// Where the number of CPUs less one is, for the BIOS to wait for.
+pub const CPUS: u8 = 0x5f;
+
 impl CmosSetup {
     /// The bytes and where they go. Layout: IBM AT for 0x0e–0x33; 0x34–0x3f and 0x5b–0x5f as Bochs, QEMU and VirtualBox
     /// hand them to their BIOSes (SeaBIOS `src/fw/paravirt.c`, `src/hw/rtc.h`).
@@ -527,7 +530,7 @@ impl CmosSetup {
             (0x5b, high as u8),
             (0x5c, (high >> 8) as u8),
             (0x5d, (high >> 16) as u8),
-            (0x5f, self.cpus.saturating_sub(1)),
+            (CPUS, self.cpus.saturating_sub(1)),
         ]);
         bytes
     }
@@ -582,7 +585,7 @@ impl Rtc {
         self.state.bytes[usize::from(at)]
     }
 
-    /// Sets a byte of CMOS beyond the clock's registers, when the machine is assembled.
+    /// Sets a byte of CMOS beyond the clock's registers: what the machine tells its BIOS.
     pub fn set_cmos(&mut self, at: u8, value: u8) {
         if at > reg::D {
             self.state.bytes[usize::from(at)] = value;

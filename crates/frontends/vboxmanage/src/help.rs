@@ -116,6 +116,8 @@ static TOPICS: &[Topic] = &[
             "VM clipboard mode <disabled | hosttoguest | guesttohost | bidirectional>",
             "VM draganddrop <disabled | hosttoguest | guesttohost | bidirectional>",
             "VM cpuexecutioncap <num>",
+            "VM plugcpu <num>",
+            "VM unplugcpu <num>",
             "VM vm-process-priority <default | flat | low | normal | high>",
             "VM changeuartmodeN <disconnected | server pipe-name | client pipe-name | tcpserver port | \
              tcpclient hostname:port | file filename | device-name>",

@@ -260,6 +260,8 @@ pub struct MachineConfig {
     pub hw_virt: HwVirt,
     /// The processor that the guest finds; `None` is the host's.
     pub cpu_profile: Option<&'static CpuProfile>,
+    /// Where CPUs come and go while the machine runs: those that are there at the start, one bit each.
+    pub hotplug: Option<u32>,
     /// Percent of time that guest code may run.
     pub execution_cap: u32,
     /// What the guest finds that knows it runs on a hypervisor.
@@ -282,6 +284,12 @@ pub struct MachineConfig {
     pub cpuid_overrides: Vec<[u32; 6]>,
     /// Set, but without effect yet, and harmless: one line each for VBox.log.
     pub notes: Vec<String>,
+}
+
+/// The CPUs of a machine with hotplug, one bit each. The first is always there.
+fn plugged(cpu: &settings::Cpu) -> u32 {
+    let ids = cpu.plugged.iter().filter(|&&id| id < cpu.count.min(MAX_CPUS));
+    ids.fold(1, |mask, id| mask | 1 << id)
 }
 
 impl MachineConfig {
@@ -308,6 +316,7 @@ impl MachineConfig {
             engine: EngineChoice::Default,
             hw_virt: HwVirt::default(),
             cpu_profile: None,
+            hotplug: None,
             execution_cap: 100,
             paravirt: gim::Provider::None,
             hyperv_vendor: gim::hyperv_vendor(),
@@ -345,6 +354,11 @@ impl MachineConfig {
         refuse(hw.cpu.nested_hw_virt, "nested hardware virtualization", "use --nested-hw-virt off");
         refuse(hw.cpu.count > MAX_CPUS, "more than 32 CPUs", "use --cpus 32 or less");
         refuse(!hw.bios.ioapic && hw.cpu.count > 1, "several CPUs without an I/O APIC", "use --ioapic on");
+        refuse(
+            hw.cpu.hotplug && !(hw.bios.acpi && hw.bios.ioapic),
+            "CPUs that come and go without ACPI and an I/O APIC",
+            "use --cpu-hotplug off, or --acpi on --ioapic on",
+        );
         refuse(m.teleporter.enabled, "teleportation", "use --teleporter off");
         refuse(!m.state_file.is_empty(), "starting from a saved state", "discard it with discardstate");
         let cpu_profile = cpu_profile(&hw.cpu.profile);
@@ -505,7 +519,6 @@ impl MachineConfig {
         );
         note(!hw.shared_folders.is_empty(), "shared folders are not available yet");
         note(hw.parallel_ports.iter().any(|p| p.enabled), "parallel ports are not available yet");
-        note(hw.cpu.hotplug, "CPUs cannot be plugged or unplugged while the machine runs yet");
         note(hw.memory_balloon_mb > 0, "the memory balloon is not available yet");
         note(
             hw.bandwidth_groups.iter().any(|g| g.group_type == w::BandwidthGroupType::Disk),
@@ -541,6 +554,7 @@ impl MachineConfig {
             engine,
             hw_virt: HwVirt::from_settings(&hw.cpu),
             cpu_profile,
+            hotplug: hw.cpu.hotplug.then(|| plugged(&hw.cpu)),
             execution_cap: hw.cpu.execution_cap,
             paravirt: match m.effective_paravirt_provider() {
                 w::ParavirtProvider::Minimal => gim::Provider::Minimal,

@@ -12,6 +12,7 @@ use parking_lot::{Condvar, Mutex};
 use vbox_types::{MachineState, ResultCode, VcpuId};
 
 use crate::config::MachineConfig;
+use crate::cpus::PlugError;
 use crate::engine::Kind;
 use crate::machine::Machine;
 use crate::network::NicConfig;
@@ -326,6 +327,23 @@ impl ConsoleBackend for Console {
             )
         })?;
         nic.change(&config).map_err(|e| ApiError::new(ResultCode::PdmError, format!("{e:#}")))
+    }
+
+    fn plug_cpu(&self, cpu: u32, plugged: bool) -> ApiResult<()> {
+        self.require(LIVE)?;
+        let cpus = self.machine.cpus().ok_or_else(|| ApiError::invalid_arg("CPU hotplug is not enabled"))?;
+        let done = if plugged { cpus.plug(cpu) } else { cpus.unplug(cpu) };
+        done.map_err(|error| match error {
+            PlugError::NoSuchCpu(..) | PlugError::First => ApiError::invalid_arg(error.to_string()),
+            PlugError::Attached(_) => ApiError::new(ResultCode::ObjectInUse, error.to_string()),
+            PlugError::NotAttached(_) => ApiError::not_found(error.to_string()),
+            PlugError::InUse => ApiError::new(ResultCode::VmError, error.to_string()),
+        })
+    }
+
+    fn set_execution_cap(&self, percent: u32) -> ApiResult<()> {
+        let set = self.machine.em().set_execution_cap(percent);
+        set.map_err(|e| ApiError::fail(format!("Cannot start the thread of the execution cap ({e})")))
     }
 }
 

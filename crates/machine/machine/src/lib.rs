@@ -8,6 +8,7 @@ mod bios_mends;
 pub mod block;
 pub mod config;
 pub mod console;
+pub mod cpus;
 pub mod engine;
 pub mod firmware;
 pub mod host;

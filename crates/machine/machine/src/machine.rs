@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use cpum::{CpuidTable, VcpuLink};
 use dev_apic::{Apic, ApicConfig};
 use dev_pc::acpi_pm::{AcpiPm, SCI_IRQ};
+use dev_pc::cpu_hotplug::{self, CpuHotplug};
 use dev_pc::dma::Dma;
 use dev_pc::fw_cfg::{self, FwCfg};
 use dev_pc::hpet::Hpet;
@@ -38,6 +39,7 @@ use tm::TimerQueue;
 use vbox_types::{ByteSize, GuestPhys, Hz};
 
 use crate::config::{BootDevice, DriveConfig, DriveKind, IdeModel, MachineConfig, PortsConfig, ScsiModel};
+use crate::cpus::Cpus;
 use crate::engine::{Backend, Kind};
 use crate::network::{self, Nic, NicConfig};
 use crate::serial::CharBackend;
@@ -84,6 +86,7 @@ pub struct Machine {
     storage: Storage,
     serial: Vec<Arc<CharBackend>>,
     nics: Vec<Nic>,
+    cpus: Option<Cpus>,
 }
 
 /// Leads the guest's requests to EM, which is built last.
@@ -177,7 +180,7 @@ impl Machine {
         };
         let rtc = Rtc::new(wiring.isa(8), &timers, &backend.wall_clock(config), &cmos);
         Rtc::register(&rtc, &iom);
-        devices.push(rtc);
+        devices.push(rtc.clone());
         let dma = Dma::new(pgm.clone());
         Dma::register(&dma, &iom);
         devices.push(dma.clone());
@@ -295,7 +298,7 @@ impl Machine {
         // Firmware: power management, tables, boot order.
         let fw_cfg = FwCfg::new(&pgm);
         FwCfg::register(&fw_cfg, &iom);
-        let mut acpi = None;
+        let (mut acpi, mut cpu_hotplug) = (None, None);
         {
             let mut store = fw_cfg.lock();
             store.add_machine(config.cpus as u16, config.ram);
@@ -315,12 +318,18 @@ impl Machine {
                 let pm = AcpiPm::new(&iom, wiring.isa(SCI_IRQ), control.clone(), &timers, WIDE_PM_TIMER);
                 AcpiPm::register(&pm, &iom, &pci);
                 devices.push(pm.clone());
+                if let Some(present) = config.hotplug {
+                    let device = CpuHotplug::new(AcpiPm::events(&pm, cpu_hotplug::EVENT), present);
+                    CpuHotplug::register(&device, &iom);
+                    devices.push(device.clone());
+                    cpu_hotplug = Some(device);
+                }
                 acpi = Some(pm);
                 tables::add_acpi(&mut store, &acpi_config(config, low));
             }
             tables::add_smbios(&mut store, &smbios_config(config, &cpuid, tsc));
         }
-        devices.push(fw_cfg);
+        devices.push(fw_cfg.clone());
 
         // Paravirtualization.
         let gim_wiring = gim::Wiring {
@@ -345,6 +354,8 @@ impl Machine {
         em.set_execution_cap(config.execution_cap).context("cannot start the thread of the execution cap")?;
         em.set_triple_fault_reset(config.triple_fault_reset && config.cpus == 1);
         let _ = control.em.set(Arc::downgrade(&em));
+        let cpus =
+            cpu_hotplug.map(|device| Cpus::new(em.clone(), rtc, fw_cfg, device, acpi_config(config, low)));
         let machine = Arc::new(Self {
             folder: config.folder.clone(),
             em,
@@ -358,6 +369,7 @@ impl Machine {
             storage: media.finish(config, controllers),
             serial,
             nics,
+            cpus,
         });
         machine.reset_devices();
         machine.log(config, tsc, &described);
@@ -400,6 +412,7 @@ impl Machine {
         for device in &self.devices {
             device.lock().reset();
         }
+        self.em.switch_absent_off();
     }
 
     /// Makes what the guest wrote durable and closes the back ends. The vCPUs have ended.
@@ -421,6 +434,11 @@ impl Machine {
     /// Joins the cards to the networks that machines share.
     pub fn connect_networks(&self, networks: &Arc<dyn network::Networks>) -> Result<()> {
         self.nics.iter().try_for_each(|nic| nic.connect_networks(networks))
+    }
+
+    /// The CPUs, where they come and go.
+    pub fn cpus(&self) -> Option<&Cpus> {
+        self.cpus.as_ref()
     }
 
     /// The network cards.
@@ -600,6 +618,7 @@ fn floppy_types(config: &MachineConfig) -> [u8; 2] {
 fn acpi_config(config: &MachineConfig, low_ram_end: u64) -> AcpiConfig {
     AcpiConfig {
         cpus: config.cpus,
+        hotplug: config.hotplug,
         io_apic: config.ioapic,
         hpet: config.hpet,
         wide_timer: WIDE_PM_TIMER,

@@ -137,6 +137,12 @@ pub trait ConsoleBackend: Send + Sync + 'static {
     /// The settings of a network adapter have changed at run time; `settings` is the text of a `.vbox` file. What the VM cannot
     /// change while it runs is an error, and stays as it was.
     fn network_adapter_changed(&self, slot: u32, settings: &str) -> ApiResult<()>;
+
+    /// Plugs a virtual CPU in or out. Takes until the guest has let it go; where it does not, that is an error.
+    fn plug_cpu(&self, cpu: u32, plugged: bool) -> ApiResult<()>;
+
+    /// Lets guest code run for `percent` of the time.
+    fn set_execution_cap(&self, percent: u32) -> ApiResult<()>;
 }
 
 /// Size and place of a screen.
@@ -465,7 +471,7 @@ impl Service for ProcessService {
 
     /// The back end may still be in the making.
     fn may_block(&self, _interface: &Interface, method: &MethodDesc) -> bool {
-        method.name == IVMProcess::NetworkAdapterChange.name
+        [IVMProcess::NetworkAdapterChange.name, IVMProcess::CPUChange.name].contains(&method.name)
     }
 
     fn call(
@@ -493,6 +499,10 @@ impl Service for ProcessService {
             })
             .add(IVMProcess::NetworkAdapterChange, |shared, (slot, settings)| {
                 shared.backend()?.network_adapter_changed(slot, &settings)
+            })
+            .add(IVMProcess::CPUChange, |shared, (cpu, plugged)| shared.backend()?.plug_cpu(cpu, plugged))
+            .add(IVMProcess::CPUExecutionCapChange, |shared, (cap,)| {
+                shared.backend()?.set_execution_cap(cap)
             });
             t
         });

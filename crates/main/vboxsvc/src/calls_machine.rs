@@ -275,9 +275,9 @@ fn boot_index(position: u32) -> ApiResult<usize> {
     in_range("boot position", position, 1, limits::BOOT_POSITIONS, "").map(|p| p as usize - 1)
 }
 
+/// Plugs a CPU in or out, of a running VM first: where that fails the settings stay.
 fn plug(c: &Context, id: u32, plugged: bool) -> ApiResult<()> {
-    edit(c, |_, v| {
-        let cpu = &mut v.edit().hardware.cpu;
+    let check = |cpu: &Cpu| {
         if !cpu.hotplug {
             return Err(ApiError::invalid_arg("CPU hotplug is not enabled"));
         }
@@ -287,22 +287,29 @@ fn plug(c: &Context, id: u32, plugged: bool) -> ApiResult<()> {
                 cpu.count - 1
             )));
         }
-        match (cpu.plugged.contains(&id), plugged) {
+        match (id == 0 || cpu.plugged.contains(&id), plugged) {
             (true, true) => {
                 Err(ApiError::new(ResultCode::ObjectInUse, format!("CPU {id} is already attached")))
             }
             (false, false) => Err(ApiError::not_found(format!("CPU {id} is not attached"))),
-            (false, true) => {
-                cpu.plugged.push(id);
-                cpu.plugged.sort_unstable();
-                Ok(())
-            }
             (true, false) if id == 0 => Err(ApiError::invalid_arg("It is not possible to detach CPU 0")),
-            (true, false) => {
-                cpu.plugged.retain(|p| *p != id);
-                Ok(())
-            }
+            _ => Ok(()),
         }
+    };
+    let (reference, _) = target(c)?;
+    if let Some((vm, settings)) = c.svc.running_vm(c.peer.id, reference)? {
+        check(&settings.hardware.cpu)?;
+        vm.call(main_api::paths::ROOT, IVMProcess::CPUChange, (id, plugged))?;
+    }
+    edit_when(c, true, |_, v| {
+        check(&v.settings.hardware.cpu)?;
+        let cpu = &mut v.edit().hardware.cpu;
+        cpu.plugged.retain(|p| *p != id);
+        if plugged {
+            cpu.plugged.push(id);
+            cpu.plugged.sort_unstable();
+        }
+        Ok(())
     })
 }
 

@@ -719,28 +719,44 @@ impl Svc {
         Ok(())
     }
 
-    /// Tells a running VM that a network adapter has other settings now.
+    /// The machine's VM process, if it runs and can be reached, with the settings that hold for it now.
+    pub(crate) fn running_vm(
+        &self,
+        peer: u64,
+        reference: MachineRef,
+    ) -> ApiResult<Option<(Peer, Arc<MachineSettings>)>> {
+        let mut state = self.state.lock();
+        let id = state.resolve(peer, reference)?.id;
+        let Ok(machine) = state.machine_mut(id) else { return Ok(None) };
+        let Lock::Held(held) = &machine.lock else { return Ok(None) };
+        let settings = held.copy.clone();
+        Ok(machine.vm().and_then(|vm| vm.peer.clone()).map(|vm| (vm, settings)))
+    }
+
+    /// Tells a running VM what has changed in its settings: a network adapter, or the attribute of that name.
     pub(crate) fn tell_vm(
         &self,
         peer: u64,
         reference: MachineRef,
         part: &crate::objects::Part,
+        attribute: &str,
     ) -> ApiResult<()> {
         use crate::objects::Part;
-        let (Part::NetworkAdapter(slot) | Part::NatEngine(slot)) = part else { return Ok(()) };
-        let (vm, text) = {
-            let mut state = self.state.lock();
-            let id = state.resolve(peer, reference)?.id;
-            let Ok(machine) = state.machine_mut(id) else { return Ok(()) };
-            let Lock::Held(held) = &machine.lock else { return Ok(()) };
-            let text = crate::store::machine_text(&held.copy)?;
-            match machine.vm().and_then(|vm| vm.peer.clone()) {
-                Some(vm) => (vm, text),
-                None => return Ok(()),
+        use main_api::idl::{IMachine, IVMProcess};
+        use main_api::paths::ROOT;
+        match part {
+            Part::NetworkAdapter(slot) | Part::NatEngine(slot) => {
+                let Some((vm, settings)) = self.running_vm(peer, reference)? else { return Ok(()) };
+                let text = crate::store::machine_text(&settings)?;
+                let slot = u32::try_from(*slot).unwrap_or(u32::MAX);
+                vm.call(ROOT, IVMProcess::NetworkAdapterChange, (slot, text))
             }
-        };
-        let slot = u32::try_from(*slot).unwrap_or(u32::MAX);
-        vm.call(main_api::paths::ROOT, main_api::idl::IVMProcess::NetworkAdapterChange, (slot, text))
+            Part::Machine if attribute == IMachine::CPUExecutionCap.name => {
+                let Some((vm, settings)) = self.running_vm(peer, reference)? else { return Ok(()) };
+                vm.call(ROOT, IVMProcess::CPUExecutionCapChange, (settings.hardware.cpu.execution_cap,))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Stores an extra-data value at once, as IMachine::setExtraData does with or without a session.

@@ -693,7 +693,7 @@ impl Service for ApiService {
                     MACHINE_WRITES.write(view, interface, attr, value)
                 })?;
                 drop(state);
-                self.0.tell_vm(peer.id, reference, &changed)
+                self.0.tell_vm(peer.id, reference, &changed, attr.name)
             }
             object => GLOBAL_WRITES.write(&mut self.context(peer, object), interface, attr, value),
         }
@@ -719,7 +719,7 @@ impl Service for ApiService {
         };
         let result = CALLS.call(&self.context(peer, object), interface, method, args)?;
         if let Some((reference, part)) = changed {
-            self.0.tell_vm(peer.id, reference, &part)?;
+            self.0.tell_vm(peer.id, reference, &part, "")?;
         }
         Ok(result)
     }

@@ -317,6 +317,36 @@ fn a_vm_is_started_controlled_and_powered_off() {
 }
 
 #[test]
+fn cpus_of_a_running_machine_come_and_go_where_the_guest_lets_them_and_its_execution_cap_changes() {
+    let home = Home::new("cpus");
+    let client = home.client();
+    let machine = create(&client, "m");
+    let session = client.lock_machine(&machine, LockType::Write).unwrap();
+    let m = session.machine().unwrap();
+    m.write(IMachine::CPUCount, 4).unwrap();
+    m.write(IMachine::CPUHotPlugEnabled, true).unwrap();
+    m.call(IMachine::HotPlugCPU, (2,)).unwrap();
+    m.call(IMachine::SaveSettings, ()).unwrap();
+    session.unlock().unwrap();
+
+    let session = start(&client, &machine);
+    let m = session.machine().unwrap();
+    let attached = || [0, 1, 2, 3].map(|cpu| m.call(IMachine::GetCPUStatus, (cpu,)).unwrap());
+    m.call(IMachine::HotPlugCPU, (3,)).unwrap();
+    assert!(m.call(IMachine::HotPlugCPU, (3,)).unwrap_err().is(ResultCode::ObjectInUse));
+    assert_eq!(attached(), [true, false, true, true]);
+    // The fake VM's guest keeps the third.
+    assert_eq!(m.call(IMachine::HotUnplugCPU, (2,)).unwrap_err().text, "still used");
+    m.call(IMachine::HotUnplugCPU, (3,)).unwrap();
+    assert!(m.call(IMachine::HotUnplugCPU, (1,)).unwrap_err().is(ResultCode::ObjectNotFound));
+    assert!(m.call(IMachine::HotUnplugCPU, (0,)).unwrap_err().is(ResultCode::InvalidArg));
+    assert_eq!(attached(), [true, false, true, false]);
+    m.write(IMachine::CPUExecutionCap, 40).unwrap();
+    assert!(m.write(IMachine::CPUExecutionCap, 101).unwrap_err().is(ResultCode::InvalidArg));
+    assert_eq!(m.write(IMachine::CPUExecutionCap, 1).unwrap_err().text, "no thread");
+}
+
+#[test]
 fn a_vm_that_fails_to_start_tells_why() {
     let home = Home::new("fail");
     let client = home.client();

@@ -77,11 +77,17 @@ pub struct Em {
     triple_fault_resets: AtomicBool,
     /// Percent of time that guest code may run.
     cap: AtomicU32,
+    /// Which vCPUs the machine has now.
+    present: Box<[AtomicBool]>,
 }
+
+/// IA32_APIC_BASE: the local APIC is on.
+const APIC_ON: u64 = 1 << 11;
 
 impl Em {
     /// `engines` has one engine for each vCPU of the context. Nothing runs before [`Em::power_on`].
     pub fn new(context: Arc<VmContext>, engines: Vec<Box<dyn Engine>>, timers: Arc<TimerQueue>) -> Arc<Self> {
+        let present = engines.iter().map(|_| AtomicBool::new(true)).collect();
         let vcpus = engines
             .into_iter()
             .enumerate()
@@ -108,7 +114,51 @@ impl Em {
             threads: Mutex::default(),
             triple_fault_resets: AtomicBool::new(false),
             cap: AtomicU32::new(100),
+            present,
         })
+    }
+
+    /// Takes a vCPU out of the machine or puts it in, in its state after reset. One that is not there waits for a start-up message that its
+    /// local APIC, which is off, does not take. Not to be called on a vCPU's thread; no effect on the first vCPU.
+    pub fn set_present(&self, vcpu: VcpuId, present: bool) {
+        let Some(is_present) = self.present.get(vcpu.index()).filter(|_| vcpu.index() > 0) else { return };
+        let mut guard = self.visit(vcpu.index());
+        if is_present.swap(present, Ordering::SeqCst) == present {
+            return;
+        }
+        let Vcpu { state, engine } = &mut *guard;
+        engine.complete(state);
+        *state = self.first_state(vcpu.index());
+        let link = &self.context.links[vcpu.index()];
+        link.clear(ForcedActions::NMI.union(ForcedActions::INIT).union(ForcedActions::SIPI));
+        self.context.irq.init_reset(vcpu);
+        self.context.irq.set_apic_base(vcpu, state.msr.apic_base);
+        engine.state_changed(state);
+        drop(guard);
+        // The engine takes the new state over at its next entry.
+        link.raise(ForcedActions::EM);
+    }
+
+    /// Whether the machine has the vCPU now.
+    pub fn is_present(&self, vcpu: VcpuId) -> bool {
+        self.present.get(vcpu.index()).is_some_and(|present| present.load(Ordering::SeqCst))
+    }
+
+    /// The local APICs have been reset, which switches them on: switches those of vCPUs off that are not there.
+    pub fn switch_absent_off(&self) {
+        for index in (0..self.present.len()).filter(|&index| !self.present[index].load(Ordering::SeqCst)) {
+            let base = self.first_state(index).msr.apic_base;
+            self.context.irq.set_apic_base(VcpuId(index as u32), base);
+        }
+    }
+
+    /// A vCPU's state after reset.
+    fn first_state(&self, index: usize) -> CpuState {
+        let mut state = CpuState::reset(index as u32);
+        if !self.present[index].load(Ordering::SeqCst) {
+            state.msr.apic_base &= !APIC_ON;
+        }
+        state
     }
 
     /// Whether a triple fault resets the machine, as on hardware, instead of stopping it for the user to look at.
@@ -439,7 +489,7 @@ impl Em {
             *resets = control.resets;
             let mut vcpu = self.vcpus[index].lock();
             let Vcpu { state, engine } = &mut *vcpu;
-            *state = CpuState::reset(index as u32);
+            *state = self.first_state(index);
             engine.state_changed(state);
         }
         true
@@ -678,6 +728,32 @@ mod tests {
         let started: Vec<_> = (0..2).map(|id| em.with_state(VcpuId(id), |s| s.activity).unwrap()).collect();
         assert_eq!(started, [Activity::Running, Activity::WaitForSipi]);
         assert_eq!(hooks.resets.load(Ordering::SeqCst), 1);
+        em.power_off();
+        em.wait_for_power_off();
+    }
+
+    #[test]
+    fn a_vcpu_that_is_not_there_has_its_apic_off_also_after_a_reset_and_comes_back_as_after_one() {
+        let (em, hooks, rounds) = vm(2, u64::MAX);
+        let second = VcpuId(1);
+        let (off, on) = (0xfee0_0000, 0xfee0_0800);
+        em.set_present(second, false);
+        em.set_present(VcpuId(0), false);
+        assert_eq!(
+            (em.is_present(VcpuId(0)), em.is_present(second), em.is_present(VcpuId(2))),
+            (true, false, false)
+        );
+        em.resume();
+        wait_for(|| rounds.load(Ordering::SeqCst) > 2);
+        let look = || em.look_at(second, |s| (s.msr.apic_base, s.activity)).unwrap();
+        assert_eq!(look(), (off, Activity::WaitForSipi));
+        em.reset();
+        wait_for(|| hooks.resets.load(Ordering::SeqCst) == 1 && em.control.lock().parked == 0);
+        assert_eq!(look(), (off, Activity::WaitForSipi));
+        em.change_state(second, |s| s.gpr[3] = 5).unwrap();
+        em.set_present(second, true);
+        assert_eq!(look(), (on, Activity::WaitForSipi));
+        assert_eq!(em.look_at(second, |s| s.gpr[3]), Some(0));
         em.power_off();
         em.wait_for_power_off();
     }

@@ -15,8 +15,10 @@ pub const TABLES_FILE: &str = "etc/acpi/tables";
 /// What the tables describe.
 #[derive(Clone, Debug)]
 pub struct AcpiConfig {
-    /// vCPUs with local APIC ids from 0 on.
+    /// vCPUs with local APIC ids from 0 on, with those that may come later.
     pub cpus: u32,
+    /// Where CPUs come and go ([`crate::cpu_hotplug`]): those that are there, one bit each.
+    pub hotplug: Option<u32>,
     pub io_apic: bool,
     pub hpet: bool,
     /// The power management timer has 32 bits.
@@ -272,8 +274,9 @@ fn madt(config: &AcpiConfig) -> Table {
     const HIGH_LEVEL: u16 = 0b1101;
     let mut table = Table::new(*b"APIC", 2, *b"VBOXAPIC").u32(LOCAL_APIC.0 as u32).u32(PCAT_COMPAT);
     for cpu in 0..config.cpus {
+        let there = config.hotplug.is_none_or(|present| present & 1 << cpu != 0);
         // Type 0: processor local APIC.
-        table = table.u8(0).u8(8).u8(cpu as u8).u8(cpu as u8).u32(ENABLED);
+        table = table.u8(0).u8(8).u8(cpu as u8).u8(cpu as u8).u32(if there { ENABLED } else { 0 });
     }
     // Type 1: I/O APIC, id 0 as in SeaBIOS's MP table, inputs from 0 on.
     table = table.u8(1).u8(12).u8(0).u8(0).u32(IO_APIC.0 as u32).u32(0);
@@ -303,6 +306,7 @@ pub(crate) mod tests {
     pub(crate) fn config() -> AcpiConfig {
         AcpiConfig {
             cpus: 4,
+            hotplug: None,
             io_apic: true,
             hpet: true,
             wide_timer: true,
@@ -387,6 +391,13 @@ pub(crate) mod tests {
         assert_eq!(&table(&tables, BASE, u32_at(fadt, 40))[..4], b"DSDT");
         assert_eq!(fadt[116..129], *b"\x01\x08\x00\x01\xf9\x0c\0\0\0\0\0\0\x06");
         assert_eq!(fadt[208..220], *b"\x01\x20\x00\x03\x08\x06\0\0\0\0\0\0");
+    }
+
+    #[test]
+    fn processors_that_may_come_later_are_in_the_madt_and_not_enabled() {
+        let Table(madt) = madt(&AcpiConfig { hotplug: Some(0b101), ..config() });
+        let flags = (0..4).map(|cpu| madt[HEADER + 8 + 8 * cpu + 4]).collect::<Vec<_>>();
+        assert_eq!(flags, [1, 0, 1, 0]);
     }
 
     #[test]

@@ -2,7 +2,9 @@
 //!
 //! ```text
 //! \_S0, \_S5        sleep states of `acpi_pm`
-//! \_PR.Cnnn         processors
+//! \_PR.Cnnn         processors; where they come and go, with methods that read `cpu_hotplug`'s registers
+//! \_SB.CPHP, CPUS   those registers, and whether a processor is there
+//! \_GPE._L01        tells the operating system of processors that have come or are to go
 //! \_PIC, \PICM      0 while the 8259 pair is used, 1 in APIC mode
 //! \_SB.PCI0         root bridge: windows, _PRT
 //! \_SB.PCI0.ISA     PIIX3 with the ISA devices
@@ -13,14 +15,15 @@
 //! The _PRT follows the wiring of [`crate::piix3`]: link devices with the 8259 pair, I/O APIC inputs 16–23 in APIC mode.
 
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Equal, Field,
-    FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local, Memory32Fixed,
-    Method, Name, OpRegion, OpRegionSpace, Or, Package, PackageBuilder, Path, ResourceTemplate, Return,
-    Scope, Store,
+    AddressSpace, AddressSpaceCacheable, And, Arg, BufferData, CreateDWordField, Device, EISAName, Equal,
+    Field, FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local,
+    Memory32Fixed, Method, MethodCall, Name, Notify, OpRegion, OpRegionSpace, Or, Package, PackageBuilder,
+    Path, ResourceTemplate, Return, Scope, ShiftRight, Store,
 };
 use acpi_tables::{Aml, AmlSink};
 
 use crate::acpi_pm::S5_TYPE;
+use crate::cpu_hotplug;
 use crate::memory_map::{HPET, IO_APIC, LOCAL_APIC, PCI_WINDOW_END, PM_BASE, SMBUS_BASE};
 use crate::piix3::{apic_input, pirq};
 use crate::tables::acpi::AcpiConfig;
@@ -66,13 +69,100 @@ fn ports(first: u16, count: u8) -> IO {
     IO::new(first, first, 1, count)
 }
 
+/// The encoded length of a package of `len` bytes without the encoding itself (20.2.4).
+fn package_length(len: usize) -> Vec<u8> {
+    match len + 1 {
+        total @ 0..=0x3f => vec![total as u8],
+        _ => {
+            // Two bytes carry lengths to 4095: a processor's methods take some hundred.
+            let total = len + 2;
+            vec![0x40 | total as u8 & 0xf, (total >> 4) as u8]
+        }
+    }
+}
+
+fn processor_name(id: u8) -> String {
+    format!("C{id:03}")
+}
+
 /// A processor object (ACPI 5.1, 19.5.98). Newer systems take devices instead, but Windows before 8 knows only these.
-fn processor(id: u8) -> Raw {
-    let mut body = format!("C{id:03}").into_bytes();
+fn processor(id: u8, hotplug: bool) -> Raw {
+    let mut body = processor_name(id).into_bytes();
     body.extend_from_slice(&[id, 0, 0, 0, 0, 0]);
-    let mut bytes = vec![0x5b, 0x83, body.len() as u8 + 1];
+    if hotplug {
+        body.extend_from_slice(&processor_methods(id).0);
+    }
+    let mut bytes = vec![0x5b, 0x83];
+    bytes.extend(package_length(body.len()));
     bytes.extend_from_slice(&body);
     Raw(bytes)
+}
+
+/// _STA, _MAT (5.2.12.2: as the MADT has it) and, but for the bootstrap processor, _EJ0.
+fn processor_methods(id: u8) -> Raw {
+    let status = MethodCall::new(Path::new("\\_SB_.CPUS"), vec![&id]);
+    let entry = |flags: u8| BufferData::new(vec![0, 8, id, id, flags, 0, 0, 0]);
+    let mut out = Vec::new();
+    Method::new(
+        "_STA".into(),
+        0,
+        false,
+        vec![&If::new(&status, vec![&Return::new(&0xfu8)]), &Return::new(&0u8)],
+    )
+    .to_aml_bytes(&mut out);
+    Method::new(
+        "_MAT".into(),
+        0,
+        false,
+        vec![&If::new(&status, vec![&Return::new(&entry(1))]), &Return::new(&entry(0))],
+    )
+    .to_aml_bytes(&mut out);
+    if id > 0 {
+        let register = Path::new("\\_SB_.CPLG");
+        let let_go = Store::new(&register, &id);
+        Method::new("_EJ0".into(), 1, false, vec![&let_go]).to_aml_bytes(&mut out);
+    }
+    Raw(out)
+}
+
+/// The registers of [`cpu_hotplug`], the method that looks whether a processor is there, and the event's.
+fn hotplug(cpus: u32) -> Raw {
+    let field = |name: &[u8; 4]| FieldEntry::Named(*name, 32);
+    let region =
+        OpRegion::new("CPHP".into(), OpRegionSpace::SystemIO, &cpu_hotplug::BASE, &cpu_hotplug::PORTS);
+    let fields = Field::new(
+        "CPHP".into(),
+        FieldAccessType::DWord,
+        FieldLockRule::NoLock,
+        FieldUpdateRule::WriteAsZeroes,
+        vec![field(b"CPPR"), field(b"CPCO"), field(b"CPTG"), field(b"CPLG")],
+    );
+    let (one, shown) = (1u8, Local(0));
+    let (there, answer) = (Path::new("CPPR"), Return::new(&shown));
+    let shifted = ShiftRight::new(&shown, &there, &Arg(0));
+    let bit = And::new(&shown, &shown, &one);
+    let is_there = Method::new("CPUS".into(), 1, false, vec![&shifted, &bit, &answer]);
+    let mut out = Vec::new();
+    Scope::new("\\_SB_".into(), vec![&region, &fields, &is_there]).to_aml_bytes(&mut out);
+    // Device check and eject request (5.6.6).
+    let mut steps: Vec<Raw> = Vec::new();
+    for (register, what) in [("\\_SB_.CPCO", 1u8), ("\\_SB_.CPTG", 3)] {
+        let register = Path::new(register);
+        steps.push(raw(&Store::new(&shown, &register)));
+        // Those noticed; what comes meanwhile keeps the event up.
+        steps.push(raw(&Store::new(&register, &shown)));
+        for id in 1..cpus.min(32) {
+            let mask: u32 = 1 << id;
+            let object = Path::new(&format!("\\_PR_.{}", processor_name(id as u8)));
+            let notify = Notify::new(&object, &what);
+            steps.push(raw(&If::new(&And::new(&Local(1), &shown, &mask), vec![&notify])));
+        }
+    }
+    let children = steps.iter().map(|step| step as &dyn Aml).collect();
+    let name = format!("_L{:02X}", cpu_hotplug::EVENT);
+    let event = Method::new(Path::new(&name), 0, true, children);
+    Scope::new("\\_GPE".into(), vec![&event]).to_aml_bytes(&mut out);
+    Raw(out)
 }
 
 /// A package of small integers.
@@ -109,7 +199,11 @@ pub fn build(config: &AcpiConfig) -> Vec<u8> {
     Name::new("\\PICM".into(), &0u8).to_aml_bytes(&mut out);
     let picm = Path::new("\\PICM");
     Method::new("\\_PIC".into(), 1, false, vec![&Store::new(&picm, &Arg(0))]).to_aml_bytes(&mut out);
-    let processors: Vec<Raw> = (0..config.cpus).map(|id| processor(id as u8)).collect();
+    let dynamic = config.hotplug.is_some();
+    if dynamic {
+        hotplug(config.cpus).to_aml_bytes(&mut out);
+    }
+    let processors: Vec<Raw> = (0..config.cpus).map(|id| processor(id as u8, dynamic)).collect();
     Scope::new("\\_PR_".into(), processors.iter().map(|p| p as &dyn Aml).collect()).to_aml_bytes(&mut out);
     let pci = root_bridge(config);
     let links: Vec<Raw> = (0..4).map(link).collect();
@@ -261,7 +355,7 @@ fn isa_bridge(config: &AcpiConfig) -> Raw {
         isa_device("FPU_", "PNP0C04", None, vec![&ports(0xf0, 1), &irq(13)]),
         isa_device("KBD_", "PNP0303", None, vec![&ports(0x60, 1), &ports(0x64, 1), &irq(1)]),
         isa_device("MOU_", "PNP0F03", None, vec![&irq(12)]),
-        motherboard(),
+        motherboard(config.hotplug.is_some()),
     ];
     let (low, dir, line, channel) = (ports(0x3f0, 6), ports(0x3f7, 1), irq(6), dma8(2));
     if config.floppy {
@@ -280,23 +374,18 @@ fn isa_bridge(config: &AcpiConfig) -> Raw {
 }
 
 /// Ports and memory that no other device names, so that nobody puts something else there.
-fn motherboard() -> Raw {
-    isa_device(
-        "MBRD",
-        "PNP0C02",
-        None,
-        vec![
-            &ports(0x80, 1),
-            &ports(0x92, 1),
-            &ports(0xb2, 2),
-            &ports(0x4d0, 2),
-            &ports(0x510, 12),
-            &ports(PM_BASE, 0x40),
-            &ports(SMBUS_BASE, 0x10),
-            &Memory32Fixed::new(true, IO_APIC.0 as u32, 0x1000),
-            &Memory32Fixed::new(true, LOCAL_APIC.0 as u32, 0x1000),
-        ],
-    )
+fn motherboard(hotplug: bool) -> Raw {
+    let (post, fast_a20, apm, edge) = (ports(0x80, 1), ports(0x92, 1), ports(0xb2, 2), ports(0x4d0, 2));
+    let (fw_cfg, pm, smbus) = (ports(0x510, 12), ports(PM_BASE, 0x40), ports(SMBUS_BASE, 0x10));
+    let cpus = ports(cpu_hotplug::BASE, cpu_hotplug::PORTS as u8);
+    let io_apic = Memory32Fixed::new(true, IO_APIC.0 as u32, 0x1000);
+    let local_apic = Memory32Fixed::new(true, LOCAL_APIC.0 as u32, 0x1000);
+    let mut resources: Vec<&dyn Aml> =
+        vec![&post, &fast_a20, &apm, &edge, &fw_cfg, &pm, &smbus, &io_apic, &local_apic];
+    if hotplug {
+        resources.push(&cpus);
+    }
+    isa_device("MBRD", "PNP0C02", None, resources)
 }
 
 /// `\_SB.HPET`.
@@ -326,16 +415,34 @@ mod tests {
         }
     }
 
-    /// Disassembles the table with `iasl` (package acpica-tools), and compiles it again.
+    /// Disassembles the tables with `iasl` (package acpica-tools), and compiles them again.
     #[test]
     fn iasl_disassembles_and_recompiles_the_tables() {
+        recompile("static", &config(), &["Processor (C003", "Device (COM2)", "Device (HPET)", "Name (\\_S5"]);
+    }
+
+    #[test]
+    fn iasl_disassembles_and_recompiles_the_tables_of_a_machine_whose_cpus_come_and_go() {
+        let config = AcpiConfig { cpus: 32, hotplug: Some(0b101), ..config() };
+        let expected = [
+            "Method (CPUS, 1",
+            "If (\\_SB.CPUS (0x1F))",
+            "Method (_EJ0, 1",
+            "Method (_L01",
+            "Notify (\\_PR.C001, 0x03)",
+            "Notify (\\_PR.C031, One)",
+        ];
+        recompile("hotplug", &config, &expected);
+    }
+
+    fn recompile(name: &str, config: &AcpiConfig, expected: &[&str]) {
         if Command::new("iasl").arg("-v").output().is_err() {
             eprintln!("SKIPPED: iasl is not installed (package acpica-tools)");
             return;
         }
-        let dir = std::env::temp_dir().join(format!("boxwood-dsdt-{}", std::process::id()));
+        let dir = std::env::temp_dir().join(format!("boxwood-dsdt-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
-        let (_, tables) = acpi::tests::load(&acpi::build(&config()), 0xf_0000, 0);
+        let (_, tables) = acpi::tests::load(&acpi::build(config), 0xf_0000, 0);
         let mut at = 64;
         while at + 36 <= tables.len() {
             let len = u32::from_le_bytes(tables[at + 4..at + 8].try_into().unwrap()) as usize;
@@ -354,7 +461,7 @@ mod tests {
             at = (at + len).next_multiple_of(8);
         }
         let text = std::fs::read_to_string(dir.join("dsdt.dsl")).unwrap();
-        for expected in ["Processor (C003", "Device (COM2)", "Device (HPET)", "Name (\\_S5"] {
+        for expected in expected {
             assert!(text.contains(expected), "{expected}");
         }
         std::fs::remove_dir_all(&dir).unwrap();

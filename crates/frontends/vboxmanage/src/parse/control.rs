@@ -54,8 +54,6 @@ const UNAVAILABLE: &[&str] = &[
     "savestate",
     "reboot",
     "shutdown",
-    "plugcpu",
-    "unplugcpu",
     "vrde",
     "vrdp",
     "vrdeport",
@@ -103,6 +101,10 @@ fn action(verb: &str, rest: &[String]) -> Parsed<Action> {
         "keyboardputfile" => Action::KeyboardPutFile(argument(verb, rest)?.to_owned()),
         "screenshotpng" => screenshot(rest)?,
         "setvideomodehint" => video_mode_hint(rest)?,
+        "plugcpu" | "unplugcpu" => {
+            let cpu = number(argument(verb, rest)?, 32, "CPU")?;
+            settings(if verb == "plugcpu" { Change::HotPlugCpu(cpu) } else { Change::HotUnplugCpu(cpu) })
+        }
         "cpuexecutioncap" => {
             let text = argument(verb, rest)?;
             let cap = number(text, 100, "ExecutionCap")?;

@@ -60,6 +60,10 @@ interface! {
             StorageChange(force: bool, settings: String, folder: String) -> ();
             /// A network adapter's settings have changed at run time. `settings` is the text of a `.vbox` file.
             NetworkAdapterChange(slot: u32, settings: String) -> ();
+            /// A virtual CPU comes or, when the guest has let it go, goes.
+            CPUChange(cpu: u32, plugged: bool) -> ();
+            /// Percent of time that guest code may run.
+            CPUExecutionCapChange(cap: u32) -> ();
         }
     }
 }

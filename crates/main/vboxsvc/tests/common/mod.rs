@@ -10,7 +10,7 @@ use std::sync::{Arc, LazyLock, mpsc};
 use std::time::{Duration, Instant};
 
 use main_api::enums::*;
-use main_api::error::ApiResult;
+use main_api::error::{ApiError, ApiResult};
 use main_api::idl::*;
 use main_api::vm_process::{ConsoleBackend, ScreenResolution, VmProcess};
 use main_api::{Client, Proxy, Session};
@@ -278,6 +278,19 @@ impl ConsoleBackend for FakeVm {
     fn network_adapter_changed(&self, _slot: u32, _settings: &str) -> ApiResult<()> {
         Ok(())
     }
+
+    /// This guest lets all CPUs go but the third.
+    fn plug_cpu(&self, cpu: u32, plugged: bool) -> ApiResult<()> {
+        if cpu == 2 && !plugged {
+            return Err(ApiError::new(vbox_types::ResultCode::VmError, "still used"));
+        }
+        Ok(())
+    }
+
+    /// This VM cannot run for so little of the time.
+    fn set_execution_cap(&self, percent: u32) -> ApiResult<()> {
+        if percent > 1 { Ok(()) } else { Err(ApiError::fail("no thread")) }
+    }
 }
 
 /// What this program does when VBoxSVC starts it as VBoxHeadless.
@@ -292,7 +305,7 @@ pub fn fake_vm() {
     };
     vm.set_state(MachineState::Starting).unwrap();
     if config.settings.contains("Fake/FailToStart") {
-        vm.finish(MachineState::PoweredOff, Some(main_api::ApiError::fail("the fake VM was told to fail")));
+        vm.finish(MachineState::PoweredOff, Some(ApiError::fail("the fake VM was told to fail")));
         std::process::exit(1);
     }
     vm.set_progress(50, "Halfway");
