@@ -75,6 +75,8 @@ struct Rig {
     board: Board,
     engine: Box<dyn Engine>,
     cpu: CpuState,
+    /// Where programs start.
+    entry: u64,
 }
 
 impl Rig {
@@ -107,13 +109,29 @@ impl Rig {
         cpu.rip = CODE;
         cpu.gpr[gpr::RSP] = STACK;
         let engine = kind.engine(&board.ctx, VcpuId(0)).expect("an engine");
-        Self { board, engine, cpu }
+        Self { board, engine, cpu, entry: CODE }
     }
 
     fn load(&mut self, at: u64, code: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) {
         let mut a = CodeAssembler::new(64).expect("an assembler");
         code(&mut a).expect("code");
         self.board.put(at, &a.assemble(at).expect("code"));
+    }
+
+    /// A machine in real mode, with 16-bit code in the segment at [`CODE`] and data at [`DATA`]` - 64 KiB`.
+    fn real(kind: Kind, code: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Self {
+        let mut rig = Self::new(kind);
+        rig.cpu = CpuState::reset(0);
+        for s in 0..6 {
+            let (at, kind) = if s == seg::CS { (CODE, 11) } else { (DATA - 0x1_0000, 3) };
+            rig.cpu.seg[s] = Segment::real((at >> 4) as u16, kind);
+        }
+        rig.cpu.gpr[gpr::RSP] = 0xf000;
+        rig.entry = 0;
+        let mut a = CodeAssembler::new(16).expect("an assembler");
+        code(&mut a).expect("code");
+        rig.board.put(CODE, &a.assemble(0).expect("code"));
+        rig
     }
 
     /// To privilege 3.
@@ -129,7 +147,7 @@ impl Rig {
 
     /// Runs from [`CODE`] to HLT and gives the nanoseconds.
     fn time(&mut self) -> f64 {
-        self.cpu.rip = CODE;
+        self.cpu.rip = self.entry;
         self.cpu.activity = Activity::Running;
         self.engine.state_changed(&self.cpu);
         let start = cpu_time();
@@ -409,6 +427,25 @@ pub const KERNELS: &[Kernel] = &[
                 a.pop(rbx)?;
                 a.ret()
             })
+        },
+    },
+    Kernel {
+        name: "16-bit code, in segments",
+        unit: Unit::Mips,
+        run: |k, s| {
+            let rounds = 500_000 * s;
+            let mut rig = Rig::real(k, |a| {
+                a.mov(si, 0x100)?;
+                around(a, rounds, |a| {
+                    a.mov(ax, word_ptr(bx + si))?;
+                    a.add(ax, cx)?;
+                    a.mov(word_ptr(di).es(), ax)?;
+                    a.push(ax)?;
+                    a.pop(dx)?;
+                    a.xor(dx, word_ptr(bp + 6))
+                })
+            });
+            f64::from(rounds) * 8.0 / rig.best() * 1e3
         },
     },
     Kernel {
