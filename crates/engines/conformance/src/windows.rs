@@ -555,6 +555,7 @@ impl Windows {
         let mut written = 0;
         let (mut a, mut b) = ([0; PAGE_SIZE as usize], [0; PAGE_SIZE as usize]);
         let mut told = 0;
+        let mut words = Vec::new();
         for memory in &mut self.memories {
             for (n, side) in self.sides.iter().enumerate() {
                 merge(&mut memory.touched, &side.ctx.pgm.take_dirty(None, &memory.copies[n]));
@@ -569,17 +570,17 @@ impl Windows {
                 let (x, y) = (a.as_chunks::<8>().0, b.as_chunks::<8>().0);
                 for (n, (x, y)) in x.iter().zip(y).enumerate() {
                     let (x, y) = (u64::from_le_bytes(*x), u64::from_le_bytes(*y));
-                    if x == y || images && is_flags_image(x, y) {
-                        continue;
+                    if x != y && !(images && is_flags_image(x, y)) {
+                        words.push((at + 8 * n as u64, x, y));
                     }
-                    told += 1;
-                    if told <= 4 {
-                        list.push(format!(
-                            "{} at 0x{:x}: {x:016x} | {y:016x}",
-                            memory.origin.name(),
-                            at + 8 * n as u64
-                        ));
-                    }
+                }
+            }
+            let read = |side: usize, at: u64, out: &mut [u8]| memory.copies[side].read(at, out);
+            drop_unused_components(&mut words, read);
+            for (at, x, y) in words.drain(..) {
+                told += 1;
+                if told <= 4 {
+                    list.push(format!("{} at 0x{at:x}: {x:016x} | {y:016x}", memory.origin.name()));
                 }
             }
         }
@@ -715,6 +716,44 @@ fn is_flags_image(a: u64, b: u64) -> bool {
     (a ^ b) & !rflags::ARITH == 0 && a & rflags::FIXED != 0 && a & !possible == 0
 }
 
+/// Takes words from a list of those that differ: XSTATE_BV fields of XSAVE images that tell a component as in use on one side, where it
+/// holds its initial values, and as not in use on the other, and what the images hold of such components. Which of the two a processor
+/// tells is its own affair (Intel SDM volume 1, 13.6). `read` reads memory of either side.
+fn drop_unused_components(words: &mut Vec<(u64, u64, u64)>, read: impl Fn(usize, u64, &mut [u8]) -> bool) {
+    /// Offsets in an image: of the header, and of the components x87, SSE and AVX.
+    const HEADER: u64 = 512;
+    const COMPONENTS: [&[std::ops::Range<u64>]; 3] = [&[0..24, 32..160], &[160..416], &[576..832]];
+    let mut excused: Vec<std::ops::Range<u64>> = Vec::new();
+    for &(at, x, y) in words.iter() {
+        let Some(image) = at.checked_sub(HEADER).filter(|image| image % 64 == 0 && x | y <= 7) else {
+            continue;
+        };
+        let mut areas = Vec::new();
+        let initial =
+            COMPONENTS.iter().enumerate().filter(|(n, _)| (x ^ y) >> n & 1 != 0).all(|(n, component)| {
+                let side = usize::from(x >> n & 1 == 0);
+                component.iter().all(|area| {
+                    let mut bytes = vec![0; (area.end - area.start) as usize];
+                    let known = read(side, image + area.start, &mut bytes);
+                    if area.start == 0 {
+                        // The control word, 0x37f.
+                        known && bytes[..2] == [0x7f, 3] && bytes[2..].iter().all(|&b| b == 0)
+                    } else {
+                        known && bytes.iter().all(|&b| b == 0)
+                    }
+                }) && {
+                    areas.extend(component.iter().map(|area| image + area.start..image + area.end));
+                    true
+                }
+            });
+        if initial {
+            excused.push(at..at + 8);
+            excused.append(&mut areas);
+        }
+    }
+    words.retain(|(at, ..)| !excused.iter().any(|range| range.contains(at)));
+}
+
 fn rflags_of(bits: u32) -> u64 {
     [
         (RflagsBits::CF, rflags::CF),
@@ -744,4 +783,33 @@ fn pages(bits: &[u64]) -> Vec<u64> {
         }
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::drop_unused_components;
+
+    #[test]
+    fn components_in_use_with_initial_values_are_as_those_that_are_not() {
+        let mut images = [[0u8; 4096]; 2];
+        for image in &mut images {
+            image[0x400..0x402].copy_from_slice(&[0x7f, 3]);
+            image[0x400 + 160] = 9;
+        }
+        // One side tells SSE only, and has left older values of AVX in the image; the other tells all three.
+        images[0][0x400 + 600] = 5;
+        let header = 0x400 + 512;
+        let found = |images: &[[u8; 4096]; 2]| {
+            let mut words = vec![(header, 2, 7), (0x400 + 600, 5, 0), (0x100, 1, 2)];
+            drop_unused_components(&mut words, |side, at, out| {
+                out.copy_from_slice(&images[side][at as usize..][..out.len()]);
+                true
+            });
+            words.len()
+        };
+        assert_eq!(found(&images), 1);
+        // A register that is told as in use and holds something is not the same as one that is not.
+        images[1][0x400 + 576] = 1;
+        assert_eq!(found(&images), 3);
+    }
 }
