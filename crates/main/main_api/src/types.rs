@@ -474,4 +474,6 @@ return_tuples! {
     A B C D;
     A B C D E;
     A B C D E F;
+    A B C D E F G;
+    A B C D E F G H;
 }

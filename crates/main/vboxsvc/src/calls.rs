@@ -1,6 +1,6 @@
 //! The methods of the objects that are no part of a machine, and the table of all methods.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use main_api::enums as api;
@@ -66,6 +66,47 @@ pub(crate) fn changes_adapter(interface: &str, method: &str) -> bool {
     )
 }
 
+type MediaList = (
+    Vec<String>,
+    Vec<String>,
+    Vec<api::MediumState>,
+    Vec<api::MediumType>,
+    Vec<String>,
+    Vec<String>,
+    Vec<i64>,
+    Vec<bool>,
+);
+
+fn list_media(c: &Context, kind: DriveType) -> ApiResult<MediaList> {
+    let files: Vec<(Uuid, PathBuf, String)> = {
+        let state = c.svc.state.lock();
+        let media = state.media.tree_of_kind(kind);
+        let found = media.into_iter().filter_map(|id| state.media.find(id));
+        found.map(|m| (m.id, m.location.clone(), m.format.clone())).collect()
+    };
+    // Thousands of files take their time: nobody else waits for that.
+    let seen: Vec<_> =
+        files.iter().map(|(_, location, format)| crate::media::look(location, format)).collect();
+    let mut state = c.svc.state.lock();
+    let mut list = MediaList::default();
+    for ((id, location, _), seen) in files.into_iter().zip(seen) {
+        // One that was closed, or moved, in between is as it is now.
+        let Ok(medium) = state.media.medium_mut(id) else { continue };
+        if medium.location == location && medium.phase == crate::media::Phase::There {
+            medium.saw(seen);
+        }
+        list.0.push(id.to_string());
+        list.1.push(medium.parent.map(|p| p.to_string()).unwrap_or_default());
+        list.2.push(medium.state());
+        list.3.push(medium.medium_type.to_api());
+        list.4.push(medium.location.display().to_string());
+        list.5.push(medium.format.clone());
+        list.6.push(medium.info.as_ref().map_or(0, |i| i.logical_size.to_api()));
+        list.7.push(medium.properties.contains_key("CRYPT/KeyStore"));
+    }
+    Ok(list)
+}
+
 fn service(t: &mut CallTable<Context>) {
     t.add(IClientSupport::CreateSession, |c, ()| {
         let number = c.svc.state.lock().add_session(&c.peer);
@@ -80,6 +121,7 @@ fn service(t: &mut CallTable<Context>) {
         tracing::info!(target: "client", pid = c.peer.pid, "{}", text.escape_debug());
         Ok(())
     })
+    .add(IClientSupport::ListMedia, |c, (kind,)| list_media(c, drive_type(kind)?))
     .add(IEventSource::RegisterListener, |c, ()| c.svc.state.lock().listen(&c.peer))
     .add(IEventSource::UnregisterListener, |c, ()| {
         c.svc.state.lock().stop_listening(c.peer.id);

@@ -109,11 +109,15 @@ impl Medium {
 
     /// Looks at the file.
     pub(crate) fn refresh(&mut self) {
-        if self.phase != Phase::There {
-            return;
+        if self.phase == Phase::There {
+            let seen = look(&self.location, &self.format);
+            self.saw(seen);
         }
-        let format = vd::Format::from_name(&self.format);
-        match vd::info(&self.location, format) {
+    }
+
+    /// Takes in what was seen in the file.
+    pub(crate) fn saw(&mut self, seen: Result<vd::MediumInfo, vd::Error>) {
+        match seen {
             Ok(info) => {
                 self.info = Some(Info {
                     logical_size: info.logical_size.0,
@@ -153,6 +157,11 @@ impl Medium {
     pub(crate) fn name(&self) -> String {
         self.location.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
     }
+}
+
+/// What the file at `location` says. `format` is what settings files write.
+pub(crate) fn look(location: &Path, format: &str) -> Result<vd::MediumInfo, vd::Error> {
+    vd::info(location, vd::Format::from_name(format))
 }
 
 /// VirtualBox's text for a medium that cannot be opened, with the reason.
@@ -204,6 +213,25 @@ impl MediaPool {
             self.media.values().filter(|m| m.kind == kind && m.parent.is_none() && !m.closed).collect();
         found.sort_by(|a, b| a.location.cmp(&b.location));
         found.into_iter().map(|m| m.id).collect()
+    }
+
+    /// All media of a kind, children behind their parents, otherwise in the order of their locations.
+    pub(crate) fn tree_of_kind(&self, kind: DriveType) -> Vec<Uuid> {
+        let mut children: HashMap<Uuid, Vec<Uuid>> = HashMap::new();
+        for medium in self.media.values() {
+            if let Some(parent) = medium.parent {
+                children.entry(parent).or_default().push(medium.id);
+            }
+        }
+        let mut open = self.of_kind(kind);
+        open.reverse();
+        let mut out = Vec::new();
+        while let Some(id) = open.pop() {
+            out.push(id);
+            // Taken out, so that nothing comes twice, whatever the files say.
+            open.extend(children.remove(&id).unwrap_or_default().into_iter().rev());
+        }
+        out
     }
 
     pub(crate) fn at_location(&self, kind: DriveType, location: &Path) -> Option<Uuid> {

@@ -54,13 +54,19 @@ impl Run<'_> {
             ListKind::HostCpuIds => print::list::cpu_ids(&self.cpu_ids()?),
             ListKind::SystemProperties => print::list::system_properties(&self.system_properties()?),
             ListKind::Hdds => {
-                let media = vbox.read(IVirtualBox::HardDisks)?;
-                let mut text = String::new();
-                self.media(&media, Some(&print::medium::Parent::Base), request.long, &mut text)?;
-                text
+                if request.long {
+                    let media = vbox.read(IVirtualBox::HardDisks)?;
+                    let mut text = String::new();
+                    self.media(&media, Some(&print::medium::Parent::Base), &mut text)?;
+                    text
+                } else {
+                    self.short_media(DeviceType::HardDisk)?
+                }
             }
-            ListKind::Dvds => self.images(vbox.read(IVirtualBox::DVDImages)?, request.long)?,
-            ListKind::Floppies => self.images(vbox.read(IVirtualBox::FloppyImages)?, request.long)?,
+            ListKind::Dvds if request.long => self.images(vbox.read(IVirtualBox::DVDImages)?)?,
+            ListKind::Dvds => self.short_media(DeviceType::DVD)?,
+            ListKind::Floppies if request.long => self.images(vbox.read(IVirtualBox::FloppyImages)?)?,
+            ListKind::Floppies => self.short_media(DeviceType::Floppy)?,
             ListKind::Groups => print::list::groups(&vbox.read(IVirtualBox::MachineGroups)?),
             ListKind::ExtPacks => print::list::ext_packs(),
             ListKind::ScreenshotFormats => {
@@ -128,9 +134,9 @@ impl Run<'_> {
         Ok(text)
     }
 
-    fn images(&self, media: Vec<ObjRef<IMedium>>, long: bool) -> ApiResult<String> {
+    fn images(&self, media: Vec<ObjRef<IMedium>>) -> ApiResult<String> {
         let mut text = String::new();
-        self.media(&media, None, long, &mut text)?;
+        self.media(&media, None, &mut text)?;
         Ok(text)
     }
 

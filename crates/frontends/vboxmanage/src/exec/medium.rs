@@ -15,6 +15,8 @@ use crate::parse::medium::{
 use crate::print;
 use crate::print::medium::{MediumInfo, Parent, User};
 
+/// The property of a medium that is encrypted.
+const KEY_STORE: &str = "CRYPT/KeyStore";
 /// Greatest size of a file that holds a property's value.
 const MAX_PROPERTY_FILE: u64 = 16 << 20;
 
@@ -94,7 +96,7 @@ impl Run<'_> {
                 Parent::Id(self.client.at(parent).read(IMedium::Id).context(|| "COMGETTER(Id)".to_owned())?)
             }
         };
-        let info = self.medium_info(&medium, Some(parent), true).context(|| "RefreshState()".to_owned())?;
+        let info = self.medium_info(&medium, Some(parent)).context(|| "RefreshState()".to_owned())?;
         self.print(&print::medium::show(&info, true))
     }
 
@@ -103,40 +105,70 @@ impl Run<'_> {
         &self,
         media: &[ObjRef<IMedium>],
         parent: Option<&Parent>,
-        long: bool,
         text: &mut String,
     ) -> ApiResult<()> {
         for reference in media {
             let medium = self.client.at(reference.clone());
-            let info = self.medium_info(&medium, parent.cloned(), long)?;
-            text.push_str(&print::medium::show(&info, long));
+            let info = self.medium_info(&medium, parent.cloned())?;
+            text.push_str(&print::medium::show(&info, true));
             text.push('\n');
             let children = medium.read(IMedium::Children)?;
-            self.media(&children, Some(&Parent::Id(info.id)), long, text)?;
+            self.media(&children, Some(&Parent::Id(info.id)), text)?;
         }
         Ok(())
     }
 
-    fn medium_info(
-        &self,
-        medium: &Proxy<IMedium>,
-        parent: Option<Parent>,
-        long: bool,
-    ) -> ApiResult<MediumInfo> {
+    /// The short blocks of all media of a kind, in one round trip.
+    pub(super) fn short_media(&self, kind: DeviceType) -> ApiResult<String> {
+        let support = self.client.at::<IClientSupport>(ObjRef::new(main_api::paths::ROOT));
+        let (ids, parents, states, types, locations, formats, sizes, encrypted) =
+            support.call(IClientSupport::ListMedia, (kind,))?;
+        let mut text = String::new();
+        let rest = parents.into_iter().zip(states).zip(types).zip(locations).zip(formats).zip(sizes);
+        for ((id, rest), encrypted) in ids.into_iter().zip(rest).zip(encrypted) {
+            let (((((parent, state), kind_of), location), format), logical_size) = rest;
+            let parent = match kind {
+                DeviceType::HardDisk if parent.is_empty() => Some(Parent::Base),
+                DeviceType::HardDisk => Some(Parent::Id(parent)),
+                _ => None,
+            };
+            let info = MediumInfo {
+                id,
+                parent,
+                state,
+                access_error: String::new(),
+                description: String::new(),
+                kind: kind_of,
+                auto_reset: false,
+                location,
+                format,
+                variant: Vec::new(),
+                logical_size,
+                size: 0,
+                properties: Vec::new(),
+                users: Vec::new(),
+                children: Vec::new(),
+                encrypted,
+            };
+            text.push_str(&print::medium::show(&info, false));
+            text.push('\n');
+        }
+        Ok(text)
+    }
+
+    fn medium_info(&self, medium: &Proxy<IMedium>, parent: Option<Parent>) -> ApiResult<MediumInfo> {
         let state = medium.call(IMedium::RefreshState, ())?;
         let all = medium.attributes()?;
         let (mut users, mut children, mut properties) = (Vec::new(), Vec::new(), Vec::new());
-        if long {
-            for id in all.read(IMedium::MachineIds)? {
-                users.push(self.user(medium, id)?);
-            }
-            for child in all.read(IMedium::Children)? {
-                children.push(self.client.at(child).read(IMedium::Id)?);
-            }
-            // A format without properties may answer with an error; then there is nothing to show.
-            if let Ok((names, values)) = medium.call(IMedium::GetProperties, (String::new(),)) {
-                properties = names.into_iter().zip(values).collect();
-            }
+        for id in all.read(IMedium::MachineIds)? {
+            users.push(self.user(medium, id)?);
+        }
+        for child in all.read(IMedium::Children)? {
+            children.push(self.client.at(child).read(IMedium::Id)?);
+        }
+        // A format without properties may answer with an error; then there is nothing to show.
+        if let Ok((names, values)) = medium.call(IMedium::GetProperties, (String::new(),)) {
+            properties = names.into_iter().zip(values).collect();
         }
         Ok(MediumInfo {
             id: all.read(IMedium::Id)?,
@@ -151,9 +183,10 @@ impl Run<'_> {
             variant: all.read(IMedium::Variant)?,
             logical_size: all.read(IMedium::LogicalSize)?,
             size: all.read(IMedium::Size)?,
-            properties,
             users,
             children,
+            encrypted: properties.iter().any(|(name, _)| name == KEY_STORE),
+            properties,
         })
     }
 

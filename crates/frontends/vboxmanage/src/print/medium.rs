@@ -21,6 +21,7 @@ pub struct MediumInfo {
     pub properties: Vec<(String, String)>,
     pub users: Vec<User>,
     pub children: Vec<String>,
+    pub encrypted: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,7 +104,7 @@ pub fn show(medium: &MediumInfo, long: bool) -> String {
     if long {
         line("Size on disk:", &format!("{} MBytes", medium.size >> 20));
     }
-    line("Encryption:", "disabled");
+    line("Encryption:", if medium.encrypted { "enabled" } else { "disabled" });
     if long {
         let mut first = "Property:";
         for (name, value) in &medium.properties {
@@ -157,6 +158,7 @@ mod tests {
             properties: vec![("a".into(), "b".into()), ("c".into(), "d".into())],
             users: vec![user.clone(), user],
             children: vec![id.clone(), id.clone()],
+            encrypted: false,
         };
         let mut text = show(&medium, false) + "\n" + &show(&medium, true);
         medium.parent = Some(Parent::Id(id));

@@ -19,6 +19,11 @@ interface! {
             DropSession(session: ObjRef<ISession>) -> ();
             /// Writes one line to the service's log, so that a client's doings can be told from it.
             Log(text: String) -> ();
+            /// What `list` shows of every medium of a kind, each behind its parent, in one call: there may be thousands. The files are
+            /// looked at as by [`IMedium::RefreshState`]. The lists have one element for each medium; base media have no parent's id.
+            ListMedia(kind: DeviceType) -> (
+                ids: Vec<String>, parents: Vec<String>, states: Vec<MediumState>, types: Vec<MediumType>,
+                locations: Vec<String>, formats: Vec<String>, logicalSizes: Vec<i64>, encrypted: Vec<bool>);
         }
     }
 }
