@@ -632,6 +632,10 @@ fn drive(
             if !find_chain(media, id, &mut chain) {
                 return Err(format!("the medium {{{id}}} at {place}, which is in no media registry and"));
             }
+            // What is in such a file is no disk for a guest, and what it wrote would be lost.
+            if let Some(medium) = chain.iter().find(|m| m.properties.contains_key("CRYPT/KeyStore")) {
+                return Err(format!("the encrypted medium \"{}\" at {place}", medium.location));
+            }
             let file = |m: &&Medium| (folder.join(&m.location), m.format.clone());
             let mut files: Vec<_> = chain.iter().map(file).collect();
             let (path, format) = files.pop().unwrap_or_default();
@@ -735,6 +739,25 @@ mod tests {
         m.hardware.storage_controllers = vec![sata];
         let ahci = MachineConfig::from_settings(&m, Path::new("/vm")).unwrap().ahci.unwrap();
         assert_eq!((ahci.ports, ahci.drives[0].port, ahci.drives[0].kind), (4, 3, DriveKind::Dvd));
+    }
+
+    #[test]
+    fn an_encrypted_medium_is_refused_and_not_run_as_it_lies_in_the_file() {
+        let mut m = MachineSettings::default();
+        let mut medium = Medium { uuid: Uuid::from_u128(1), location: "a.vdi".into(), ..Medium::default() };
+        let drive = AttachedDevice { image: Some(medium.uuid), ..AttachedDevice::default() };
+        let mut sata = StorageController::new("SATA", w::StorageBus::Sata);
+        (sata.port_count, sata.attached) = (1, vec![drive]);
+        m.hardware.storage_controllers = vec![sata];
+        m.media_registry.hard_disks = vec![medium.clone()];
+        assert!(MachineConfig::from_settings(&m, Path::new("/vm")).is_ok());
+        medium.properties.insert("CRYPT/KeyStore".into(), "U0NORQ==".into());
+        m.media_registry.hard_disks = vec![medium];
+        let reasons = MachineConfig::from_settings(&m, Path::new("/vm")).unwrap_err();
+        assert!(
+            reasons[0].contains("the encrypted medium \"a.vdi\" at \"SATA\" port 0 device 0"),
+            "{reasons:?}"
+        );
     }
 
     #[test]
