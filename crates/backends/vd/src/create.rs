@@ -12,7 +12,7 @@ use vbox_types::ByteSize;
 use crate::error::Error;
 use crate::file::{FileIo, HostFile};
 use crate::format::{Format, NewParent, Variant};
-use crate::image::{Image, MediumInfo, info};
+use crate::image::{Image, MediumInfo, OpenMode, info};
 use crate::raw::Raw;
 use crate::vdi::{self, CreateError, NewVdi};
 use crate::vhd;
@@ -41,6 +41,42 @@ pub fn create(path: &Path, options: &CreateOptions) -> Result<MediumInfo, Error>
 /// As [`create`], for a file that will be renamed to `name`.
 pub(crate) fn create_as(path: &Path, name: &Path, options: &CreateOptions) -> Result<MediumInfo, Error> {
     create_with(path, name, options, None)
+}
+
+/// Creates a VMDK image that stands for a disk of the host, or for a file as for a disk: a descriptor alone, all data stay in `disk`.
+/// The disk's size is the image's.
+pub fn create_raw_disk(path: &Path, disk: &Path, uuid: Option<Uuid>) -> Result<MediumInfo, Error> {
+    // Where it is looked for does not depend on where the descriptor lies.
+    let disk = std::path::absolute(disk).map_err(|e| Error::host("find", disk, e))?;
+    let size = crate::image::open_file(&disk, OpenMode::ReadOnly)?
+        .len()
+        .map_err(|e| Error::host("read the size of", &disk, e))?;
+    let name = disk.to_str().filter(|name| !name.contains(['"', '\n']));
+    let Some(name) = name else {
+        let what = "a disk whose name cannot stand in a descriptor; give it another name".into();
+        return Err(Error::Unsupported { path: disk, what });
+    };
+    if size == 0 || !size.is_multiple_of(512) {
+        let why = "the disk's size is not a multiple of 512 bytes";
+        return Err(Error::BadSize { format: Format::Vmdk, size, why });
+    }
+    let created = RefCell::new(Vec::new());
+    let file = HostFile::new(create_file(path, &created)?).map_err(|e| Error::host("create", path, e))?;
+    let new = NewVmdk {
+        variant: Variant::Fixed,
+        size,
+        uuid: uuid.unwrap_or_else(Uuid::new_v4),
+        parent: None,
+        comment: String::new(),
+    };
+    let written = vmdk::create_raw_disk(&file, &new, name);
+    if let Err(error) = written.map_err(|e| Error::host("write to", path, e)) {
+        // Ours: it was created just now.
+        let _ = rustix::fs::unlink(path);
+        return Err(error);
+    }
+    sync_directory(path);
+    info(path, Some(Format::Vmdk))
 }
 
 /// Creates a differencing image of the parent's size. The parent must not be written any more.

@@ -242,18 +242,21 @@ impl FileIo for Arc<FileSet> {
     }
 }
 
-/// Bytes in memory as a file, for tests and fuzzing.
+/// Bytes in memory as a file, for tests.
+#[cfg(test)]
 #[derive(Default)]
 pub(crate) struct MemoryFile {
     pub(crate) bytes: parking_lot::Mutex<Vec<u8>>,
 }
 
+#[cfg(test)]
 impl MemoryFile {
     pub(crate) fn new(bytes: &[u8]) -> Self {
         Self { bytes: parking_lot::Mutex::new(bytes.to_vec()) }
     }
 }
 
+#[cfg(test)]
 impl FileIo for MemoryFile {
     fn len(&self) -> io::Result<u64> {
         Ok(self.bytes.lock().len() as u64)
@@ -299,6 +302,117 @@ impl FileIo for MemoryFile {
     fn reserve(&self, offset: u64, len: u64) -> io::Result<()> {
         let end = offset.saturating_add(len);
         if self.len()? < end { self.set_len(end) } else { Ok(()) }
+    }
+}
+
+/// A file in memory of which only the pages that hold something take memory, for fuzzing.
+#[derive(Clone, Default)]
+pub(crate) struct SparseFile {
+    inner: Arc<parking_lot::Mutex<SparsePages>>,
+}
+
+#[derive(Default)]
+struct SparsePages {
+    len: u64,
+    pages: std::collections::BTreeMap<u64, Box<[u8; SparseFile::PAGE]>>,
+}
+
+impl SparseFile {
+    const PAGE: usize = 4096;
+    /// Memory, not disk space, is what a fuzzer runs out of.
+    const MOST: usize = 4096;
+
+    pub(crate) fn new(len: u64) -> Self {
+        let file = Self::default();
+        file.inner.lock().len = len;
+        file
+    }
+
+    /// The same content, apart from this one from now on.
+    pub(crate) fn fork(&self) -> Self {
+        let inner = self.inner.lock();
+        let pages = SparsePages { len: inner.len, pages: inner.pages.clone() };
+        Self { inner: Arc::new(parking_lot::Mutex::new(pages)) }
+    }
+}
+
+impl FileIo for SparseFile {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.inner.lock().len)
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let inner = self.inner.lock();
+        let mut done = 0;
+        while done < out.len() {
+            let at = offset.saturating_add(done as u64);
+            let within = (at % Self::PAGE as u64) as usize;
+            let count = (Self::PAGE - within).min(out.len() - done);
+            let piece = &mut out[done..done + count];
+            match inner.pages.get(&(at / Self::PAGE as u64)) {
+                Some(page) => piece.copy_from_slice(&page[within..within + count]),
+                None => piece.fill(0),
+            }
+            done += count;
+        }
+        Ok(())
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let end = offset.checked_add(data.len() as u64).ok_or(io::ErrorKind::FileTooLarge)?;
+        let mut inner = self.inner.lock();
+        inner.len = inner.len.max(end);
+        let mut done = 0;
+        while done < data.len() {
+            let at = offset + done as u64;
+            let within = (at % Self::PAGE as u64) as usize;
+            let count = (Self::PAGE - within).min(data.len() - done);
+            if inner.pages.len() >= Self::MOST {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            let page = inner.pages.entry(at / Self::PAGE as u64);
+            let page = page.or_insert_with(|| Box::new([0; Self::PAGE]));
+            page[within..within + count].copy_from_slice(&data[done..done + count]);
+            done += count;
+        }
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let mut inner = self.inner.lock();
+        let keep = len.div_ceil(Self::PAGE as u64);
+        inner.pages.retain(|page, _| *page < keep);
+        let within = (len % Self::PAGE as u64) as usize;
+        if within > 0
+            && let Some(page) = inner.pages.get_mut(&(len / Self::PAGE as u64))
+        {
+            page[within..].fill(0);
+        }
+        inner.len = len;
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn zero(&self, offset: u64, len: u64) -> io::Result<()> {
+        let end = offset.saturating_add(len);
+        for (page, bytes) in &mut self.inner.lock().pages {
+            let start = page * Self::PAGE as u64;
+            let from = offset.saturating_sub(start).min(Self::PAGE as u64) as usize;
+            let to = end.saturating_sub(start).min(Self::PAGE as u64) as usize;
+            if from < to {
+                bytes[from..to].fill(0);
+            }
+        }
+        Ok(())
+    }
+
+    fn reserve(&self, offset: u64, len: u64) -> io::Result<()> {
+        let mut inner = self.inner.lock();
+        inner.len = inner.len.max(offset.saturating_add(len));
+        Ok(())
     }
 }
 

@@ -13,7 +13,7 @@ use vbox_types::ByteSize;
 
 use crate::dmg::{self, Dmg};
 use crate::error::Error;
-use crate::file::{FileIo, HostFile, Located, MemoryFile};
+use crate::file::{FileIo, HostFile, Located, SparseFile};
 use crate::format::{Begin, Extent, Facts, Format, Layout, Place, Variant, probe_file};
 use crate::parallels::{self, Parallels};
 use crate::qcow::{self, Qcow};
@@ -102,15 +102,23 @@ fn layout(
     mode: OpenMode,
     format: Format,
 ) -> Result<(Box<dyn FileIo>, Box<dyn Layout>), Error> {
+    let further =
+        |further: &Path| -> Result<Box<dyn FileIo>, Error> { Ok(Box::new(open_file(further, mode)?)) };
+    layout_with(file, path, mode, format, &further)
+}
+
+/// As [`layout`], with further files of the image from `further`.
+fn layout_with(
+    file: Box<dyn FileIo>,
+    path: &Path,
+    mode: OpenMode,
+    format: Format,
+    further: vmdk::Opener<'_>,
+) -> Result<(Box<dyn FileIo>, Box<dyn Layout>), Error> {
     let layout: Box<dyn Layout> = match format {
         Format::Raw => Box::new(Raw::open(&*file).map_err(|e| Error::host("read from", path, e))?),
         Format::Vdi => Box::new(Vdi::open(&*file, path)?),
-        Format::Vmdk => {
-            let open = |further: &Path| -> Result<Box<dyn FileIo>, Error> {
-                Ok(Box::new(open_file(further, mode)?))
-            };
-            return vmdk::open(file, path, &open);
-        }
+        Format::Vmdk => return vmdk::open(file, path, further),
         Format::Vhd => Box::new(Vhd::open(&*file, path)?),
         Format::Qcow => Box::new(Qcow::open(&*file, path, mode != OpenMode::ReadOnly)?),
         Format::Qed => Box::new(Qed::open(&*file, path)?),
@@ -592,20 +600,37 @@ pub fn delete(path: &Path, format: Format) -> Result<(), Error> {
 }
 
 /// See [`crate::exercise`].
-pub(crate) fn exercise(bytes: &[u8]) {
-    let path = Path::new("memory");
-    let Ok(format) = probe_file(&MemoryFile::new(bytes)) else { return };
-    let open = |mode| Image::from_file(Box::new(MemoryFile::new(bytes)), path, mode, format, None);
-    let Ok(image) = open(OpenMode::ReadWrite).or_else(|_| open(OpenMode::ReadOnly)) else { return };
-    // Memory, not disk space, is what a fuzzer runs out of.
-    if image.size > 64 << 20 {
-        return;
+pub(crate) fn exercise(format: Format, len: u64, pieces: &[(u64, &[u8])]) {
+    // Nothing lies there, so that descriptors lead nowhere.
+    let path = Path::new("/nonexistent/of/a/fuzzer/image");
+    let whole = SparseFile::new(len);
+    for (at, bytes) in pieces {
+        let _ = whole.write_at(*at, bytes);
     }
-    let mut sector = [0x5a; 1024];
-    for offset in [0, image.size / 2, image.size.saturating_sub(1024)] {
-        let _ = image.read(offset, &mut sector);
-        let _ = image.write(offset, &sector);
-        let _ = image.discard(offset, 1024);
+    let _ = whole.set_len(len);
+    let open = |file: &SparseFile, mode| -> Result<Image, Error> {
+        let further = |_: &Path| -> Result<Box<dyn FileIo>, Error> { Ok(Box::new(whole.fork())) };
+        let (file, layout) = layout_with(Box::new(file.clone()), path, mode, format, &further)?;
+        Ok(Image::from_layout(file, layout, path, mode, format, None))
+    };
+    let file = whole.fork();
+    let image = open(&file, OpenMode::ReadWrite);
+    if let Ok(image) = image.or_else(|_| open(&file, OpenMode::ReadOnly)) {
+        let mut sector = [0x5a; 1024];
+        let last = image.size.saturating_sub(1024);
+        for offset in [0, 65024, image.size / 2, last] {
+            let _ = image.read(offset, &mut sector);
+            let _ = image.next_data(offset, offset.saturating_add(1 << 24));
+            sector.fill(0x5a);
+            if image.layout.read_only_reason().is_none() {
+                let _ = image.write(offset, &sector);
+            }
+            let _ = image.discard(offset, 1024);
+        }
+        let _ = image.flush();
+        drop(image);
+        let _ = open(&file, OpenMode::ReadOnly).and_then(|image| image.read(0, &mut sector));
     }
-    let _ = image.flush();
+    let _ = crate::maintain::repair_file(&whole, path, format);
+    let _ = open(&whole, OpenMode::ReadOnly).and_then(|image| image.read(0, &mut [0; 512]));
 }

@@ -40,7 +40,7 @@ mod vhdx;
 mod vmdk;
 
 pub use copy::{Progress, clone, copy, write_stream_optimized};
-pub use create::{CreateOptions, can_create, create, create_child};
+pub use create::{CreateOptions, can_create, create, create_child, create_raw_disk};
 pub use error::Error;
 pub use fat::format_fat;
 pub use format::{Format, Ids, Variant, probe};
@@ -48,8 +48,8 @@ pub use image::{Image, MediumInfo, OpenMode, delete, files, info, open_chain};
 pub use maintain::{compact, merge_down, merge_up, rename, repair, resize, set_ids};
 pub use queue::{Done, Op, Queue};
 
-/// Parses untrusted bytes as each format's metadata, for fuzzing: opens an in-memory image and reads from it.
+/// Opens, reads, writes and mends an image of untrusted content in memory, for fuzzing: `len` bytes long, zeros but for `pieces`.
 #[doc(hidden)]
-pub fn exercise(bytes: &[u8]) {
-    image::exercise(bytes);
+pub fn exercise(format: Format, len: u64, pieces: &[(u64, &[u8])]) {
+    image::exercise(format, len, pieces);
 }

@@ -9,8 +9,12 @@ use vbox_types::ByteSize;
 use crate::copy::{Progress, copy};
 use crate::create::{CreateOptions, create_as, sync_directory};
 use crate::error::Error;
-use crate::format::{Format, Ids, Variant};
+use crate::file::FileIo;
+use crate::format::{Format, Ids, Layout, Variant};
 use crate::image::{Image, OpenMode};
+use crate::parallels::Parallels;
+use crate::vhd::Vhd;
+use crate::vhdx::Vhdx;
 
 /// Bytes that are moved at a time.
 const PIECE: u64 = 4 << 20;
@@ -111,17 +115,27 @@ pub fn set_ids(path: &Path, format: Format, ids: &Ids) -> Result<(), Error> {
 
 /// Mends what can be mended without guessing; returns how many places were mended. What they held reads as zeros, or as the parent's.
 pub fn repair(path: &Path, format: Format) -> Result<u64, Error> {
-    let file = crate::image::open_file(path, OpenMode::ReadWrite)?;
+    if format == Format::Vmdk {
+        // Its files are several.
+        let image = Image::open_alone(path, OpenMode::ReadWrite, format)?;
+        let (file, layout) = image.layout();
+        return layout.flush(file).map(|()| 0).map_err(|e| Error::host("repair", path, e));
+    }
+    repair_file(&crate::image::open_file(path, OpenMode::ReadWrite)?, path, format)
+}
+
+/// [`repair`] for an image in one file.
+pub(crate) fn repair_file(file: &dyn FileIo, path: &Path, format: Format) -> Result<u64, Error> {
+    let flushed =
+        |layout: &dyn Layout| layout.flush(file).map(|()| 0).map_err(|e| Error::host("repair", path, e));
     match format {
-        Format::Vdi => crate::vdi::repair(&file, path),
-        Format::Qcow => crate::qcow::repair(&file, path),
-        _ => {
-            // Opening for writing carries out what a log asks for, and takes the copy of a lost footer.
-            drop(file);
-            let image = Image::open_alone(path, OpenMode::ReadWrite, format)?;
-            let (file, layout) = image.layout();
-            layout.flush(file).map(|()| 0).map_err(|e| Error::host("repair", path, e))
-        }
+        Format::Vdi => crate::vdi::repair(file, path),
+        Format::Qcow => crate::qcow::repair(file, path),
+        // Opening for writing carries out what a log asks for, and takes the copy of a lost footer.
+        Format::Vhd => flushed(&Vhd::open(file, path)?),
+        Format::Vhdx => flushed(&Vhdx::open(file, path, true)?),
+        Format::Parallels => flushed(&Parallels::open(file, path)?),
+        Format::Raw | Format::Vmdk | Format::Qed | Format::Dmg => Ok(0),
     }
 }
 

@@ -133,21 +133,49 @@ fn compressed_clusters_are_read_and_written_over() {
     model[3 << 20..5 << 20].fill(0);
     std::fs::write(&raw, &model).unwrap();
     let (raw, name) = (raw.to_str().unwrap(), path.to_str().unwrap());
-    let Some((ok, text)) = qemu_img(&["convert", "-c", "-f", "raw", "-O", "qcow2", raw, name]) else {
-        return;
-    };
-    assert!(ok, "{text}");
-    let image = Image::open(&path, OpenMode::ReadWrite, Format::Qcow).unwrap();
-    let mut out = vec![1; size];
-    image.read(0, &mut out).unwrap();
-    assert!(out == model);
-    random_load(&image, &mut model, 31, 60);
+    for kind in ["zlib", "zstd"] {
+        let options = format!("compression_type={kind}");
+        let convert = ["convert", "-c", "-f", "raw", "-O", "qcow2", "-o", &options, raw, name];
+        let Some((ok, text)) = qemu_img(&convert) else { return };
+        assert!(ok, "{text}");
+        let image = Image::open(&path, OpenMode::ReadWrite, Format::Qcow).unwrap();
+        let mut out = vec![1; size];
+        image.read(0, &mut out).unwrap();
+        assert!(out == model, "{kind}");
+        random_load(&image, &mut model, 31, 60);
+        drop(image);
+        std::fs::write(raw, &model).unwrap();
+        let (ok, text) = qemu_img(&["compare", "-f", "qcow2", "-F", "raw", name, raw]).unwrap();
+        assert!(ok, "{kind}: {text}");
+        let (ok, text) = qemu_img(&["check", "-f", "qcow2", name]).unwrap();
+        assert!(ok, "{kind}: {text}");
+    }
+}
+
+#[test]
+fn a_raw_disk_is_read_and_written_through_its_descriptor() {
+    let dir = Dir::new();
+    let (disk, path) = (dir.file("disk"), dir.file("sub.vmdk"));
+    std::fs::write(&disk, vec![3; MIB as usize]).unwrap();
+    let info = vd::create_raw_disk(&path, &disk, None).unwrap();
+    assert_eq!((info.variant, info.logical_size), (Variant::Fixed, ByteSize(MIB)));
+    let image = Image::open(&path, OpenMode::ReadWrite, Format::Vmdk).unwrap();
+    let mut out = [0; 512];
+    image.read(MIB - 512, &mut out).unwrap();
+    assert_eq!(out, [3; 512]);
+    image.write(4096, &[7; 512]).unwrap();
+    image.flush().unwrap();
     drop(image);
-    std::fs::write(raw, &model).unwrap();
-    let (ok, text) = qemu_img(&["compare", "-f", "qcow2", "-F", "raw", name, raw]).unwrap();
-    assert!(ok, "{text}");
-    let (ok, text) = qemu_img(&["check", "-f", "qcow2", name]).unwrap();
-    assert!(ok, "{text}");
+    assert_eq!(std::fs::read(&disk).unwrap()[4096..4608], [7; 512]);
+    if let Some((ok, text)) = qemu_img(&["info", "-f", "vmdk", path.to_str().unwrap()]) {
+        assert!(ok, "{text}");
+    }
+    // The disk is not the image's: it stays.
+    vd::delete(&path, Format::Vmdk).unwrap();
+    assert!(disk.exists() && !path.exists());
+    std::fs::write(&disk, [1; 100]).unwrap();
+    assert!(vd::create_raw_disk(&path, &disk, None).is_err());
+    assert!(!path.exists());
 }
 
 #[test]

@@ -530,10 +530,20 @@ fn create_storage(c: &Context, size: i64, variant: &[api::MediumVariant]) -> Api
             format!("Storage for the medium '{}' is already created", medium.location.display()),
         ));
     }
-    let size = u64::try_from(size).ok().filter(|s| *s > 0);
-    let size = size.ok_or_else(|| ApiError::invalid_arg("The medium size must be greater than zero"))?;
     let format = vd::Format::from_name(&medium.format).ok_or_else(gone)?;
-    let layout = calls_media::creatable(format, variant)?;
+    let raw_disk = raw_disk(medium, format, variant)?;
+    let size = match raw_disk {
+        // The disk's own size counts.
+        Some(_) => 0,
+        None => u64::try_from(size)
+            .ok()
+            .filter(|s| *s > 0)
+            .ok_or_else(|| ApiError::invalid_arg("The medium size must be greater than zero"))?,
+    };
+    let layout = match raw_disk {
+        Some(_) => vd::Variant::Fixed,
+        None => calls_media::creatable(format, variant)?,
+    };
     let kind = medium.kind.to_api();
     let formatted = variant.contains(&api::MediumVariant::Formatted);
     let options = vd::CreateOptions {
@@ -556,7 +566,7 @@ fn create_storage(c: &Context, size: i64, variant: &[api::MediumVariant]) -> Api
     drop(state);
     let svc = c.svc.clone();
     spawn("create-medium", move || {
-        let outcome = create_file(&location, &options, no_directory)
+        let outcome = create_file(&location, &options, raw_disk.as_deref(), no_directory)
             .and_then(|()| if formatted { format_fat(&location, format) } else { Ok(()) });
         let mut state = svc.state.lock();
         if let Ok(medium) = state.media.medium_mut(id) {
@@ -592,7 +602,36 @@ fn format_fat(location: &Path, format: vd::Format) -> ApiResult<()> {
     })
 }
 
-fn create_file(location: &Path, options: &vd::CreateOptions, no_directory: bool) -> ApiResult<()> {
+/// The host's disk that a new medium is to stand for, if it is to be one of that kind.
+fn raw_disk(
+    medium: &Medium,
+    format: vd::Format,
+    variant: &[api::MediumVariant],
+) -> ApiResult<Option<PathBuf>> {
+    if !variant.contains(&api::MediumVariant::VmdkRawDisk) {
+        return Ok(None);
+    }
+    if format != vd::Format::Vmdk {
+        let text = format!("Medium format '{format}' does not support raw disk access; use VMDK");
+        return Err(ApiError::new(ResultCode::NotSupported, text).on("IMedium"));
+    }
+    match medium.properties.get("RawDrive") {
+        Some(disk) if disk.starts_with('/') => Ok(Some(disk.into())),
+        Some(disk) => Err(ApiError::invalid_arg(format!(
+            "The property RawDrive has to be an absolute path, not '{disk}'"
+        ))),
+        None => Err(ApiError::invalid_arg(
+            "The property RawDrive is missing: it names the disk, as in '--property RawDrive=/dev/sdb'",
+        )),
+    }
+}
+
+fn create_file(
+    location: &Path,
+    options: &vd::CreateOptions,
+    raw_disk: Option<&Path>,
+    no_directory: bool,
+) -> ApiResult<()> {
     let failed = |text: String| {
         ApiError::new(
             ResultCode::FileError,
@@ -605,7 +644,11 @@ fn create_file(location: &Path, options: &vd::CreateOptions, no_directory: bool)
     {
         std::fs::create_dir_all(folder).map_err(|e| failed(e.to_string()))?;
     }
-    vd::create(location, options).map(drop).map_err(|e| {
+    let created = match raw_disk {
+        Some(disk) => vd::create_raw_disk(location, disk, options.uuid),
+        None => vd::create(location, options),
+    };
+    created.map(drop).map_err(|e| {
         use std::error::Error as _;
         let already = if matches!(e, vd::Error::Exists { .. }) { " (VERR_ALREADY_EXISTS)" } else { "" };
         failed(format!("{e}{}{already}", e.source().map(|s| format!(" ({s})")).unwrap_or_default()))

@@ -127,7 +127,10 @@ pub(crate) fn variant_words(variant: Variant) -> Vec<api::MediumVariant> {
 pub(crate) fn creatable(format: Format, variant: &[api::MediumVariant]) -> ApiResult<Variant> {
     let wanted = variant_of(variant);
     if variant.contains(&api::MediumVariant::VmdkRawDisk) {
-        return Err(not_supported("Raw disk access is set up by a descriptor made for it: write it by hand, or attach the device as a RAW medium".into()));
+        return Err(not_supported(
+            "Raw disk access is set up by 'createmedium --format=VMDK --variant=RawDisk --property RawDrive=DEVICE' alone"
+                .into(),
+        ));
     }
     if vd::can_create(format, wanted) {
         return Ok(wanted);

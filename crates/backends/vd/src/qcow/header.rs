@@ -8,6 +8,7 @@
 //!                 36 first table's length  40 first table u64  48 refcount table u64  56 its clusters
 //!                 60 snapshots  64 snapshot table u64
 //! version 3:      72 incompatible features u64  80 compatible u64  88 self-clearing u64  96 refcount order  100 header length
+//!                 104 compression u8
 //! ```
 
 use std::path::Path;
@@ -24,6 +25,8 @@ const MAX_REFCOUNT_TABLE: u64 = 8 << 20;
 /// Incompatible features: refcounts may be wrong; the image is known to be damaged.
 pub(super) const DIRTY: u64 = 1;
 pub(super) const CORRUPT: u64 = 2;
+/// Incompatible feature: clusters are compressed in another way than by deflate.
+const COMPRESSION: u64 = 1 << 3;
 /// Of a word of the first table: the offset.
 pub(super) const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 
@@ -42,6 +45,8 @@ pub(super) struct Header {
     pub(super) refcount_order: u32,
     pub(super) snapshots: u32,
     pub(super) incompatible: u64,
+    /// Compressed clusters are zstd frames, not deflate streams.
+    pub(super) zstd: bool,
     pub(super) backing: Option<String>,
 }
 
@@ -60,7 +65,7 @@ impl Header {
 
     pub(super) fn read(file: &dyn FileIo, path: &Path) -> Result<Self, Error> {
         let host = |e| Error::host("read from", path, e);
-        let mut raw = [0; 104];
+        let mut raw = [0; 112];
         file.read_at(0, &mut raw).map_err(host)?;
         if !raw.starts_with(MAGIC) {
             let what = "the signature at offset 0x0 is missing".into();
@@ -116,6 +121,7 @@ impl Header {
             refcount_order: 4,
             snapshots: 0,
             incompatible: 0,
+            zstd: false,
             backing: None,
         };
         if version > 1 {
@@ -138,17 +144,22 @@ impl Header {
             if header.refcount_order > 6 {
                 return Err(damaged(path, 96, format!("refcounts of 2^{} bits", header.refcount_order)));
             }
-            let names = [
-                (1 << 2, "an external data file"),
-                (1 << 3, "another compression than deflate"),
-                (1 << 4, "extended tables"),
-            ];
+            let names = [(1 << 2, "an external data file"), (1 << 4, "extended tables")];
             if let Some((_, name)) = names.iter().find(|(bit, _)| header.incompatible & bit != 0) {
                 return Err(unsupported(path, format!("QCOW2 images with {name}")));
             }
-            if header.incompatible & !(DIRTY | CORRUPT) != 0 {
+            if header.incompatible & !(DIRTY | CORRUPT | COMPRESSION) != 0 {
                 let what = format!("QCOW2 features 0x{:x}", header.incompatible);
                 return Err(unsupported(path, what));
+            }
+            if header.incompatible & COMPRESSION != 0 {
+                // The field lies in the header if that is long enough.
+                let kind = if u32_at(100) > 104 { raw[104] } else { 0 };
+                header.zstd = match kind {
+                    1 => true,
+                    0 => return Err(damaged(path, 104, "no kind of compression".into())),
+                    other => return Err(unsupported(path, format!("QCOW2 compression number {other}"))),
+                };
             }
         }
         let (at, len) = (u64_at(8), u64::from(u32_at(16)));

@@ -4,8 +4,8 @@
 //! new clusters durable first, and only then writes the words that name them: a power cut leaves at worst clusters that are counted and
 //! not used, which cost space and nothing else.
 //!
-//! Images with internal snapshots, and QCOW ones, are for reading. Encryption, external data files, extended tables and
-//! compression by zstd are refused by name. New images are of version 2 with clusters of 64 KiB.
+//! Images with internal snapshots, and QCOW ones, are for reading. Encryption, external data files and extended tables are
+//! refused by name. Compressed clusters are read, by deflate and by zstd. New images are of version 2 with clusters of 64 KiB.
 
 mod header;
 mod refcounts;
@@ -17,6 +17,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
+use ruzstd::decoding::StreamingDecoder;
 
 use crate::error::Error;
 use crate::file::FileIo;
@@ -213,6 +214,27 @@ impl Qcow {
     }
 }
 
+/// Unpacks zstd frames until `out` is full: a cluster may be several.
+fn unpack_zstd(mut packed: &[u8], mut out: &mut [u8]) -> io::Result<()> {
+    while !out.is_empty() {
+        let mut frame = StreamingDecoder::new(&mut packed).map_err(io::Error::other)?;
+        let mut had = false;
+        while !out.is_empty() {
+            match frame.read(out)? {
+                0 => break,
+                count => {
+                    out = &mut out[count..];
+                    had = true;
+                }
+            }
+        }
+        if !had {
+            return Err(invalid("a compressed cluster ends early".into()));
+        }
+    }
+    Ok(())
+}
+
 fn packed_range(header: &Header, word: u64) -> (u64, u64) {
     let bits = header.cluster_bits;
     if header.version == 1 {
@@ -334,7 +356,11 @@ impl Layout for Qcow {
         file.read_at(at, &mut packed)?;
         let mut out = vec![0; self.header.cluster() as usize];
         // What follows the stream in the last sector belongs to others.
-        flate2::read::DeflateDecoder::new(&packed[..]).read_exact(&mut out)?;
+        if self.header.zstd {
+            unpack_zstd(&packed, &mut out)?;
+        } else {
+            flate2::read::DeflateDecoder::new(&packed[..]).read_exact(&mut out)?;
+        }
         Ok(out)
     }
 

@@ -115,6 +115,11 @@ pub(super) fn new_descriptor(new: &NewVmdk, extents: &[String]) -> String {
         Variant::StreamOptimized => "streamOptimized",
         Variant::Esx => "vmfs",
     };
+    descriptor_of(new, kind, extents)
+}
+
+/// As [`new_descriptor`], with another word for the kind.
+pub(super) fn descriptor_of(new: &NewVmdk, kind: &str, extents: &[String]) -> String {
     let modification = Uuid::new_v4();
     let content = modification.as_fields().0 & 0x7fff_ffff;
     let cylinders = (new.size / 512 / (16 * 63)).clamp(1, 16383);

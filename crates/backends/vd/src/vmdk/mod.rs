@@ -144,6 +144,13 @@ pub(crate) fn create(
     }
 }
 
+/// Writes the descriptor of an image whose data are the host's disk `name`.
+pub(crate) fn create_raw_disk(file: &dyn FileIo, new: &NewVmdk, name: &str) -> io::Result<()> {
+    let line = format!("RW {} FLAT \"{name}\" 0", new.size / SECTOR);
+    file.write_at(0, descriptor::descriptor_of(new, "fullDevice", &[line]).as_bytes())?;
+    file.sync()
+}
+
 /// Writes one after the other into a file.
 struct FileWriter<'a> {
     file: &'a dyn FileIo,

@@ -1,0 +1,120 @@
+//! Writes small images of every format as seeds for the fuzz targets, in the form that `fuzz::image` reads: lengths and pieces instead
+//! of mostly zeros.
+//!
+//! ```text
+//! vd_corpus DIRECTORY
+//! ```
+//!
+//! QED images are made by `qemu-img`; where that is not installed their seeds stay as they are.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use vbox_types::ByteSize;
+use vd::{CreateOptions, Format, Image, OpenMode, Variant};
+
+const SIZE: u64 = 3 << 20;
+/// Pieces are whole units of this size.
+const UNIT: usize = 64;
+
+/// The file's length, then its pieces that are not zeros.
+fn encode(bytes: &[u8]) -> Vec<u8> {
+    let mut out = (bytes.len() as u32).to_le_bytes().to_vec();
+    let mut at = 0;
+    let units: Vec<&[u8]> = bytes.chunks(UNIT).collect();
+    for run in units.chunk_by(|a, b| is_zero(a) == is_zero(b)) {
+        let len: usize = run.iter().map(|unit| unit.len()).sum();
+        if !is_zero(run[0]) {
+            for (number, piece) in bytes[at..at + len].chunks(0x8000).enumerate() {
+                out.extend_from_slice(&((at + number * 0x8000) as u32).to_le_bytes());
+                out.extend_from_slice(&(piece.len() as u16).to_le_bytes());
+                out.extend_from_slice(piece);
+            }
+        }
+        at += len;
+    }
+    out
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().all(|&byte| byte == 0)
+}
+
+fn save(out: &Path, target: &str, name: &str, image: &Path) -> Result<()> {
+    let folder = out.join(target);
+    std::fs::create_dir_all(&folder)?;
+    std::fs::write(folder.join(name), encode(&std::fs::read(image)?))?;
+    Ok(())
+}
+
+fn main() -> Result<()> {
+    let out = std::env::args().nth(1).context("which directory?")?;
+    let out = Path::new(&out);
+    let dir = std::env::temp_dir().join(format!("vd-corpus-{}", std::process::id()));
+    std::fs::create_dir(&dir)?;
+    let formats = [
+        ("vd_vdi", Format::Vdi),
+        ("vd_vmdk", Format::Vmdk),
+        ("vd_vhd", Format::Vhd),
+        ("vd_vhdx", Format::Vhdx),
+        ("vd_parallels", Format::Parallels),
+        ("vd_qcow", Format::Qcow),
+    ];
+    for (target, format) in formats {
+        for (name, variant) in
+            [("dynamic", Variant::Dynamic), ("stream", Variant::StreamOptimized), ("split", Variant::Split)]
+        {
+            if !vd::can_create(format, variant) {
+                continue;
+            }
+            let path = dir.join(format!("{target}-{name}"));
+            let options = CreateOptions {
+                format,
+                variant,
+                size: ByteSize(SIZE),
+                uuid: Some("6b5f0a53-5a5a-4a11-8a11-000000000001".parse()?),
+                comment: String::new(),
+            };
+            vd::create(&path, &options)?;
+            save(out, target, &format!("{name}-empty"), &path)?;
+            if variant == Variant::StreamOptimized {
+                continue;
+            }
+            let image = Image::open(&path, OpenMode::ReadWrite, format)?;
+            image.write(0, &[0x11; 512])?;
+            image.write(SIZE / 2 + 4096, &[0x22; 512])?;
+            image.write(SIZE - 512, &[0x33; 512])?;
+            image.flush()?;
+            drop(image);
+            save(out, target, &format!("{name}-written"), &path)?;
+        }
+        if vd::can_create(format, Variant::Differencing) {
+            let parent = Image::open(&dir.join(format!("{target}-dynamic")), OpenMode::ReadOnly, format)?;
+            let path = dir.join(format!("{target}-child"));
+            vd::create_child(&path, format, &parent, None)?;
+            save(out, target, "child", &path)?;
+        }
+    }
+    for (target, format, options) in [
+        ("vd_qed", "qed", "cluster_size=4096,table_size=1"),
+        ("vd_qcow", "qcow2", "compat=1.1,cluster_size=512,lazy_refcounts=on"),
+        ("vd_qcow", "qcow", "preallocation=off"),
+    ] {
+        let path = dir.join(format!("{target}-{format}-qemu"));
+        let made = Command::new("qemu-img").args(["create", "-q", "-f", format]).arg(&path).arg("1M");
+        let options: &[&str] = if format == "qcow" { &[] } else { &["-o", options] };
+        if made.args(options).status().is_ok_and(|status| status.success()) {
+            save(out, target, &format!("{format}-qemu"), &path)?;
+            let write = Command::new("qemu-io")
+                .args(["-f", format, "-c", "write -P 5 0 1k", "-c", "write -P 6 700k 1k"])
+                .arg(&path)
+                .output();
+            if write.is_ok_and(|out| out.status.success()) {
+                save(out, target, &format!("{format}-qemu-written"), &path)?;
+            }
+        }
+    }
+    std::fs::remove_dir_all(&dir)?;
+    Ok(())
+}
