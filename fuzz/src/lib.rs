@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use dev_storage::ide::{CdIdentity, DiskIdentity, Drive};
+use dev_storage::scsi::Controller;
 use parking_lot::Mutex;
 use pdm::connector::{BlockDone, BlockDriver, BlockError, BlockOp, NetDriver};
 use pgm::{Backing, HostMemory, Layer, Pgm};
@@ -121,6 +123,97 @@ pub fn fuzz_memory(size: ByteSize) -> Arc<Pgm> {
     pgm
 }
 
+/// A guest's memory, a disk and a disc, for controllers.
+pub struct Rig {
+    pub pgm: Arc<Pgm>,
+    pub disk: Arc<FuzzMedium>,
+    pub cd: Arc<FuzzMedium>,
+}
+
+impl Rig {
+    /// With a mebibyte of memory.
+    pub fn new() -> Self {
+        let pgm = fuzz_memory(ByteSize::mib(1));
+        Self { pgm, disk: FuzzMedium::new(3000 * 512, false), cd: FuzzMedium::new(700 * 2048, true) }
+    }
+
+    pub fn disk_drive(&self) -> Drive {
+        let identity = DiskIdentity { discard: true, ..DiskIdentity::virtualbox(1, 2) };
+        Drive::Disk { identity, medium: self.disk.clone() }
+    }
+
+    /// The disk at target 0, the CD drive at target 1, `places` in all.
+    pub fn drives(&self, places: usize) -> Vec<Option<Drive>> {
+        let mut drives: Vec<Option<Drive>> = (0..places).map(|_| None).collect();
+        let identity = CdIdentity::virtualbox_ahci(1);
+        drives[0] = Some(self.disk_drive());
+        drives[1] = Some(Drive::Cd { identity, medium: Some(self.cd.clone()) });
+        drives
+    }
+
+    pub fn write(&self, at: u64, bytes: &[u8]) {
+        self.pgm.write(GuestPhys(at), bytes);
+    }
+
+    /// A command descriptor block: often one of a disk or disc, with an address that is often there.
+    pub fn cdb(input: &mut Input<'_>) -> [u8; 16] {
+        const USUAL: [u8; 20] = [
+            0x00, 0x03, 0x12, 0x1a, 0x28, 0x2a, 0x2f, 0x35, 0x41, 0x42, 0x43, 0x46, 0x4a, 0x55, 0x5a, 0x88,
+            0x8a, 0x93, 0x9e, 0xbe,
+        ];
+        let mut cdb = [0; 16];
+        let choice = input.byte();
+        let given = input.bytes(15);
+        cdb[1..1 + given.len()].copy_from_slice(given);
+        cdb[0] = if choice < 200 { USUAL[usize::from(choice) % USUAL.len()] } else { input.byte() };
+        if choice & 1 == 0 {
+            // Small addresses and lengths.
+            cdb[2..5].fill(0);
+            cdb[6..9].fill(0);
+        }
+        cdb
+    }
+
+    /// What may happen to any SCSI controller: its media answer, drives and discs change.
+    pub fn happen<C: Controller + ?Sized>(&self, controller: &Mutex<C>, input: &mut Input<'_>) {
+        match input.byte() % 8 {
+            0 | 1 => {
+                self.disk.complete_one(input.byte() % 8 == 0);
+            }
+            2 => {
+                self.cd.complete_one(input.byte() % 8 == 0);
+            }
+            3 => self.complete_all(),
+            4 => {
+                let medium = (input.byte() & 1 != 0).then(|| FuzzMedium::new(64 * 2048, true) as _);
+                let _ = controller.lock().set_medium(1, medium, input.byte() & 1 != 0);
+            }
+            5 => {
+                let _ = controller.lock().attach(2, self.disk_drive());
+            }
+            6 => {
+                let _ = controller.lock().detach(2);
+            }
+            _ => {
+                // The disk is put back at once, so that there is something to do.
+                let _ = controller.lock().detach(0);
+                let _ = controller.lock().attach(0, self.disk_drive());
+            }
+        }
+    }
+
+    pub fn complete_all(&self) {
+        self.disk.complete_all();
+        self.cd.complete_all();
+    }
+}
+
+impl Default for Rig {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// Saves `device`, loads the result into `fresh` and saves again: both must be equal.
 pub fn save_and_restore<D: ssm::Saveable>(device: &mut D, fresh: &mut D) {
     let save = |d: &D| {
@@ -132,4 +225,19 @@ pub fn save_and_restore<D: ssm::Saveable>(device: &mut D, fresh: &mut D) {
     let reader = ssm::Reader::new(device.unit_name(), device.unit_version(), &first);
     fresh.load(reader).expect("a saved state loads");
     assert!(save(fresh) == first, "save, restore, save differ");
+}
+
+/// An image in few bytes, so that changes hit what matters: its length (4 bytes, little endian), then pieces of it: offset (4),
+/// length (2), bytes. What no piece covers is zeros. `examples/vd_corpus.rs` of `vd` writes such files.
+pub fn image(format: vd::Format, bytes: &[u8]) {
+    let mut input = Input(bytes);
+    let long = |input: &mut Input<'_>| u64::from(input.word()) | u64::from(input.word()) << 16;
+    let len = long(&mut input).min(64 << 20);
+    let mut pieces = Vec::new();
+    while !input.is_empty() {
+        let at = long(&mut input);
+        let count = input.word();
+        pieces.push((at, input.bytes(count.into())));
+    }
+    vd::exercise(format, len, &pieces);
 }
