@@ -99,12 +99,15 @@ fn main() -> Result<()> {
     for (target, format, options) in [
         ("vd_qed", "qed", "cluster_size=4096,table_size=1"),
         ("vd_qcow", "qcow2", "compat=1.1,cluster_size=512,lazy_refcounts=on"),
-        ("vd_qcow", "qcow", "preallocation=off"),
+        ("vd_qcow", "qcow", ""),
     ] {
         let path = dir.join(format!("{target}-{format}-qemu"));
-        let made = Command::new("qemu-img").args(["create", "-q", "-f", format]).arg(&path).arg("1M");
-        let options: &[&str] = if format == "qcow" { &[] } else { &["-o", options] };
-        if made.args(options).status().is_ok_and(|status| status.success()) {
+        let mut make = Command::new("qemu-img");
+        make.args(["create", "-q", "-f", format]).arg(&path).arg("1M");
+        if format != "qcow" {
+            make.args(["-o", options]);
+        }
+        if make.status().is_ok_and(|status| status.success()) {
             save(out, target, &format!("{format}-qemu"), &path)?;
             let write = Command::new("qemu-io")
                 .args(["-f", format, "-c", "write -P 5 0 1k", "-c", "write -P 6 700k 1k"])

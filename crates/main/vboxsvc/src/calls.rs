@@ -92,7 +92,7 @@ fn list_media(c: &Context, kind: DriveType) -> ApiResult<MediaList> {
     for ((id, location, _), seen) in files.into_iter().zip(seen) {
         // One that was closed, or moved, in between is as it is now.
         let Ok(medium) = state.media.medium_mut(id) else { continue };
-        if medium.location == location && medium.phase == crate::media::Phase::There {
+        if medium.location == location && medium.phase == Phase::There {
             medium.saw(seen);
         }
         list.0.push(id.to_string());
