@@ -75,6 +75,14 @@ impl HostFile {
     }
 }
 
+impl Drop for HostFile {
+    /// A process that another thread is just starting may hold a copy of the descriptor until it executes its program. The lock must not
+    /// outlive the image for that.
+    fn drop(&mut self) {
+        let _ = rustix::fs::flock(&self.fd, rustix::fs::FlockOperation::Unlock);
+    }
+}
+
 impl FileIo for HostFile {
     fn len(&self) -> io::Result<u64> {
         if self.device {
