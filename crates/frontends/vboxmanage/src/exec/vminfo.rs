@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use main_api::enums::*;
 use main_api::idl::*;
-use main_api::{ApiError, ApiResult, Client, ObjRef, Proxy, Session, Tree};
+use main_api::{ApiError, ApiResult, Client, ObjRef, Proxy, Tree};
 use vbox_types::ResultCode;
 
 use super::Run;
@@ -23,9 +23,17 @@ impl Run<'_> {
         // What has changed at a running machine without being saved is known to its sessions alone.
         let running = live && machine.read(IMachine::State).is_ok_and(MachineState::is_online);
         let session = if running { self.client.lock_machine(machine, LockType::Shared).ok() } else { None };
-        let in_session = session.as_ref().map(Session::machine).transpose()?;
-        let registered = machine.reference();
-        let machine = in_session.as_ref().unwrap_or(machine);
+        // A machine that ends meanwhile takes its sessions' objects along; what is registered stays.
+        if let Some(in_session) = session.as_ref().and_then(|session| session.machine().ok())
+            && let Ok(vm) = self.gather(&in_session, &machine.reference(), live)
+        {
+            return Ok(vm);
+        }
+        self.gather(machine, &machine.reference(), live)
+    }
+
+    /// What `machine` says: the machine that is `registered`, or a session's.
+    fn gather(&self, machine: &Proxy<IMachine>, registered: &ObjRef<IMachine>, live: bool) -> ApiResult<Vm> {
         let tree = machine.tree()?;
         let this = machine.reference();
         if !tree.read(&this, IMachine::Accessible)? {
@@ -33,7 +41,7 @@ impl Run<'_> {
         }
         let mut info = Gather { client: &self.client, machine, tree: &tree, this: &this }.info()?;
         if live && info.state == MachineState::Running {
-            info.video_mode = video_mode(&self.client, &registered);
+            info.video_mode = video_mode(&self.client, registered);
         }
         Ok(Vm::Accessible(Box::new(info)))
     }
