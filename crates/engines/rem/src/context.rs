@@ -89,8 +89,10 @@ pub(crate) struct Context {
     /// Base of the code segment there, and its number as in `page`: see [`CodeSegments`].
     pub(crate) code_base: u64,
     pub(crate) code_number: u64,
-    /// Guest registers whose host registers hold r12 to r15 while the loop at work runs, by those.
-    pub(crate) swapped: [u64; 4],
+    /// Guest registers whose host registers hold r12 to r15, or `area`, while the loop at work runs, by those.
+    pub(crate) swapped: [u64; 5],
+    /// Address of this in the view at work.
+    pub(crate) area: u64,
 }
 
 /// Groups of accesses that one block may have.
@@ -123,6 +125,7 @@ pub(crate) mod off {
     pub(crate) const SEG_WRITE: i32 = offset_of!(Context, seg_write) as i32;
     pub(crate) const CODE_BASE: i32 = offset_of!(Context, code_base) as i32;
     pub(crate) const CODE_NUMBER: i32 = offset_of!(Context, code_number) as i32;
+    pub(crate) const AREA: i32 = offset_of!(Context, area) as i32;
     pub(crate) const LIVE_SITES: i32 = offset_of!(Context, live_sites) as i32;
     pub(crate) const MOVES: i32 = offset_of!(Context, moves) as i32;
     pub(crate) const PLACES: i32 = offset_of!(Context, places) as i32;

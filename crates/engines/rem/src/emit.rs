@@ -15,7 +15,7 @@ use crate::asm::{Alu, Asm, M, cc, r};
 use crate::context::{JUMPS, JUMPS_AT, Jump, TLB_AT, cpu, off};
 use crate::groups::Slot;
 use crate::plan::{Item, Kind, Memory, Mode, Plan, high_number};
-use crate::swap::Swap;
+use crate::swap::{AREA, Swap};
 use crate::thunks::{Thunks, reason};
 
 /// A direct way out of a block that can be aimed at other code.
@@ -257,6 +257,14 @@ impl<'a> Emitter<'a> {
         (JUMPS_AT + usize::from(bank) * JUMPS * size_of::<Jump>()) as i32
     }
 
+    /// A field of the TLB's entry whose offset is in r14, for code that runs while registers are swapped.
+    fn field(&self, at: i32) -> M {
+        match self.swaps.iter().find(|swap| swap.high == AREA) {
+            Some(area) => M::Index(r::S14, area.host, 0, at),
+            None => M::CtxAt(r::S14, at),
+        }
+    }
+
     fn tlb(&self) -> i32 {
         TLB_AT + (usize::from(self.mode.bank) * ENTRIES * size_of::<Entry>()) as i32
     }
@@ -411,14 +419,17 @@ impl<'a> Emitter<'a> {
     fn swap_in(asm: &mut Asm, swaps: &[Swap]) {
         for swap in swaps {
             asm.store(M::Ctx(off::SWAPPED + 8 * i32::from(swap.high)), swap.host);
-            asm.load(swap.host, M::Ctx(HIGH[usize::from(swap.high)]));
+            let held = if swap.high == AREA { off::AREA } else { HIGH[usize::from(swap.high)] };
+            asm.load(swap.host, M::Ctx(held));
         }
     }
 
     /// Puts all registers back where code outside the loop has them. Leaves flags, r14 and r15 alone.
     fn swap_out(asm: &mut Asm, swaps: &[Swap]) {
         for swap in swaps {
-            asm.store(M::Ctx(HIGH[usize::from(swap.high)]), swap.host);
+            if swap.high != AREA {
+                asm.store(M::Ctx(HIGH[usize::from(swap.high)]), swap.host);
+            }
             asm.load(swap.host, M::Ctx(off::SWAPPED + 8 * i32::from(swap.high)));
         }
     }

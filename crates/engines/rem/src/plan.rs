@@ -482,13 +482,13 @@ impl Plan {
             ended = true;
             crosses = false;
         }
-        // A loop with registers that have no homes ends where it goes back, so that these can be given some.
+        // A loop that wants registers which others do not need (see `swap`) ends where it goes back.
         let back = |item: &Item| matches!(item.kind, Kind::Jcc(t) if t == i64::from(start));
         if mode.long
             && !mode.plain
             && !fleeting
             && let Some(n) = items.iter().position(back)
-            && items[..n].iter().any(|item| names_high(&item.insn))
+            && items[..n].iter().any(|item| names_high(&item.insn) || item.moves)
             && n + 1 < items.len()
         {
             items.truncate(n + 1);

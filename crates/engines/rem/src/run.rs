@@ -798,6 +798,7 @@ impl Rem {
             (*context).rem = rem;
             (*context).cpu = cpu;
             (*context).entry = entry;
+            (*context).area = context.expose_provenance() as u64;
             (*context).page = pc & !0xfff | (*rem).code_number;
             if mode.segments.is_some() {
                 (*context).code_base = (*rem).code_base;

@@ -141,7 +141,8 @@ impl Emitter<'_> {
     /// `from` holds the address, too.
     fn look_up(&mut self, from: u8, size: u16, align: u16, tag: i32) -> Sites {
         Self::entry_in(&mut self.hot, self.host.bmi2, from);
-        self.hot.alu(Alu::Xor, r::S15, M::CtxAt(r::S14, tag));
+        let field = self.field(tag);
+        self.hot.alu(Alu::Xor, r::S15, field);
         let mut sites = Sites::new();
         if align > 1 {
             sites.push(Self::crooked(&mut self.hot, align));
@@ -162,8 +163,10 @@ impl Emitter<'_> {
     pub(super) fn translate(&mut self, item: &Item, retry: usize, size: u16, writes: bool, align: u16) {
         let tag = self.tag(writes);
         let sites = self.look_up(r::S15, size, align, tag);
-        self.hot.alu(Alu::Xor, r::S15, M::CtxAt(r::S14, tag));
-        self.hot.alu(Alu::Add, r::S15, M::CtxAt(r::S14, self.tlb() + TLB_DELTA));
+        let field = self.field(tag);
+        self.hot.alu(Alu::Xor, r::S15, field);
+        let field = self.field(self.tlb() + TLB_DELTA);
+        self.hot.alu(Alu::Add, r::S15, field);
         let access = self.hot.at();
         self.colds.push(Cold::Slow {
             sites,
@@ -267,7 +270,8 @@ impl Emitter<'_> {
         self.address(&item.insn, 0);
         let tag = self.tag(item.writes);
         let sites = self.look_up(plain_base(&item.insn, 0), item.size, item.align, tag);
-        self.hot.load(r::S14, M::CtxAt(r::S14, self.tlb() + TLB_DELTA));
+        let field = self.field(self.tlb() + TLB_DELTA);
+        self.hot.load(r::S14, field);
         let access = self.hot.at();
         self.colds.push(Cold::Slow {
             sites,
@@ -286,7 +290,8 @@ impl Emitter<'_> {
         self.address(&item.insn, check.low);
         let tag = self.tag(check.writes);
         let sites = self.look_up(plain_base(&item.insn, check.low), check.span, 1, tag);
-        self.hot.load(r::S14, M::CtxAt(r::S14, self.tlb() + TLB_DELTA));
+        let field = self.field(self.tlb() + TLB_DELTA);
+        self.hot.load(r::S14, field);
         self.hot.store(M::Ctx(slot_of(group.slot) + 8), r::S14);
         for site in sites {
             self.colds.push(Cold::Group {
