@@ -19,6 +19,8 @@ use libc::{in_addr, in6_addr, size_t, ssize_t};
 pub(crate) const MAX_FRAME: usize = 0x1_0000;
 
 const CONFIG_VERSION: u32 = 4;
+/// Connections that may wait at a forwarded port; the system's own limit holds, too.
+const BACKLOG: c_int = 1024;
 
 #[repr(C)]
 struct RawSlirp {
@@ -486,7 +488,29 @@ impl Slirp {
             }
             _ => return Err(std::io::ErrorKind::InvalidInput.into()),
         };
-        if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+        if result < 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        if !udp {
+            self.deepen_backlogs();
+        }
+        Ok(())
+    }
+
+    /// Has listening sockets take bursts of connections: libslirp asks for one that waits, and those beyond it would stall until
+    /// their peers send again.
+    fn deepen_backlogs(&mut self) {
+        let mut list: Vec<libc::pollfd> = Vec::new();
+        let mut timeout = 0;
+        // SAFETY: the stack is alive; the list lives during the call, as `add_poll` wants it.
+        unsafe { slirp_pollfds_fill(self.slirp.as_ptr(), &mut timeout, add_poll, (&raw mut list).cast()) };
+        for entry in list {
+            // SAFETY: libslirp named the descriptor just now, and nothing has closed it since.
+            let socket = unsafe { BorrowedFd::borrow_raw(entry.fd) };
+            if rustix::net::sockopt::socket_acceptconn(socket) == Ok(true) {
+                let _ = rustix::net::listen(socket, BACKLOG);
+            }
+        }
     }
 
     /// Takes back what [`Slirp::add_forward`] did; false if there was no such port.
