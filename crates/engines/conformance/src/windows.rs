@@ -722,7 +722,7 @@ fn is_flags_image(a: u64, b: u64) -> bool {
 fn drop_unused_components(words: &mut Vec<(u64, u64, u64)>, read: impl Fn(usize, u64, &mut [u8]) -> bool) {
     /// Offsets in an image: of the header, and of the components x87, SSE and AVX.
     const HEADER: u64 = 512;
-    const COMPONENTS: [&[std::ops::Range<u64>]; 3] = [&[0..24, 32..160], &[160..416], &[576..832]];
+    const COMPONENTS: [&[(u64, u64)]; 3] = [&[(0, 24), (32, 160)], &[(160, 416)], &[(576, 832)]];
     let mut excused: Vec<std::ops::Range<u64>> = Vec::new();
     for &(at, x, y) in words.iter() {
         let Some(image) = at.checked_sub(HEADER).filter(|image| image % 64 == 0 && x | y <= 7) else {
@@ -732,17 +732,17 @@ fn drop_unused_components(words: &mut Vec<(u64, u64, u64)>, read: impl Fn(usize,
         let initial =
             COMPONENTS.iter().enumerate().filter(|(n, _)| (x ^ y) >> n & 1 != 0).all(|(n, component)| {
                 let side = usize::from(x >> n & 1 == 0);
-                component.iter().all(|area| {
-                    let mut bytes = vec![0; (area.end - area.start) as usize];
-                    let known = read(side, image + area.start, &mut bytes);
-                    if area.start == 0 {
+                component.iter().all(|&(from, to)| {
+                    let mut bytes = vec![0; (to - from) as usize];
+                    let known = read(side, image + from, &mut bytes);
+                    if from == 0 {
                         // The control word, 0x37f.
                         known && bytes[..2] == [0x7f, 3] && bytes[2..].iter().all(|&b| b == 0)
                     } else {
                         known && bytes.iter().all(|&b| b == 0)
                     }
                 }) && {
-                    areas.extend(component.iter().map(|area| image + area.start..image + area.end));
+                    areas.extend(component.iter().map(|&(from, to)| image + from..image + to));
                     true
                 }
             });
