@@ -5,7 +5,8 @@
 //! parse as a whole and every machine must be in a state that fits the processes that there are.
 //!
 //! `BOXWOOD_KILL_ROUNDS` sets the number of rounds; ten are the sample of a normal run, 200 the heavy one.
-//! `BOXWOOD_KILL_SEED` repeats a run's choices (not its timing).
+//! `BOXWOOD_KILL_SEED` repeats a run's choices (not its timing); `BOXWOOD_ENGINE` chooses the machines' execution engine
+//! by `modifyvm`'s name for it.
 
 mod common;
 
@@ -140,9 +141,10 @@ fn settings_and_states_survive_a_kill_at_any_moment() {
     println!("seed {seed}, {rounds} rounds, {} VBoxHeadless", if headless { "with" } else { "without" });
     let mut random = Random(seed);
     let home = Home::new();
+    let engine = std::env::var("BOXWOOD_ENGINE").unwrap_or_else(|_| "default".into());
     for number in 0..MACHINES {
         home.manage(&format!("createvm --name vm{number} --ostype Linux_64 --register")).ok();
-        home.manage(&format!("modifyvm vm{number} --memory 64 --vram 8")).ok();
+        home.manage(&format!("modifyvm vm{number} --memory 64 --vram 8 --vm-execution-engine {engine}")).ok();
     }
     let mut killed = std::collections::BTreeMap::<String, u32>::new();
     for round in 0..rounds {
