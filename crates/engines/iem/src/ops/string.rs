@@ -10,6 +10,7 @@ use crate::flags::{self, Int};
 use crate::op::{LONG, Op, REP, REPNE, linear_of, reg, set_reg, step_over};
 use crate::paging::Kind;
 use crate::tlb::Cell;
+use crate::unit::is_amd;
 
 /// Elements done one by one before interrupts are looked at.
 const BURST: u64 = 1024;
@@ -210,8 +211,13 @@ pub(crate) fn scas<T: Cell>(core: &mut Core, cpu: &mut CpuState, op: &Op) -> Res
 pub(crate) fn cmps<T: Cell>(core: &mut Core, cpu: &mut CpuState, op: &Op) -> Result<(), Fault> {
     let from = source::<T>(cpu, op, 1)?;
     let to = destination::<T>(cpu, op, 1, false)?;
-    let a = core.read::<T>(cpu, from)?;
-    let b = core.read::<T>(cpu, to)?;
+    // Where both fault, Intel's CPUs tell of the destination.
+    let (a, b) = if is_amd() {
+        (core.read::<T>(cpu, from)?, core.read::<T>(cpu, to)?)
+    } else {
+        let b = core.read::<T>(cpu, to)?;
+        (core.read::<T>(cpu, from)?, b)
+    };
     core.set_flags(flags::sub(a, b, false).1);
     let (mask, by) = (address_mask(op), step::<T>(cpu));
     advance(cpu, gpr::RSI, mask, by);
@@ -225,18 +231,34 @@ fn goes_on(core: &Core, cpu: &CpuState, op: &Op) -> bool {
     core.zf(cpu) == (op.flags & REPNE == 0)
 }
 
-pub(crate) fn rep_scas<T: Cell>(core: &mut Core, cpu: &mut CpuState, op: &Op) -> Result<(), Fault> {
-    repeat(core, cpu, op, |core, cpu, _| {
-        scas::<T>(core, cpu, op)?;
+/// Runs a repeated comparison. If it faults, Intel's CPUs leave the flags as they were when it began (SDM volume 2, "CMPS" and
+/// "SCAS" under "REP"); AMD's have those of the last comparison.
+#[inline(always)]
+fn repeat_comparison(
+    core: &mut Core,
+    cpu: &mut CpuState,
+    op: &Op,
+    compare: impl Fn(&mut Core, &mut CpuState, &Op) -> Result<(), Fault>,
+) -> Result<(), Fault> {
+    core.sync_flags(cpu);
+    let before = cpu.rflags;
+    let result = repeat(core, cpu, op, |core, cpu, _| {
+        compare(core, cpu, op)?;
         Ok((1, goes_on(core, cpu, op)))
-    })
+    });
+    if result.is_err() && !is_amd() {
+        core.sync_flags(cpu);
+        cpu.rflags = before;
+    }
+    result
+}
+
+pub(crate) fn rep_scas<T: Cell>(core: &mut Core, cpu: &mut CpuState, op: &Op) -> Result<(), Fault> {
+    repeat_comparison(core, cpu, op, scas::<T>)
 }
 
 pub(crate) fn rep_cmps<T: Cell>(core: &mut Core, cpu: &mut CpuState, op: &Op) -> Result<(), Fault> {
-    repeat(core, cpu, op, |core, cpu, _| {
-        cmps::<T>(core, cpu, op)?;
-        Ok((1, goes_on(core, cpu, op)))
-    })
+    repeat_comparison(core, cpu, op, cmps::<T>)
 }
 
 fn ins_one<T: Cell>(core: &mut Core, cpu: &mut CpuState, op: &Op, port: u16) -> Result<(), Fault> {

@@ -3,8 +3,8 @@
 use cpum::CpuState;
 
 use crate::core::Core;
-use crate::op::{Op, ea, linear_of};
-use crate::unit::Class;
+use crate::op::{Full, Op, ea, linear_of};
+use crate::unit::{self, Class};
 use crate::{Fault, GuestMemory};
 
 /// Room for an operand, aligned for the unit.
@@ -19,7 +19,7 @@ fn class(op: &Op) -> Result<&Class, Fault> {
 #[inline(always)]
 fn with_unit(
     core: &mut Core,
-    action: impl FnOnce(&mut crate::unit::Unit, &mut Core) -> Result<(), Fault>,
+    action: impl FnOnce(&mut unit::Unit, &mut Core) -> Result<(), Fault>,
 ) -> Result<(), Fault> {
     let Some(mut unit) = core.unit.take() else { return Err(Fault::UD) };
     let result = action(&mut unit, core);
@@ -43,25 +43,53 @@ pub(crate) fn operand<const N: usize>(core: &mut Core, cpu: &mut CpuState, op: &
     let Some(full) = &op.full else { return Err(Fault::UD) };
     let size = usize::from(class.size).min(N);
     let offset = ea(cpu, op);
-    let at = linear_of(cpu, op, offset, (size as u64).max(1), class.access.writes())?;
-    if class.align > 1 && at % u64::from(class.align) != 0 {
-        return Err(Fault::GP0);
-    }
     core.sync_flags(cpu);
     let mut buffer = Buffer([0u8; N]);
     let bytes = &mut buffer.0[..size];
-    if class.access.writes() && !core.writable(at, size as u64) {
-        core.probe_write(cpu, at, size as u32)?;
+    if class.store_last {
+        let tags = unit::tags(cpu);
+        execute(core, cpu, full, bytes, offset)?;
+        let result = locate(core, cpu, op, class, offset).and_then(|at| write(core, cpu, at, bytes));
+        if result.is_err() {
+            unit::set_tags(cpu, tags);
+        }
+        return result;
     }
+    let at = locate(core, cpu, op, class, offset)?;
     if class.access.reads() {
         read(core, cpu, at, bytes)?;
     }
-    let Some(unit) = &mut core.unit else { return Err(Fault::UD) };
-    unit.execute(&full.stub, &full.insn, cpu, bytes, offset)?;
+    execute(core, cpu, full, bytes, offset)?;
     if class.access.writes() {
         write(core, cpu, at, bytes)?;
     }
     Ok(())
+}
+
+#[inline(always)]
+fn execute(
+    core: &mut Core,
+    cpu: &mut CpuState,
+    full: &Full,
+    bytes: &mut [u8],
+    offset: u64,
+) -> Result<(), Fault> {
+    let Some(unit) = &mut core.unit else { return Err(Fault::UD) };
+    unit.execute(&full.stub, &full.insn, cpu, bytes, offset)
+}
+
+/// The linear address of the operand at `offset` in its segment. If it is written, it can be written.
+#[inline(always)]
+fn locate(core: &mut Core, cpu: &CpuState, op: &Op, class: &Class, offset: u64) -> Result<u64, Fault> {
+    let size = u64::from(class.size);
+    let at = linear_of(cpu, op, offset, size.max(1), class.access.writes())?;
+    if class.align > 1 && at % u64::from(class.align) != 0 {
+        return Err(Fault::GP0);
+    }
+    if class.access.writes() && !core.writable(at, size) {
+        core.probe_write(cpu, at, size as u32)?;
+    }
+    Ok(at)
 }
 
 /// An instruction that accesses memory piece by piece.

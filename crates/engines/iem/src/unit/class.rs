@@ -74,6 +74,9 @@ pub struct Class {
     pub flags: bool,
     /// CPUID features without which the instruction is #UD.
     pub features: Features,
+    /// The host's make executes it before it looks at where the result goes: if the store faults, the x87 stack's top and MXCSR
+    /// stay as the instruction left them, and its own exceptions come first.
+    pub store_last: bool,
     /// Of [`Kind::Mmx`]: it uses XMM registers too, so CR4.OSFXSR must be set (SDM volume 3, 13.1.4).
     with_xmm: bool,
 }
@@ -250,11 +253,14 @@ pub fn classify(insn: &Instruction) -> Option<Class> {
     };
     let align = if has_memory { alignment(insn, kind, size) } else { 1 };
     let flags = (insn.rflags_read() | insn.rflags_modified()) != 0;
-    Some(Class { kind, route, access, size, align, flags, features: entry.features, with_xmm })
+    // MMX stores mark the registers as used, and conversions to halves raise their flags.
+    let store_last =
+        access == Access::Write && (kind == Kind::Mmx || insn.mnemonic() == Mnemonic::Vcvtps2ph) && !is_amd();
+    Some(Class { kind, route, access, size, align, flags, features: entry.features, store_last, with_xmm })
 }
 
 /// The guest's CPU is of the host's make; where makes differ, the host's way is the right one.
-pub(super) fn is_amd() -> bool {
+pub(crate) fn is_amd() -> bool {
     static AMD: OnceLock<bool> = OnceLock::new();
     *AMD.get_or_init(|| {
         let vendor = crate::features::host_cpuid(0, 0).ebx.to_le_bytes();

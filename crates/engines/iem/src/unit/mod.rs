@@ -42,6 +42,7 @@ use cpum::cpuid::CpuidTable;
 use cpum::state::{XsaveArea, cr0, cr4};
 use iced_x86::{Instruction, Register};
 
+pub(crate) use class::is_amd;
 pub use class::{Access, Class, Features, Kind, Route, classify};
 pub use xsave::in_use;
 
@@ -369,6 +370,15 @@ pub(crate) fn u16_at(area: &XsaveArea, offset: usize) -> u16 {
 
 pub(crate) fn set_u16(area: &mut XsaveArea, offset: usize, value: u16) {
     area.0[offset..offset + 2].copy_from_slice(&value.to_le_bytes());
+}
+
+/// The x87 registers in use, one bit each (FXSAVE's form).
+pub(crate) fn tags(cpu: &CpuState) -> u16 {
+    u16_at(&cpu.xsave, area::FTW)
+}
+
+pub(crate) fn set_tags(cpu: &mut CpuState, tags: u16) {
+    set_u16(&mut cpu.xsave, area::FTW, tags);
 }
 
 pub(crate) fn u64_at(area: &XsaveArea, offset: usize) -> u64 {
