@@ -650,7 +650,8 @@ impl Windows {
         let told = |what: &str, found: &[String]| format!("{what}\n  {}\n", found.join("\n  "));
         let mut text = told("interpreter | engine under test, at the window's end:", found);
         if self.attempt(cpu, 0, end).is_none() {
-            return text + "The same window did not differ again: it depends on what the engine had kept.\n";
+            text += "The same window did not differ again: it depends on what the engine had kept. Around its end:\n";
+            return text + &self.listing(cpu, end.steps.saturating_sub(LISTED / 2), end.steps + LISTED / 2);
         }
         // The earliest end at which it differs.
         self.restore();
@@ -679,11 +680,17 @@ impl Windows {
         }
         let Some(found) = self.attempt(cpu, low, end) else { return text };
         text += &told(&format!("Made small, instructions {low} to {} of the window:", end.steps), &found);
+        text + &self.listing(cpu, low, end.steps.min(low + LISTED))
+    }
+
+    /// Instructions `from` to `to` of what the interpreter does from `cpu` on.
+    fn listing(&mut self, cpu: &CpuState, from: usize, to: usize) -> String {
         self.restore();
+        let mut text = String::new();
         let mut at = cpu.clone();
         self.iem.state_changed(&at);
-        for step in 0..end.steps {
-            if step >= low && step < low + LISTED {
+        for step in 0..to {
+            if step >= from {
                 match self.place(&at) {
                     Some((memory, offset)) => {
                         let instruction = self.instruction(&at, memory, offset);
@@ -691,7 +698,7 @@ impl Windows {
                     }
                     None => text += &format!("  {:#x}: not in memory\n", at.rip),
                 }
-                if step == low {
+                if step == from {
                     text += &format!("    from {:x?} rflags {:#x}\n", at.gpr, at.rflags);
                 }
             }
