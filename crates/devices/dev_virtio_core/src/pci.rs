@@ -1,6 +1,6 @@
 //! Virtio over PCI, transitional: BAR 0 holds the ports of virtio 0.9.5 (section 4.1.4.10), BAR 4 the four register blocks of 1.0
 //! and later, which vendor-specific capabilities point to (section 4.1.4), BAR 1 the MSI-X table: a vector for each queue and one
-//! for changes of the configuration.
+//! for changes of the configuration. One capability is a window to BAR 4 inside configuration space (section 4.1.4.9).
 
 use std::sync::Arc;
 
@@ -24,6 +24,15 @@ const PORTS: u16 = 64;
 /// Where the legacy ports of a device's own configuration begin without MSI-X; with it, its two registers come before.
 const LEGACY_CONFIG: u16 = 20;
 const LEGACY_CONFIG_MSIX: u16 = 24;
+/// The BAR of the register blocks.
+const BLOCKS_BAR: u8 = 4;
+/// The capability that is a window to the blocks: which BAR, where in it, how many bytes (1, 2 or 4), and the data. Drivers need it
+/// before addresses are given out, and some do not start without it.
+const WINDOW_CAPABILITY: u8 = 0x84;
+const WINDOW_BAR: u8 = WINDOW_CAPABILITY + 4;
+const WINDOW_OFFSET: u8 = WINDOW_CAPABILITY + 8;
+const WINDOW_LENGTH: u8 = WINDOW_CAPABILITY + 12;
+const WINDOW_DATA: u8 = WINDOW_CAPABILITY + 16;
 /// The capability and the BAR of MSI-X.
 const MSIX_CAPABILITY: u8 = 0x98;
 const MSIX_BAR: usize = 1;
@@ -288,7 +297,7 @@ impl<D: VirtioDevice + 'static> VirtioPci<D> {
             interrupt_pin: 1,
         });
         let mut capability = |offset: u8, kind: u8, at: u64, len: u64, more: &[u8]| {
-            let mut body = vec![16 + more.len() as u8, kind, 4, 0, 0, 0];
+            let mut body = vec![16 + more.len() as u8, kind, BLOCKS_BAR, 0, 0, 0];
             body.extend_from_slice(&(at as u32).to_le_bytes());
             body.extend_from_slice(&(len as u32).to_le_bytes());
             body.extend_from_slice(more);
@@ -299,6 +308,9 @@ impl<D: VirtioDevice + 'static> VirtioPci<D> {
         capability(0x50, 3, block::ISR, block, &[]);
         capability(0x60, 4, block::DEVICE, block, &[]);
         capability(0x70, 2, block::NOTIFY, block, &block::NOTIFY_STEP.to_le_bytes());
+        capability(WINDOW_CAPABILITY, 5, 0, 0, &[0; 4]);
+        space.allow(WINDOW_BAR, &[0xff]);
+        space.allow(WINDOW_OFFSET, &[0xff; 12]);
         let ports = Bar::Io { size: PORTS, widest: Width::Dword, handler: this.clone() };
         let registers = Bar::Memory {
             size: block::END,
@@ -308,7 +320,13 @@ impl<D: VirtioDevice + 'static> VirtioPci<D> {
         };
         let msix = this.lock().transport.msix.clone();
         space.add_msix(MSIX_CAPABILITY, MSIX_BAR, &msix);
-        bus.add(at, name, space, vec![(0, ports), (MSIX_BAR, msix.bar()), (4, registers)], this.clone());
+        bus.add(
+            at,
+            name,
+            space,
+            vec![(0, ports), (MSIX_BAR, msix.bar()), (BLOCKS_BAR.into(), registers)],
+            this.clone(),
+        );
     }
 
     fn set_status(&mut self, value: u8) {
@@ -536,10 +554,40 @@ impl<D: VirtioDevice + 'static> MmioDevice for VirtioPci<D> {
     }
 }
 
+/// Whether an access to configuration space reaches the window's data.
+fn is_window_data(offset: u8, width: Width) -> bool {
+    offset < WINDOW_DATA + 4 && u16::from(offset) + width.bytes() > WINDOW_DATA.into()
+}
+
+/// Where in the blocks' BAR the window is, and its bytes, if the driver has set it up as it may.
+fn window(space: &ConfigSpace) -> Option<(u64, usize)> {
+    let (at, len) = (space.u32(WINDOW_OFFSET), space.u32(WINDOW_LENGTH));
+    let valid = space.byte(WINDOW_BAR) == BLOCKS_BAR && matches!(len, 1 | 2 | 4) && at % len == 0;
+    (valid && u64::from(at) < block::END).then_some((at.into(), len as usize))
+}
+
 impl<D: VirtioDevice + 'static> PciDevice for VirtioPci<D> {
-    fn config_written(&mut self, _offset: u8, _width: Width, _space: &mut ConfigSpace) {
+    fn config_written(&mut self, offset: u8, width: Width, space: &mut ConfigSpace) {
         // MSI-X may have been switched on or off.
         self.transport.sync_intx();
+        if is_window_data(offset, width)
+            && let Some((at, len)) = window(space)
+        {
+            let data = space.u32(WINDOW_DATA).to_le_bytes();
+            self.mmio_write(0, at, &data[..len]);
+        }
+    }
+
+    fn config_reading(&mut self, offset: u8, width: Width, space: &mut ConfigSpace) {
+        if is_window_data(offset, width)
+            && let Some((at, len)) = window(space)
+        {
+            let mut data = [0; 4];
+            self.mmio_read(0, at, &mut data[..len]);
+            for (i, byte) in data.iter().take(len).enumerate() {
+                space.set_byte(WINDOW_DATA + i as u8, *byte);
+            }
+        }
     }
 }
 

@@ -355,3 +355,89 @@ fn legacy_drivers_with_msix_find_two_more_registers_before_the_configuration() {
     assert_eq!(d.port_read(Port(0xd016), Width::Word), 0xffff);
     assert_eq!(d.port_read(Port(0xd018), Width::Dword), 0x0403_0201);
 }
+
+/// What iPXE looks for before it takes a card: without one of the capabilities it takes none.
+#[test]
+fn every_register_block_has_a_capability_that_lies_in_its_bar() {
+    let (device, pgm, _) = echo();
+    let bus = PciBus::new(Iom::new(), pgm);
+    let at = DevFn::new(3, 0);
+    VirtioPci::register(&device, &bus, at);
+    let byte = |offset: u32| bus.config_read(at, offset as u8, Width::Byte);
+    let dword = |offset: u32| bus.config_read(at, offset as u8, Width::Dword);
+    bus.config_write(at, 0x20, Width::Dword, !0);
+    let size = !(dword(0x20) & !0xf) + 1;
+    let (mut kinds, mut ends) = (Vec::new(), Vec::new());
+    let mut next = byte(0x34);
+    while next != 0 {
+        if byte(next) == 0x09 {
+            kinds.push(byte(next + 3));
+            ends.push((next, next + byte(next + 2)));
+            assert!(byte(next + 4) <= 5, "reserved BAR");
+            if byte(next + 3) != 5 {
+                assert_eq!((byte(next + 4), dword(next + 8) % 4), (4, 0));
+                assert!(dword(next + 12) >= 4 && dword(next + 8) + dword(next + 12) <= size);
+            }
+        } else {
+            ends.push((next, next + 12));
+        }
+        next = byte(next + 1);
+    }
+    kinds.sort();
+    assert_eq!(kinds, [1, 2, 3, 4, 5], "common, notifications, interrupts, device, window");
+    ends.sort();
+    assert!(ends.windows(2).all(|pair| pair[0].1 <= pair[1].0), "{ends:x?}");
+}
+
+#[test]
+fn the_window_in_configuration_space_reaches_the_registers() {
+    let (device, pgm, line) = echo();
+    let bus = PciBus::new(Iom::new(), pgm.clone());
+    let at = DevFn::new(3, 0);
+    VirtioPci::register(&device, &bus, at);
+    let turn = |bar: u32, offset: u32, len: u32| {
+        bus.config_write(at, 0x88, Width::Byte, bar);
+        bus.config_write(at, 0x90, Width::Dword, len);
+        bus.config_write(at, 0x8c, Width::Dword, offset);
+    };
+    let widths = [Width::Byte, Width::Byte, Width::Word, Width::Dword, Width::Dword];
+    let write = |offset: u32, len: u32, value: u32| {
+        turn(4, offset, len);
+        bus.config_write(at, 0x94, widths[len as usize], value);
+    };
+    let read = |offset: u32, len: u32| {
+        turn(4, offset, len);
+        bus.config_read(at, 0x94, widths[len as usize])
+    };
+    write(20, 1, 3);
+    write(8, 4, 1);
+    write(12, 4, 1);
+    write(20, 1, 11);
+    assert_eq!((read(20, 1), read(18, 2), read(24, 2)), (11, 1, SIZE.into()));
+    for (register, address) in [(32, TABLE), (40, AVAILABLE), (48, USED)] {
+        write(register, 4, address as u32);
+        write(register + 4, 4, 0);
+    }
+    write(28, 2, 1);
+    write(20, 1, 15);
+    descriptor(&pgm, TABLE, 0, 0x8000, 1, 0, 0);
+    offer(&pgm, 0, 0);
+    write(0x3000, 2, 0);
+    assert!(line.0.load(Ordering::SeqCst));
+    assert_eq!(read(0x2000, 4), 0x0403_0201);
+    // Reading the interrupt status clears it; reading other registers beside the data does not.
+    turn(4, 0x1000, 1);
+    bus.config_read(at, 0x90, Width::Dword);
+    bus.config_read(at, 0x98, Width::Byte);
+    assert!(line.0.load(Ordering::SeqCst));
+    assert_eq!(bus.config_read(at, 0x94, Width::Byte), 1);
+    assert!(!line.0.load(Ordering::SeqCst));
+    // Windows that do not exist change nothing.
+    for (bar, offset, len) in [(0, 20, 1), (4, 21, 2), (4, 20, 3), (4, 20, 0), (4, 0x4014, 1), (4, !0, 1)] {
+        turn(bar, offset, len);
+        bus.config_write(at, 0x94, Width::Dword, 0);
+        assert!(device.lock().transport.is_active(), "{bar} {offset:x} {len}");
+    }
+    write(20, 1, 0);
+    assert_eq!((read(20, 1), device.lock().device.resets), (0, 1));
+}

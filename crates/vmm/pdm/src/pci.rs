@@ -81,6 +81,10 @@ pub trait PciDevice: Send {
     /// The device may change it (write-one-to-clear bits, read-only bits).
     fn config_written(&mut self, offset: u8, width: Width, space: &mut ConfigSpace);
 
+    /// `width` bytes at `offset` of configuration space are going to be read, for devices that have registers there whose content
+    /// is made at that moment.
+    fn config_reading(&mut self, _offset: u8, _width: Width, _space: &mut ConfigSpace) {}
+
     /// A BAR was mapped at an address or unmapped, for devices that care.
     fn bar_mapped(&mut self, _bar: usize, _address: Option<u64>) {}
 }
@@ -88,6 +92,9 @@ pub trait PciDevice: Send {
 impl<D: PciDevice> PciHandler for Mutex<D> {
     fn config_written(&self, offset: u8, width: Width, space: &mut ConfigSpace) {
         self.lock().config_written(offset, width, space);
+    }
+    fn config_reading(&self, offset: u8, width: Width, space: &mut ConfigSpace) {
+        self.lock().config_reading(offset, width, space);
     }
     fn bar_mapped(&self, bar: usize, address: Option<u64>) {
         self.lock().bar_mapped(bar, address);
@@ -97,6 +104,7 @@ impl<D: PciDevice> PciHandler for Mutex<D> {
 /// Object form of [`PciDevice`].
 pub trait PciHandler: Send + Sync {
     fn config_written(&self, offset: u8, width: Width, space: &mut ConfigSpace);
+    fn config_reading(&self, offset: u8, width: Width, space: &mut ConfigSpace);
     fn bar_mapped(&self, bar: usize, address: Option<u64>);
 }
 
@@ -303,8 +311,11 @@ impl PciBus {
     /// Reads configuration space; ones where no function is.
     pub fn config_read(&self, at: DevFn, offset: u8, width: Width) -> u32 {
         let Some(function) = self.function(at) else { return width.ones() };
-        let function = function.lock();
+        let mut function = function.lock();
         let aligned = offset & !(width.bytes() as u8 - 1);
+        if let Some(handler) = function.handler.upgrade() {
+            handler.config_reading(aligned, width, &mut function.space);
+        }
         let value = function.space.u32(aligned & 0xfc) >> (8 * (aligned & 3)) & width.ones();
         tracing::trace!(target: "pci", device = function.name, "read 0x{offset:02x} {width:?} 0x{value:x}");
         value
