@@ -112,6 +112,8 @@ impl Rem {
         let (physical, frame) = match core.place(cpu, address, kind, Who::Explicit) {
             Ok((physical, Some(frame))) => (physical, frame),
             Ok((_, None)) => return INTERPRET,
+            // Some stores take effect on registers before they fault.
+            Err(_) if writes && description & FP != 0 => return INTERPRET,
             Err(fault) => {
                 self.raise(cpu, fault);
                 return LEAVE;

@@ -259,6 +259,22 @@ fn flags_survive_memory_accesses() {
 }
 
 #[test]
+fn flags_survive_up_to_a_call_of_the_hypervisor() {
+    // There is none: the handler of #UD halts, with the flags in its frame.
+    let code = assemble(0x10_0000, |a| {
+        a.mov(rsi, 0x20_0000u64)?;
+        a.mov(edx, 1)?;
+        a.cmp(byte_ptr(rsi), 0)?;
+        for n in 0..4 {
+            a.mov(dword_ptr(rsi + 0x1001 * n), edx)?;
+        }
+        a.vmcall()?;
+        a.hlt()
+    });
+    agree(&code);
+}
+
+#[test]
 fn vectors_and_x87_pass_through() {
     let code = assemble(0x10_0000, |a| {
         let mut top = a.create_label();

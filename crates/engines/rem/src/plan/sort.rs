@@ -7,8 +7,13 @@ use super::{ARITH, GENERAL, Kind, Machine, Mode, XSAVE_BYTES};
 
 /// Flags an instruction reads, sets whatever happens, and may change.
 pub(super) fn flag_effects(insn: &Instruction) -> (u32, u32, u32) {
-    let modified = insn.rflags_modified() & ARITH;
     let read = insn.rflags_read() & ARITH;
+    // Calls of the hypervisor leave the flags alone, and the handler of #UD finds them where there is none: what VMX says of its
+    // instructions is for hypervisors of its own.
+    if is_vmx(insn.mnemonic()) {
+        return (read, 0, 0);
+    }
+    let modified = insn.rflags_modified() & ARITH;
     let by_count = match insn.mnemonic() {
         Mnemonic::Shl
         | Mnemonic::Sal
@@ -32,6 +37,25 @@ pub(super) fn flag_effects(insn: &Instruction) -> (u32, u32, u32) {
         }
     }
     (read, modified, modified)
+}
+
+fn is_vmx(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    matches!(
+        mnemonic,
+        Vmcall
+            | Vmclear
+            | Vmlaunch
+            | Vmptrld
+            | Vmptrst
+            | Vmread
+            | Vmresume
+            | Vmwrite
+            | Vmxoff
+            | Vmxon
+            | Invept
+            | Invvpid
+    )
 }
 
 fn is_plain_gpr(register: Register) -> bool {
