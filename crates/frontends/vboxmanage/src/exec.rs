@@ -1,6 +1,7 @@
 //! Carries requests out through the Main API and hands what there is to see to [`crate::print`].
 
 mod appliance;
+mod bandwidth;
 mod control;
 mod debug;
 mod global;
@@ -140,6 +141,7 @@ fn topic(request: &Request) -> &'static str {
         Request::HostOnlyNet(_) => "hostonlynet",
         Request::DhcpServer(_) => "dhcpserver",
         Request::NatNetwork(_) => "natnetwork",
+        Request::BandwidthCtl(_) => "bandwidthctl",
     }
 }
 
@@ -188,6 +190,7 @@ impl Run<'_> {
             Request::HostOnlyNet(request) => self.host_only_net(request),
             Request::DhcpServer(request) => self.dhcp_server(request),
             Request::NatNetwork(request) => self.nat_network(request),
+            Request::BandwidthCtl(request) => self.bandwidth_ctl(request),
         }
     }
 

@@ -315,6 +315,19 @@ static TOPICS: &[Topic] = &[
                       file (.ova). Options from --vmname on are about the machine that the --vsys before them numbers.",
     },
     Topic {
+        name: "bandwidthctl",
+        brief: "manage bandwidth groups",
+        synopsis: &[
+            "VM add <name> <--limit=limit[k|m|g|K|M|G]> <--type=disk|network>",
+            "VM list [--machinereadable]",
+            "VM remove <name>",
+            "VM set <name> <--limit=limit[k|m|g|K|M|G]>",
+        ],
+        description: "Limits what disks or network cards that share a group may move. The units k, m and g mean bits per second by \
+                      thousands, K, M and G bytes per second by 1024; without a unit the limit is in megabytes per second; 0 is none. \
+                      For network cards it is what the guest sends that is limited.",
+    },
+    Topic {
         name: "extpack",
         brief: "extension package management",
         synopsis: &["install [--replace] <tarball>", "uninstall [--force] <name>", "cleanup"],

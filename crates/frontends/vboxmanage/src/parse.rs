@@ -1,6 +1,7 @@
 //! From words to typed requests. Nothing here touches an object or a file.
 
 pub mod appliance;
+pub mod bandwidth;
 pub mod control;
 pub mod debug;
 pub mod global;
@@ -50,6 +51,7 @@ pub enum Request {
     HostOnlyNet(networks::HostOnlyNet),
     DhcpServer(networks::DhcpServer),
     NatNetwork(networks::NatNetwork),
+    BandwidthCtl(bandwidth::BandwidthCtl),
 }
 
 /// A command of VirtualBox 7.0. `parse` is missing where there is nothing behind the command yet.
@@ -129,7 +131,7 @@ pub static COMMANDS: &[Command] = &[
     command("dhcpserver", networks::dhcpserver),
     command("natnetwork", networks::natnetwork),
     command("extpack", guest::extpack),
-    missing("bandwidthctl"),
+    command("bandwidthctl", bandwidth::bandwidthctl),
     command("debugvm", debug::debugvm),
     command("convertfromraw", medium_ops::convertfromraw),
     old_name("convertdd", "convertfromraw", medium_ops::convertfromraw),

@@ -12,7 +12,7 @@ use crate::print::guest::{Property, property_table};
 
 impl Run<'_> {
     /// The machine under a shared lock, which also reaches it while it runs.
-    fn shared(&self, vm: &str) -> Result<(Session, Proxy<IMachine>), Failure> {
+    pub(super) fn shared(&self, vm: &str) -> Result<(Session, Proxy<IMachine>), Failure> {
         let machine = self.find(vm)?;
         let session = self
             .client

@@ -825,14 +825,7 @@ impl Writer<'_> {
             page.label("Bandwidth groups:", if info.bandwidth_groups.is_empty() { "<none>" } else { "" });
         }
         for (i, group) in info.bandwidth_groups.iter().enumerate() {
-            let kind = group.kind.name();
-            if page.is_machine() {
-                let name = super::fmt::escape(&group.name);
-                let limit = group.max_bytes_per_second;
-                page.line(format!("BandwidthGroup{i}=\"{name}\",{kind},{limit}"));
-            } else {
-                page.line(format!("#{i}: Name: '{}', Type: {kind}, Limit: {}", group.name, limit(group)));
-            }
+            page.line(bandwidth_line(i, group, page.is_machine()));
         }
     }
 
@@ -1128,6 +1121,17 @@ fn show_uart(page: &mut Page, number: u32, uart: &Uart) {
     };
     let text = format!("I/O base: {:#06x}, IRQ: {}, {mode}, {kind}", uart.io_base, uart.irq);
     page.label(&format!("UART {number}:"), &text);
+}
+
+/// One bandwidth group.
+pub fn bandwidth_line(i: usize, group: &BandwidthGroup, machine_readable: bool) -> String {
+    let kind = group.kind.name();
+    if machine_readable {
+        let name = super::fmt::escape(&group.name);
+        format!("BandwidthGroup{i}=\"{name}\",{kind},{}", group.max_bytes_per_second)
+    } else {
+        format!("#{i}: Name: '{}', Type: {kind}, Limit: {}", group.name, limit(group))
+    }
 }
 
 /// A bandwidth in the largest unit that divides it; network groups in bits, too.
