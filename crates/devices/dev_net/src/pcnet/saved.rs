@@ -85,6 +85,7 @@ impl Saveable for Pcnet {
         self.wiring.irq.set(false);
         self.update_irq();
         // Frames that wait go on their way when time runs again.
+        self.more = None;
         self.poll.arm(self.poll.clock().now());
         Ok(())
     }

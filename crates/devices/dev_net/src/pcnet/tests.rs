@@ -440,3 +440,78 @@ fn the_state_survives_saving_and_a_damaged_one_changes_nothing() {
     }
     assert_eq!(other.save(), before);
 }
+
+#[test]
+fn a_ring_that_cannot_be_written_leaves_the_timers_thread_to_others() {
+    let bench = Bench::running(Model::Am79C973, 2, 1000);
+    bench.write_csr(csr::STATUS, status::STOP);
+    // No memory is there: ones, which are frames of one byte for ever.
+    bench.pgm.write(GuestPhys(INIT + 24), &0x80_0000u32.to_le_bytes());
+    bench.write_csr(csr::STATUS, status::INIT | status::STRT);
+    bench.write_csr(csr::STATUS, status::TDMD);
+    let now = bench.timers.clock().now();
+    assert_eq!(bench.timers.fire_due(), Some(now + TX_PAUSE));
+    bench.timers.clock().advance(TX_PAUSE);
+    assert_eq!(bench.timers.fire_due(), Some(now + 2 * TX_PAUSE));
+}
+
+#[test]
+fn random_accesses_and_frames_do_no_harm() {
+    let mut seed = 0x2545_f491_4f6c_dd1du64;
+    let mut next = move || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed
+    };
+    let mut frames = 0;
+    for model in [Model::Am79C970A, Model::Am79C973, Model::Am79C960] {
+        let bench = Bench::running(model, if model.is_pci() { 2 } else { 0 }, 600);
+        for _ in 0..40_000 {
+            let value = next();
+            let (number, word) = ((value >> 8) as usize & 0x7f, (value >> 16) as u16);
+            match value & 15 {
+                0 => bench.write_csr(number, word),
+                1 => bench.write_bcr(number, word),
+                // Rings that work now and then.
+                2 => {
+                    bench.write_csr(csr::STATUS, status::STOP);
+                    bench.write_bcr(bcr::SWS, bench.style);
+                    bench.write_csr(csr::IADR_LOW, INIT as u16);
+                    bench.write_csr(csr::IADR_HIGH, 0);
+                    bench.write_csr(csr::STATUS, status::INIT | status::STRT);
+                }
+                3 => bench.write_csr(csr::STATUS, word),
+                4 => {
+                    bench.read_csr(number);
+                    bench.read_bcr(number);
+                }
+                5 => bench.pgm.write(GuestPhys(value >> 20 & 0x3fff), &value.to_le_bytes()),
+                6..=9 => bench.give(value >> 8 & 7, word & 0xfff),
+                10 | 11 => {
+                    bench.put(TX_RING, value >> 8 & 7, BUFFERS, dstat::OWN | word & 0x7fff, word & 0x3ff)
+                }
+                12 => drop(bench.receive(&frame_to([0xff; 6], usize::from(word % 5000)))),
+                13 => {
+                    bench.timers.clock().advance(u64::from(word) << 8);
+                    bench.timers.fire_due();
+                }
+                14 => {
+                    let width = [Width::Byte, Width::Word, Width::Dword][number % 3];
+                    bench.write(word & 31, width, value as u32 >> 8);
+                    bench.read(number as u16 & 31, width);
+                }
+                _ if word & 0xff == 0 => bench.card.lock().reset(),
+                _ if word & 7 == 0 => {
+                    let bytes = bench.save();
+                    let other = Bench::new(model);
+                    other.card.lock().load(Reader::new("pcnet", 1, &bytes)).unwrap();
+                    assert_eq!(other.save(), bytes);
+                }
+                _ => Pcnet::port(&bench.card).set_link(word & 8 != 0),
+            }
+        }
+        frames += bench.wire.frames.lock().len();
+    }
+    assert!(frames > 100, "only {frames} frames were sent");
+}
