@@ -8,6 +8,7 @@
 pub mod dhcp;
 pub mod generic;
 pub mod host;
+mod large;
 pub mod link;
 pub mod mac;
 pub mod nat;

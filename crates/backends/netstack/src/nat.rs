@@ -13,8 +13,13 @@ use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, eventfd};
 use serde::{Deserialize, Serialize};
 
+use crate::large;
 use crate::slirp::{self, Addresses, MAX_FRAME, Slirp};
 
+/// The guest's MTU unless the configuration says otherwise.
+const DEFAULT_MTU: u16 = 1500;
+/// What comes before a packet in a frame.
+const ETHERNET: usize = 14;
 /// Frames from the guest that may wait.
 const QUEUE: usize = 512;
 /// Frames for the guest that may wait before the host's sockets are left alone.
@@ -84,6 +89,8 @@ pub struct NatConfig {
     /// The guest reaches the host's loopback interface through its gateway.
     pub host_loopback: bool,
     pub tftp: Tftp,
+    /// The guest takes TCP packets that are longer than frames: [`Guest::receive_packet`].
+    pub large: bool,
     /// Where the router of a network that machines share is. It serves no DHCP: the network has a server of its own.
     shared: Option<Shared4>,
     /// The IPv6 prefix, of 64 bits.
@@ -107,6 +114,7 @@ impl NatConfig {
             mtu: 0,
             host_loopback: false,
             tftp: Tftp::default(),
+            large: false,
             shared: None,
             ipv6: None,
         }
@@ -127,7 +135,7 @@ impl NatConfig {
         let host_loopback = loopback.is_some();
         let shared = Some(Shared4 { gateway, loopback });
         let tftp = Tftp::default();
-        Ok(Self { network, prefix, mtu: 0, host_loopback, tftp, shared, ipv6: None })
+        Ok(Self { network, prefix, mtu: 0, host_loopback, tftp, large: false, shared, ipv6: None })
     }
 
     /// The same in the network `cidr`, as `--natnet` takes it: address, slash, bits.
@@ -188,6 +196,11 @@ fn mask(prefix: u8) -> u32 {
 pub trait Guest: Send + Sync {
     /// A frame; false if there is no room, in which case it is offered again after [`Nat::resume`].
     fn receive(&self, frame: &[u8]) -> bool;
+    /// As above for a TCP packet that would be several frames of `mss` bytes of data each. Called with [`NatConfig::large`] alone.
+    fn receive_packet(&self, packet: &[u8], mss: u16) -> bool {
+        let _ = (packet, mss);
+        true
+    }
     /// [`Nat::send`] has room again after it refused a frame.
     fn ready(&self);
 }
@@ -250,15 +263,27 @@ impl Nat {
             .name("nat".into())
             .spawn(move || {
                 let config = engine_config;
-                let mtu = if config.mtu == 0 { 1500 } else { config.mtu.into() };
-                let Some(slirp) = Slirp::new(&config.addresses(), mtu, config.host_loopback, &config.tftp) else {
+                let mtu = if config.mtu == 0 { DEFAULT_MTU } else { config.mtu };
+                let inner = if config.large { mtu.max(large::MTU) } else { mtu };
+                let Some(slirp) = Slirp::new(&config.addresses(), inner.into(), config.host_loopback, &config.tftp) else {
                     let _ = told.send(Err(Error::Stack(config.network)));
                     return;
                 };
                 tracing::info!(target: "nat", "network {}/{}, libslirp {}", config.network, config.prefix, slirp::version());
                 let _ = told.send(Ok(()));
                 let guest_address = config.guest();
-                Engine { slirp, shared: engine_shared, rules: engine_rules, guest, guest_address, blocked: false }.run();
+                Engine {
+                    slirp,
+                    shared: engine_shared,
+                    rules: engine_rules,
+                    guest,
+                    guest_address,
+                    blocked: false,
+                    large: config.large,
+                    mtu: mtu.into(),
+                    sizes: large::Sizes::new(mtu),
+                }
+                .run();
             })
             .map_err(Error::Thread)?;
         answer.recv().unwrap_or(Err(Error::Ended))?;
@@ -331,6 +356,12 @@ struct Engine {
     guest_address: Ipv4Addr,
     /// The guest refused a frame and has not resumed.
     blocked: bool,
+    /// The stack's packets may be larger than the guest's frames.
+    large: bool,
+    /// The longest packet of the guest's frames.
+    mtu: usize,
+    /// The segment sizes that the guest has named.
+    sizes: large::Sizes,
 }
 
 impl Engine {
@@ -355,7 +386,10 @@ impl Engine {
                 let ready = !full && std::mem::take(&mut queue.refused);
                 (frames, std::mem::take(&mut queue.commands), ready)
             };
-            for frame in frames {
+            for mut frame in frames {
+                if self.large {
+                    self.sizes.note(&mut frame);
+                }
                 self.slirp.input(&frame);
             }
             for command in commands {
@@ -381,7 +415,19 @@ impl Engine {
     fn deliver(&mut self) {
         while !self.blocked {
             let Some(frame) = self.slirp.front() else { return };
-            if !self.guest.receive(&frame) {
+            let size = if large::is_tcp(&frame) { self.sizes.of(&frame) } else { 0 };
+            let longest = if size == 0 { self.mtu } else { large::HEADERS + usize::from(size) };
+            let taken = if frame.len() <= ETHERNET + longest || !self.large {
+                self.guest.receive(&frame)
+            } else if size != 0 {
+                self.guest.receive_packet(&frame, size)
+            } else {
+                // Others, and what has no use in pieces.
+                let fragments = large::fragments(&frame, self.mtu).unwrap_or_default();
+                fragments.into_iter().rev().for_each(|fragment| self.slirp.put_back(fragment));
+                continue;
+            };
+            if !taken {
                 self.slirp.put_back(frame);
                 self.blocked = true;
             }

@@ -16,7 +16,7 @@ use crate::nat::Tftp;
 use libc::{in_addr, in6_addr, size_t, ssize_t};
 
 /// The longest frame that is passed on to libslirp, in bytes.
-pub(crate) const MAX_FRAME: usize = 0x1_0000;
+pub(crate) const MAX_FRAME: usize = 14 + 0xffff;
 
 const CONFIG_VERSION: u32 = 4;
 /// Connections that may wait at a forwarded port; the system's own limit holds, too.

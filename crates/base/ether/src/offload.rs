@@ -5,6 +5,11 @@ use crate::checksum::{ones_sum, put, sum};
 /// Segments smaller than this are refused, which bounds the frames that one packet becomes.
 const MIN_MSS: usize = 64;
 
+/// Longest IPv4 packet.
+const MAX_IP: usize = 0xffff;
+/// Bytes before the packet in a frame without a VLAN tag.
+const ETHERNET: usize = 14;
+
 /// Fills in the checksum at `start + offset` of all from `start` on; the field holds the pseudo header's sum. False if that does
 /// not fit the frame.
 pub fn checksum(frame: &mut [u8], start: usize, offset: usize) -> bool {
@@ -16,6 +21,32 @@ pub fn checksum(frame: &mut [u8], start: usize, offset: usize) -> bool {
     // Zero means "none" for UDP; TCP takes either.
     put(frame, at, if value == 0 { 0xffff } else { value });
     true
+}
+
+/// Where TCP begins in a frame of IPv4 without a VLAN tag; `None` in others.
+pub fn tcp_start(packet: &[u8]) -> Option<usize> {
+    let header = usize::from(packet.get(ETHERNET)? & 0xf) * 4;
+    let tcp = packet[12..14] == [8, 0] && packet[ETHERNET] >> 4 == 4 && header >= 20;
+    (tcp && *packet.get(ETHERNET + 9)? == 6).then_some(ETHERNET + header)
+}
+
+/// Cuts a TCP packet of IPv4 into the frames that it would be on a wire, with at most `mss` bytes of data each. `None` if it is no such
+/// packet.
+pub fn frames(packet: &[u8], mss: u16) -> Option<Vec<Vec<u8>>> {
+    segment(packet, tcp_start(packet)?, mss.into())
+}
+
+/// Whether a frame can go to a network that takes packets whole: TCP, and not longer than IPv4 allows.
+pub fn is_whole(frame: &[u8]) -> bool {
+    tcp_start(frame).is_some() && frame.len() <= ETHERNET + MAX_IP
+}
+
+/// The packet as one frame with lengths and checksums of its own, for networks that take packets whole. `None` if it can only be cut.
+pub fn whole(packet: &[u8], start: usize) -> Option<Vec<u8>> {
+    if tcp_start(packet) != Some(start) || !is_whole(packet) {
+        return None;
+    }
+    segment(packet, start, packet.len().max(MIN_MSS))?.pop()
 }
 
 /// Cuts a TCP packet into frames with at most `mss` bytes of data each: `start` is where TCP begins. `None` if it is no such packet.
@@ -114,6 +145,20 @@ mod tests {
             assert_eq!(sequence, 0xffff_fff0u32.wrapping_add(100 * i as u32));
         }
         assert_eq!(frames.iter().map(|f| f[47]).collect::<Vec<_>>(), [0x90, 0x10, 0x19]);
+    }
+
+    #[test]
+    fn a_packet_can_stay_whole() {
+        let one = whole(&packet(30_000), 34).unwrap();
+        assert_eq!(one.len(), packet(30_000).len());
+        assert_eq!(u16::from_be_bytes([one[16], one[17]]), 30_040);
+        assert_eq!(ones_sum(&one[14..34]), 0xffff);
+        let pseudo = sum(&one[26..34], 6 + (one.len() - 34) as u32);
+        assert_eq!(sum(&one[34..], pseudo), 0xffff);
+        assert_eq!(frames(&one, 1460).unwrap().len(), 21);
+        assert!(whole(&packet(0x1_0000), 34).is_none());
+        assert!(whole(&packet(30_000), 38).is_none());
+        assert!(frames(&packet(100)[..40], 1460).is_none() && frames(&[], 1460).is_none());
     }
 
     #[test]

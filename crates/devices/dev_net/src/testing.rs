@@ -39,6 +39,8 @@ pub(crate) struct Wire {
     pub(crate) frames: Mutex<Vec<Vec<u8>>>,
     pub(crate) room: AtomicU32,
     pub(crate) resumed: AtomicU32,
+    /// It takes TCP packets whole.
+    pub(crate) whole: AtomicBool,
 }
 
 impl Wire {
@@ -47,6 +49,7 @@ impl Wire {
             frames: Mutex::default(),
             room: AtomicU32::new(u32::MAX),
             resumed: AtomicU32::new(0),
+            whole: AtomicBool::new(false),
         })
     }
 }
@@ -63,6 +66,10 @@ impl NetDriver for Wire {
 
     fn resume(&self) {
         self.resumed.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn takes_packets(&self) -> bool {
+        self.whole.load(Ordering::SeqCst)
     }
 }
 

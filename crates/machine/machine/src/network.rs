@@ -155,6 +155,7 @@ impl NicConfig {
                         )),
                     }
                 }
+                config.large = true;
                 config.tftp =
                     tftp(&m.name, &nic.nat).map_err(|e| format!("network adapter {number}: {e}"))?;
                 Attachment::Nat { config, rules }
@@ -289,6 +290,10 @@ impl Guest for GuestEnd {
         self.0.receive(frame)
     }
 
+    fn receive_packet(&self, packet: &[u8], mss: u16) -> bool {
+        self.0.receive_packet(packet, mss)
+    }
+
     fn ready(&self) {
         self.0.ready();
     }
@@ -303,6 +308,10 @@ impl NetDriver for NatDriver {
 
     fn resume(&self) {
         self.0.resume();
+    }
+
+    fn takes_packets(&self) -> bool {
+        true
     }
 }
 

@@ -4,7 +4,7 @@
 //! As with VirtualBox, bandwidth groups concern sending alone, the limit may be shared by several cards, and a card's address is the
 //! one it last sent from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -193,6 +193,8 @@ pub struct Wire {
     promiscuous: AtomicBool,
     /// The card's address, in the lower 48 bits.
     address: AtomicU64,
+    /// Frames of the packet that the network is offering, those that the card has taken already left out.
+    cut: Mutex<Option<VecDeque<Vec<u8>>>>,
 }
 
 fn address(bytes: &[u8; 6]) -> u64 {
@@ -219,6 +221,7 @@ impl Wire {
             limit: Mutex::default(),
             promiscuous: AtomicBool::new(false),
             address: AtomicU64::new(address(&mac)),
+            cut: Mutex::default(),
         });
         wire.change(config)?;
         Ok(wire)
@@ -241,8 +244,17 @@ impl Wire {
 
     /// The network as the card sees it: `driver`, at the other end of the wire.
     pub fn driver(self: &Arc<Self>, driver: Arc<dyn NetDriver>) -> Arc<dyn NetDriver> {
+        // What another network was offering is gone.
+        *self.cut.lock() = None;
         let port: Arc<dyn NetPort> = self.clone();
         Arc::new(Outlet { wire: self.clone(), port: Arc::downgrade(&port), driver })
+    }
+
+    fn is_for_others(&self, frame: &[u8]) -> bool {
+        !self.promiscuous.load(Ordering::Relaxed)
+            && frame
+                .first_chunk::<6>()
+                .is_some_and(|dst| dst[0] & 1 == 0 && address(dst) != self.address.load(Ordering::Relaxed))
     }
 
     fn record(&self, frame: &[u8]) {
@@ -257,11 +269,7 @@ impl Wire {
 
 impl NetPort for Wire {
     fn receive(&self, frame: &[u8]) -> bool {
-        if !self.promiscuous.load(Ordering::Relaxed)
-            && let Some(dst) = frame.first_chunk::<6>()
-            && dst[0] & 1 == 0
-            && address(dst) != self.address.load(Ordering::Relaxed)
-        {
+        if self.is_for_others(frame) {
             return true;
         }
         let taken = self.port.receive(frame);
@@ -269,6 +277,35 @@ impl NetPort for Wire {
             self.record(frame);
         }
         taken
+    }
+
+    fn takes_packets(&self) -> bool {
+        true
+    }
+
+    /// Cuts the packet for a card that takes none. One that the card refuses in the middle is offered again, and goes on where it was.
+    fn receive_packet(&self, packet: &[u8], mss: u16) -> bool {
+        let mut cut = self.cut.lock();
+        if cut.is_none() && self.port.takes_packets() {
+            if self.is_for_others(packet) {
+                return true;
+            }
+            let taken = self.port.receive_packet(packet, mss);
+            if taken && self.busy.load(Ordering::Acquire) {
+                self.record(packet);
+            }
+            return taken;
+        }
+        let frames =
+            cut.get_or_insert_with(|| ether::offload::frames(packet, mss).unwrap_or_default().into());
+        while let Some(frame) = frames.front() {
+            if !self.receive(frame) {
+                return false;
+            }
+            frames.pop_front();
+        }
+        *cut = None;
+        true
     }
 
     fn ready(&self) {
@@ -315,6 +352,10 @@ impl NetDriver for Outlet {
     fn resume(&self) {
         self.driver.resume();
     }
+
+    fn takes_packets(&self) -> bool {
+        self.driver.takes_packets()
+    }
 }
 
 #[cfg(test)]
@@ -329,12 +370,22 @@ mod tests {
         sent: Mutex<Vec<Vec<u8>>>,
         received: AtomicU64,
         ready: AtomicU64,
+        /// Frames that are refused before one is taken again.
+        refusals: AtomicU64,
+        whole: AtomicBool,
     }
 
     impl NetPort for Ends {
         fn receive(&self, _frame: &[u8]) -> bool {
+            let refuse = |left: u64| left.checked_sub(1);
+            if self.refusals.fetch_update(Ordering::Relaxed, Ordering::Relaxed, refuse).is_ok() {
+                return false;
+            }
             self.received.fetch_add(1, Ordering::Relaxed);
             true
+        }
+        fn takes_packets(&self) -> bool {
+            self.whole.load(Ordering::Relaxed)
         }
         fn ready(&self) {
             self.ready.fetch_add(1, Ordering::Relaxed);
@@ -406,6 +457,23 @@ mod tests {
         assert_eq!((count(MAC), count([4; 6])), (0, 1));
         bench.wire.change(&WireConfig { promiscuous: true, ..WireConfig::default() }).unwrap();
         assert_eq!((count(MAC), count([4; 6])), (1, 1));
+    }
+
+    #[test]
+    fn packets_are_cut_for_cards_that_take_frames_and_go_on_where_they_were_refused() {
+        let bench = bench(&WireConfig::default());
+        let mut packet = frame(MAC, [2; 6], 54);
+        packet.splice(12..54, [0x08, 0, 0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0]);
+        packet.resize(54 + 5000, 7);
+        packet[46] = 5 << 4;
+        let received = || bench.ends.received.load(Ordering::Relaxed);
+        bench.ends.refusals.store(1, Ordering::Relaxed);
+        assert!(!bench.wire.receive_packet(&packet, 1460));
+        assert!(bench.wire.receive_packet(&packet, 1460));
+        assert_eq!(received(), 4);
+        bench.ends.whole.store(true, Ordering::Relaxed);
+        assert!(bench.wire.receive_packet(&packet, 1460));
+        assert_eq!(received(), 5);
     }
 
     #[test]

@@ -55,6 +55,11 @@ pub trait NetDriver: Send + Sync {
     fn send(&self, frame: Vec<u8>) -> Result<(), Vec<u8>>;
     /// The port refused a frame and has room again: the driver offers it once more.
     fn resume(&self);
+    /// Whether [`NetDriver::send`] takes TCP packets whole that would be several frames on a wire: up to 64 KiB of IPv4, with lengths and
+    /// checksums as if they were one frame.
+    fn takes_packets(&self) -> bool {
+        false
+    }
 }
 
 /// A network card as the network sees it. Implemented by the device, called from back-end threads, never from inside a
@@ -63,6 +68,16 @@ pub trait NetPort: Send + Sync {
     /// A frame for the guest, as above. False if the guest has no room for it now: the driver keeps it until
     /// [`NetDriver::resume`]. A frame that the card does not want counts as taken.
     fn receive(&self, frame: &[u8]) -> bool;
+    /// Whether the guest takes TCP packets whole now: see [`NetPort::receive_packet`].
+    fn takes_packets(&self) -> bool {
+        false
+    }
+    /// As above for a TCP packet that would be several frames on a wire, up to 64 KiB of IPv4, with lengths and checksums as if it were
+    /// one. `mss`: bytes of data that each of the frames would have.
+    fn receive_packet(&self, packet: &[u8], mss: u16) -> bool {
+        let _ = mss;
+        self.receive(packet)
+    }
     /// The driver has room again.
     fn ready(&self);
     /// The cable was plugged in or pulled out.

@@ -232,3 +232,62 @@ fn a_full_queue_gives_the_frame_back() {
     }
     assert!(refused);
 }
+
+/// A guest that takes packets, and a thing to answer them with.
+struct Taker {
+    keeper: Keeper,
+    packets: Mutex<Vec<(usize, u16)>>,
+}
+
+impl Guest for Taker {
+    fn receive(&self, frame: &[u8]) -> bool {
+        self.keeper.receive(frame)
+    }
+
+    fn receive_packet(&self, packet: &[u8], mss: u16) -> bool {
+        self.packets.lock().push((packet.len(), mss));
+        self.keeper.receive(packet)
+    }
+
+    fn ready(&self) {}
+}
+
+/// Answers a segment that came from the router: acknowledges `bytes` of it.
+fn answer(segment: &[u8], flags: u8, bytes: u32, options: &[u8]) -> Vec<u8> {
+    let number = |at: usize| u32::from_be_bytes(segment[at..at + 4].try_into().unwrap());
+    let mut tcp = [&segment[36..38], &segment[34..36]].concat();
+    tcp.extend(if flags & 2 != 0 { 1000u32 } else { number(42) }.to_be_bytes());
+    tcp.extend(number(38).wrapping_add(bytes).to_be_bytes());
+    tcp.extend([((20 + options.len()) * 4) as u8, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    tcp.extend(options);
+    let pseudo = [&segment[30..34], &segment[26..30], &[0, 6, 0, tcp.len() as u8]].concat();
+    let sum = ether::checksum::ones_sum(&[pseudo, tcp.clone()].concat());
+    ether::checksum::put(&mut tcp, 16, !sum);
+    let to: [u8; 4] = segment[26..30].try_into().unwrap();
+    let mut frame = datagram(([10, 0, 2, 15], 0), (to, 0), &vec![0; tcp.len() - 8]);
+    frame[23] = 6;
+    frame[24..26].fill(0);
+    let sum = ether::checksum::ones_sum(&frame[14..34]);
+    ether::checksum::put(&mut frame, 24, !sum);
+    frame.splice(34.., tcp);
+    frame
+}
+
+#[test]
+fn data_of_a_connection_comes_in_packets_larger_than_frames() {
+    let keeper = Keeper { frames: Mutex::default(), limit: usize::MAX };
+    let taker = Arc::new(Taker { keeper, packets: Mutex::default() });
+    let config = NatConfig { large: true, ..NatConfig::for_slot(0) };
+    let nat = Nat::start(&config, taker.clone()).unwrap();
+    let port = free_port();
+    nat.add_rule(rule("ssh", Protocol::Tcp, port)).unwrap();
+    nat.send(arp_request([10, 0, 2, 2])).unwrap();
+    let mut connection = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let from_router = |f: &[u8]| f.len() >= 54 && f[23] == 6 && f[36..38] == [0, 22];
+    let syn = wait_for(&taker.keeper, from_router).unwrap();
+    nat.send(answer(&syn, 0x12, 1, &[2, 4, 0x05, 0x78])).unwrap();
+    std::io::Write::write_all(&mut connection, &[7; 20_000]).unwrap();
+    let data = wait_for(&taker.keeper, |f| from_router(f) && f.len() > 1514).expect("a large packet");
+    assert!(data[54..].iter().all(|byte| *byte == 7));
+    assert_eq!(taker.packets.lock()[0].1, 1400);
+}

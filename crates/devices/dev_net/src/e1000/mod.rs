@@ -34,7 +34,7 @@ use tm::{Nanos, Timer, TimerQueue, TimerTarget};
 use vbox_types::{GuestPhys, Port};
 
 use serial::{Asked, EEPROM_WORDS, Management, Microwire, eecd};
-use spec::{Context, KEPT, TxDescriptor, cause, ctrl, dcmd, rctl, reg, rxcsum, rxs, status, tctl};
+use spec::{Context, KEPT, TxDescriptor, cause, ctrl, dcmd, popts, rctl, reg, rxcsum, rxs, status, tctl};
 
 /// Size of the register window.
 const WINDOW: u64 = 0x2_0000;
@@ -666,8 +666,9 @@ impl E1000 {
             return;
         }
         let command = last.command();
+        let tagged = command & dcmd::VLE != 0 && self.state.reg(reg::CTRL) & ctrl::VME != 0;
         let mut frames = if segmented {
-            packet::segment(&packet, &self.state.contexts[1], options).unwrap_or_default()
+            self.segment(&packet, options, tagged)
         } else {
             if last.is_extended() {
                 packet::offload(&mut packet, &self.state.contexts[0], options);
@@ -677,7 +678,6 @@ impl E1000 {
             }
             vec![packet]
         };
-        let tagged = command & dcmd::VLE != 0 && self.state.reg(reg::CTRL) & ctrl::VME != 0;
         for frame in &mut frames {
             if tagged {
                 packet::insert_tag(frame, self.state.reg(reg::VET) as u16, last.special());
@@ -687,6 +687,21 @@ impl E1000 {
             }
         }
         self.state.pending.extend(frames);
+    }
+
+    /// The frames of a packet that is to be segmented: one, where the network takes packets whole.
+    fn segment(&self, packet: &[u8], options: u8, tagged: bool) -> Vec<Vec<u8>> {
+        let context = &self.state.contexts[1];
+        let frames = |mss: usize| packet::segment(packet, context, options, mss).unwrap_or_default();
+        let takes = self.driver.as_ref().is_some_and(|driver| driver.takes_packets());
+        let complete = popts::IXSM | popts::TXSM;
+        if takes && !tagged && options & complete == complete && context.is_tcp() && context.is_ipv4() {
+            let whole = frames(packet.len().max(MAX_FRAME));
+            if whole.iter().all(|frame| ether::offload::is_whole(frame)) {
+                return whole;
+            }
+        }
+        frames(context.mss())
     }
 
     // Reception (section 3.2).

@@ -31,10 +31,10 @@ pub(super) fn offload(frame: &mut [u8], context: &Context, options: u8) {
     }
 }
 
-/// Cuts a packet into frames (section 3.5 of the manual): its header before each, with lengths, IP identification, sequence
+/// Cuts a packet into frames with at most `mss` bytes of data (section 3.5 of the manual): its header before each, with lengths, IP identification, sequence
 /// number, flags and checksums put right. `None` if the context makes no sense for the packet.
-pub(super) fn segment(packet: &[u8], context: &Context, options: u8) -> Option<Vec<Vec<u8>>> {
-    let (header_len, mss) = (context.header_len(), context.mss());
+pub(super) fn segment(packet: &[u8], context: &Context, options: u8, mss: usize) -> Option<Vec<Vec<u8>>> {
+    let header_len = context.header_len();
     if mss < MIN_MSS || header_len == 0 || packet.len() < header_len {
         return None;
     }

@@ -224,6 +224,20 @@ fn segmentation_makes_frames_whose_checksums_are_right() {
 }
 
 #[test]
+fn a_network_that_takes_packets_whole_gets_them_so() {
+    let bench = Bench::running();
+    bench.wire.whole.store(true, Ordering::SeqCst);
+    let packet = tcp_packet(2500);
+    bench.pgm.write(GuestPhys(BUFFERS), &packet);
+    let data = 2554 | 1 << 20 | command(dcmd::EOP | dcmd::RS | dcmd::DEXT | dcmd::TSE) | 3 << 40;
+    bench.transmit(&[context(1000, 2500), (BUFFERS, data)]);
+    let frames = bench.wire.frames.lock();
+    assert_eq!(frames.len(), 1);
+    assert_eq!(packet::verify(&frames[0]), (Some(true), Some(true)));
+    assert_eq!(frames[0][54..], packet[54..]);
+}
+
+#[test]
 fn a_context_that_makes_no_sense_drops_the_packet_and_nothing_else() {
     let bench = Bench::running();
     bench.pgm.write(GuestPhys(BUFFERS), &tcp_packet(500));

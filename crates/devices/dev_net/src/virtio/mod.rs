@@ -1,9 +1,9 @@
 //! The paravirtual network card (virtio-net). Source: OASIS Virtual I/O Device (VIRTIO) Version 1.2, section 5.1.
 //!
-//! Queues 0 and 1 carry frames to and from the guest, queue 2 control commands. Offered are checksums both ways, TCP segmentation,
-//! merged receive buffers, link status and address filters.
+//! Queues 0 and 1 carry frames to and from the guest, queue 2 control commands. Offered are checksums and TCP segmentation both ways,
+//! merged receive buffers, link status and address filters. TCP packets stay whole where the network takes or gives them so.
 //!
-//! **Left out.** One pair of queues; no VLAN filter, no large receive: the back ends deliver frames of wire size.
+//! **Left out.** One pair of queues; no VLAN filter.
 //!
 //! **Back-pressure** is as with other cards: a frame that finds no buffer waits in the back end until the guest gives one;
 //! transmission stops while the back end's queue is full.
@@ -15,6 +15,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 
 use dev_virtio_core::{Chain, Transport, VirtioDevice, VirtioPci, Wiring, feature};
+use ether::checksum::{put, sum};
 use ether::offload;
 use parking_lot::Mutex;
 use pdm::connector::{NetDriver, NetPort};
@@ -29,8 +30,10 @@ mod bit {
     pub(super) const CSUM: u64 = 1 << 0;
     pub(super) const GUEST_CSUM: u64 = 1 << 1;
     pub(super) const MAC: u64 = 1 << 5;
+    pub(super) const GUEST_TSO4: u64 = 1 << 7;
     pub(super) const HOST_TSO4: u64 = 1 << 11;
     pub(super) const HOST_TSO6: u64 = 1 << 12;
+    pub(super) const HOST_ECN: u64 = 1 << 13;
     pub(super) const MRG_RXBUF: u64 = 1 << 15;
     pub(super) const STATUS: u64 = 1 << 16;
     pub(super) const CTRL_VQ: u64 = 1 << 17;
@@ -52,7 +55,11 @@ const GSO_ECN: u8 = 0x80;
 /// Longest packet that the driver may hand over, with its header.
 const MAX_PACKET: usize = 0x1_0000 + 256;
 /// Longest frame that is taken from the network.
-const MAX_FRAME: usize = 0x1_0000;
+const MAX_FRAME: usize = 14 + 0xffff;
+/// What the headers of Ethernet, IPv4 and TCP have at most, with their options.
+const MAX_HEADERS: usize = 14 + 60 + 60;
+/// Most buffers that one packet takes.
+const MAX_MERGED: usize = 128;
 /// Shortest frame on the wire, without its check sequence.
 const MIN_FRAME: usize = 14;
 /// Packets that one notification moves; the others wait for the back end's next call.
@@ -112,7 +119,23 @@ impl NetPort for CardPort {
     fn receive(&self, frame: &[u8]) -> bool {
         self.0.upgrade().is_none_or(|card| {
             let card = &mut *card.lock();
-            card.device.receive(frame, &mut card.transport)
+            card.device.receive(frame, None, &mut card.transport)
+        })
+    }
+
+    fn takes_packets(&self) -> bool {
+        self.0.upgrade().is_some_and(|card| {
+            let card = card.lock();
+            card.transport.is_active() && card.transport.has(bit::GUEST_TSO4)
+        })
+    }
+
+    fn receive_packet(&self, packet: &[u8], mss: u16) -> bool {
+        self.0.upgrade().is_none_or(|card| {
+            let card = &mut *card.lock();
+            // The driver may have changed its mind meanwhile: the packet is lost then.
+            !card.transport.has(bit::GUEST_TSO4)
+                || card.device.receive(packet, Some(mss), &mut card.transport)
         })
     }
 
@@ -180,8 +203,8 @@ impl VirtioNet {
         }
     }
 
-    /// Takes a frame for the guest; false if it has no buffers.
-    fn receive(&mut self, frame: &[u8], transport: &mut Transport) -> bool {
+    /// Takes a frame for the guest, or with `mss` a TCP packet of several; false if it has no buffers.
+    fn receive(&mut self, frame: &[u8], mss: Option<u16>, transport: &mut Transport) -> bool {
         let Some(dst) = frame.first_chunk::<6>().copied() else { return true };
         if !transport.is_active()
             || !self.link
@@ -198,6 +221,13 @@ impl VirtioNet {
         if !queue.is_usable() {
             return true;
         }
+        let segments = match mss {
+            None => None,
+            Some(mss) => match offload::tcp_start(frame).filter(|tcp| tcp + 20 <= frame.len()) {
+                Some(tcp) => Some((tcp, mss)),
+                None => return true,
+            },
+        };
         let needed = header_len + frame.len();
         let mut chains: Vec<Chain> = Vec::new();
         let mut room = 0;
@@ -216,27 +246,36 @@ impl VirtioNet {
             };
             room += chain.writable_len();
             chains.push(chain);
-            if !merge && room < needed {
-                // The one buffer is too small: the frame is lost.
+            if room < needed && (!merge || chains.len() == MAX_MERGED) {
+                // The one buffer is too small, or all of them are: the frame is lost.
                 for chain in &chains {
                     queue.push(memory, chain.head, 0);
                 }
                 transport.publish(RX);
                 return true;
             }
-            if chains.len() > 64 {
-                break;
-            }
         }
-        let mut data = vec![0; header_len];
-        data[0] = flags;
+        // The headers, which change, and what follows, which is copied once.
+        let (start, rest) = frame.split_at(frame.len().min(MAX_HEADERS));
+        let mut head = [0; 12 + MAX_HEADERS];
+        let head = &mut head[..header_len + start.len()];
+        head[0] = flags;
         if header_len == 12 {
-            data[10..12].copy_from_slice(&(chains.len() as u16).to_le_bytes());
+            head[10..12].copy_from_slice(&(chains.len() as u16).to_le_bytes());
         }
-        data.extend_from_slice(frame);
+        head[header_len..].copy_from_slice(start);
+        if let Some((tcp, mss)) = segments {
+            describe(head, header_len, (frame.len(), tcp), mss);
+        }
         let mut at = 0;
         for chain in &chains {
-            let written = chain.scatter(memory, 0, &data[at..]);
+            let mut written = 0;
+            if at < head.len() {
+                written = chain.scatter(memory, 0, &head[at..]);
+            }
+            if at + written >= head.len() {
+                written += chain.scatter(memory, written, &rest[at + written - head.len()..]);
+            }
             queue.push(memory, chain.head, written as u32);
             at += written;
         }
@@ -296,7 +335,11 @@ impl VirtioNet {
         let frame = &packet[header_len..];
         match gso {
             GSO_TCP4 | GSO_TCP6 => {
-                self.pending.extend(offload::segment(frame, start, mss).unwrap_or_default())
+                let takes = self.driver.as_ref().is_some_and(|driver| driver.takes_packets());
+                match takes.then(|| offload::whole(frame, start)).flatten() {
+                    Some(frame) => self.pending.push_back(frame),
+                    None => self.pending.extend(offload::segment(frame, start, mss).unwrap_or_default()),
+                }
             }
             0 => {
                 let mut frame = frame.to_vec();
@@ -353,6 +396,21 @@ impl VirtioNet {
     }
 }
 
+/// Describes a packet of `len` bytes in which TCP begins at `tcp` to the driver: its segments' size, and that its checksum is to be
+/// filled in, for which the field gets the sum of the pseudo header. `head` is the header of `header_len` bytes and the packet's start.
+fn describe(head: &mut [u8], header_len: usize, (len, tcp): (usize, usize), mss: u16) {
+    const CHECKSUM: usize = 16;
+    let (header, packet) = head.split_at_mut(header_len);
+    let data = tcp + usize::from(packet[tcp + 12] >> 4) * 4;
+    let pseudo = sum(&packet[26..34], 6 + (len - tcp) as u32);
+    put(packet, tcp + CHECKSUM, pseudo as u16);
+    header[0] = NEEDS_CSUM;
+    header[1] = GSO_TCP4;
+    for (at, value) in [(2, data), (4, mss.into()), (6, tcp), (8, CHECKSUM)] {
+        header[at..at + 2].copy_from_slice(&(value as u16).to_le_bytes());
+    }
+}
+
 /// A table of addresses, and what is behind it.
 fn addresses(data: &[u8]) -> Option<(Vec<[u8; 6]>, &[u8])> {
     let (count, rest) = data.split_first_chunk::<4>()?;
@@ -379,8 +437,10 @@ impl VirtioDevice for VirtioNet {
         bit::CSUM
             | bit::GUEST_CSUM
             | bit::MAC
+            | bit::GUEST_TSO4
             | bit::HOST_TSO4
             | bit::HOST_TSO6
+            | bit::HOST_ECN
             | bit::MRG_RXBUF
             | bit::STATUS
             | bit::CTRL_VQ

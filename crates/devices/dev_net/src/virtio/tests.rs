@@ -185,6 +185,57 @@ fn the_driver_chooses_what_it_hears() {
     assert_eq!(bench.command(&[1, 0, 255, 255, 255, 255]), 1);
 }
 
+/// A TCP packet of IPv4 with so much data and a checksum field that is to be filled in.
+fn tcp_packet(data: usize) -> Vec<u8> {
+    let mut packet = frame(MAC, 54 + data);
+    packet[14..54].fill(0);
+    packet[14] = 0x45;
+    packet[16..18].copy_from_slice(&(40 + data as u16).to_be_bytes());
+    packet[23] = 6;
+    packet[26..34].copy_from_slice(&[10, 0, 2, 15, 10, 0, 2, 2]);
+    packet[46] = 5 << 4;
+    packet
+}
+
+#[test]
+fn tcp_packets_are_cut_unless_the_network_takes_them_whole() {
+    let mut bench = Bench::new(bit::CSUM | bit::HOST_TSO4);
+    let header = [NEEDS_CSUM, GSO_TCP4, 54, 0, 0xe8, 3, 34, 0, 16, 0];
+    let packet = tcp_packet(2500);
+    bench.send(&header, &packet);
+    assert_eq!(bench.wire.frames.lock().iter().map(Vec::len).collect::<Vec<_>>(), [1054, 1054, 554]);
+    bench.wire.whole.store(true, Ordering::SeqCst);
+    bench.send(&header, &packet);
+    let frames = bench.wire.frames.lock();
+    assert_eq!((frames.len(), frames[3].len()), (4, packet.len()));
+    let pseudo = sum(&frames[3][26..34], 6 + 2520);
+    assert_eq!(sum(&frames[3][34..], pseudo), 0xffff);
+}
+
+#[test]
+fn a_guest_that_takes_packets_whole_is_told_how_they_were_cut() {
+    let mut bench = Bench::new(bit::MRG_RXBUF | bit::GUEST_CSUM | bit::GUEST_TSO4);
+    assert!(bench.port.takes_packets());
+    assert!(!Bench::new(bit::MRG_RXBUF).port.takes_packets());
+    let packet = tcp_packet(5000);
+    // The second buffer begins inside the headers.
+    for (i, len) in [(0, 40), (1, 4000), (2, 4000)] {
+        bench.give(RX, &[(BUFFERS + 0x1000 * i, len, true)]);
+    }
+    assert!(bench.port.receive_packet(&packet, 1460));
+    assert_eq!(bench.used(RX), [40, 4000, 1026]);
+    let mut got = bench.bytes(BUFFERS, 40);
+    got.extend(bench.bytes(BUFFERS + 0x1000, 4000));
+    got.extend(bench.bytes(BUFFERS + 0x2000, 1026));
+    assert_eq!(got[..12], [NEEDS_CSUM, GSO_TCP4, 54, 0, 0xb4, 5, 34, 0, 16, 0, 3, 0]);
+    let pseudo = sum(&packet[26..34], 6 + 5020) as u16;
+    assert_eq!(got[12 + 50..12 + 52], pseudo.to_be_bytes());
+    assert_eq!((&got[12..62], &got[64..]), (&packet[..50], &packet[52..]));
+    // What is no such packet is lost.
+    bench.give(RX, &[(BUFFERS, 8000, true)]);
+    assert!(bench.port.receive_packet(&frame(MAC, 3000), 1460));
+}
+
 #[test]
 fn a_full_back_end_holds_the_guest_up() {
     let mut bench = Bench::new(0);
