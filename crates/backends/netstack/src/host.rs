@@ -342,7 +342,8 @@ pub fn set_ipv6(name: &str, address: Ipv6Addr, prefix: u32) -> Result<(), HostEr
 pub enum Way {
     /// A tap device: frames as they are.
     Tap(OwnedFd),
-    /// A packet socket: frames with a `virtio_net_hdr` before them, by which the host tells what it has left to its card.
+    /// A packet socket: frames with a `virtio_net_hdr` before them, by which the host tells what it has left to its card, and with their
+    /// VLAN tag beside them.
     Packet(OwnedFd),
 }
 
@@ -350,7 +351,8 @@ pub enum Way {
 #[derive(Debug)]
 pub enum Received<'a> {
     Frame(&'a [u8]),
-    /// A packet that the host has put together from several frames, or has not yet cut; nothing, if it is of an unknown kind.
+    /// A packet that the host has put together from several frames, or has not yet cut; nothing, if it is of an unknown kind (Linux before
+    /// 6.2 has no word for UDP's).
     Cut(Vec<Vec<u8>>),
 }
 
@@ -368,9 +370,12 @@ impl Way {
                 Ok(Received::Frame(buffer.get(..length).unwrap_or_default()))
             }
             Self::Packet(fd) => {
-                let length = rustix::io::read(fd, &mut *buffer)?;
-                let packet = buffer.get_mut(..length).and_then(|p| p.split_first_chunk_mut::<OFFLOAD_LEN>());
-                Ok(packet.map_or(Received::Cut(Vec::new()), |(offload, frame)| finish(*offload, frame)))
+                let (length, tag) = match receive(fd, buffer) {
+                    // The kernel cannot describe what the next packet has left undone, and has dropped it.
+                    Err(Errno::INVAL) => return Ok(Received::Cut(Vec::new())),
+                    other => other?,
+                };
+                Ok(finish(buffer.get_mut(..length).unwrap_or_default(), tag))
             }
         }
     }
@@ -394,27 +399,100 @@ impl AsFd for Way {
     }
 }
 
-/// Does what the host has left to its card.
-fn finish(offload: [u8; OFFLOAD_LEN], frame: &mut [u8]) -> Received<'_> {
+/// Bytes of a VLAN tag, and where it goes.
+const TAG_LEN: usize = 4;
+const TAG_AT: usize = 12;
+
+/// Reads from a packet socket: the length, and the VLAN tag that the kernel has taken out of the frame.
+fn receive(fd: &OwnedFd, buffer: &mut [u8]) -> Result<(usize, Option<[u8; TAG_LEN]>), Errno> {
+    /// `struct tpacket_auxdata` (`linux/if_packet.h`).
+    #[repr(C)]
+    struct AuxData {
+        status: u32,
+        _len: u32,
+        _snap_len: u32,
+        _mac: u16,
+        _net: u16,
+        tci: u16,
+        tpid: u16,
+    }
+    const VLAN_VALID: u32 = 1 << 4;
+    const TPID_VALID: u32 = 1 << 6;
+    /// Room for one control message, aligned as its header wants it.
+    #[repr(C, align(8))]
+    struct Control([u8; 64]);
+    let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    let mut control = Control([0; 64]);
+    // SAFETY: pointers and numbers, for which zeros are valid.
+    let mut message: libc::msghdr = unsafe { zeroed() };
+    (message.msg_iov, message.msg_iovlen) = (&raw mut part, 1);
+    (message.msg_control, message.msg_controllen) = ((&raw mut control).cast(), size_of::<Control>());
+    // SAFETY: the message names one buffer, and one for control messages, which live during the call.
+    let length = unsafe { libc::recvmsg(fd.as_raw_fd(), &mut message, libc::MSG_DONTWAIT) };
+    let Ok(length) = usize::try_from(length) else {
+        return Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO));
+    };
+    // SAFETY: the kernel has filled in the message.
+    let header = unsafe { libc::CMSG_FIRSTHDR(&message) };
+    if header.is_null() {
+        return Ok((length, None));
+    }
+    // SAFETY: not null, so it is in the control buffer, whole.
+    let kind = unsafe { ((*header).cmsg_level, (*header).cmsg_type) };
+    if kind != (libc::SOL_PACKET, libc::PACKET_AUXDATA) {
+        return Ok((length, None));
+    }
+    // SAFETY: messages of this type have this content, in the control buffer.
+    let data = unsafe { libc::CMSG_DATA(header).cast::<AuxData>().read_unaligned() };
+    let tag = (data.status & VLAN_VALID != 0).then(|| {
+        let tpid = if data.status & TPID_VALID != 0 { data.tpid } else { libc::ETH_P_8021Q as u16 };
+        let ([a, b], [c, d]) = (tpid.to_be_bytes(), data.tci.to_be_bytes());
+        [a, b, c, d]
+    });
+    Ok((length, tag))
+}
+
+/// Does what the host has left to its card, with a `virtio_net_hdr` and the frame behind it, and puts the VLAN tag back.
+fn finish(packet: &mut [u8], tag: Option<[u8; TAG_LEN]>) -> Received<'_> {
     const NEEDS_CSUM: u8 = 1;
     const GSO_NONE: u8 = 0;
     const GSO_TCP4: u8 = 1;
     const GSO_TCP6: u8 = 4;
+    const GSO_UDP_L4: u8 = 5;
     const GSO_ECN: u8 = 0x80;
-    let [flags, gso, _, _, size @ .., start0, start1, offset0, offset1] = offload;
+    let lost = Received::Cut(Vec::new());
+    let Some((offload, frame)) = packet.split_first_chunk_mut::<OFFLOAD_LEN>() else { return lost };
+    let [flags, gso, _, _, size @ .., start0, start1, offset0, offset1] = *offload;
     let word = |bytes| usize::from(u16::from_ne_bytes(bytes));
+    // Counted without the tag.
     let (size, start, offset) = (word(size), word([start0, start1]), word([offset0, offset1]));
-    match gso & !GSO_ECN {
+    let cut = match gso & !GSO_ECN {
         GSO_NONE => {
             if flags & NEEDS_CSUM != 0 {
                 // A frame that ends before its checksum is nothing that the host sends.
                 ether::offload::checksum(frame, start, offset);
             }
-            Received::Frame(frame)
+            let at = match tag {
+                Some(tag) if frame.len() >= TAG_AT => {
+                    // The addresses move to where the header was.
+                    let at = OFFLOAD_LEN - TAG_LEN;
+                    packet.copy_within(OFFLOAD_LEN..OFFLOAD_LEN + TAG_AT, at);
+                    packet[at + TAG_AT..OFFLOAD_LEN + TAG_AT].copy_from_slice(&tag);
+                    at
+                }
+                _ => OFFLOAD_LEN,
+            };
+            return Received::Frame(packet.get(at..).unwrap_or_default());
         }
-        GSO_TCP4 | GSO_TCP6 => Received::Cut(ether::offload::segment(frame, start, size).unwrap_or_default()),
-        _ => Received::Cut(Vec::new()),
+        GSO_TCP4 | GSO_TCP6 => ether::offload::segment(frame, start, size),
+        GSO_UDP_L4 => ether::offload::datagrams(frame, start, size),
+        _ => None,
+    };
+    let Some(mut frames) = cut else { return lost };
+    if let Some(tag) = tag {
+        frames.iter_mut().for_each(|frame| drop(frame.splice(TAG_AT..TAG_AT, tag)));
     }
+    Received::Cut(frames)
 }
 
 /// The way to a host-only interface.
@@ -481,6 +559,8 @@ fn packet_socket(name: &str, path: &Path) -> io::Result<OwnedFd> {
     set(libc::PACKET_IGNORE_OUTGOING, (&raw const on).cast(), size_of::<c_int>())?;
     // Local senders leave checksums to a card, and packets come in put together from several frames.
     set(libc::PACKET_VNET_HDR, (&raw const on).cast(), size_of::<c_int>())?;
+    // VLAN tags are taken out of frames before they come here.
+    set(libc::PACKET_AUXDATA, (&raw const on).cast(), size_of::<c_int>())?;
     // SAFETY: plain numbers, for which zeros are valid.
     let mut address: libc::sockaddr_ll = unsafe { zeroed() };
     address.sll_family = libc::AF_PACKET as u16;
@@ -576,8 +656,8 @@ mod tests {
         assert!(!ask(Some(""), "192.168.56.1"));
     }
 
-    /// A TCP packet with no checksum but the pseudo header's, and what the kernel says of it.
-    fn left_to_the_card(data: usize, gso: u8, size: u16) -> (Vec<u8>, [u8; OFFLOAD_LEN]) {
+    /// A TCP packet with no checksum but the pseudo header's, behind what the kernel says of it.
+    fn left_to_the_card(data: usize, gso: u8, size: u16) -> Vec<u8> {
         let mut frame = vec![0; 12];
         frame.extend([8, 0, 0x45, 0]);
         frame.extend((40 + data as u16).to_be_bytes());
@@ -589,12 +669,13 @@ mod tests {
         frame.extend(pseudo.to_be_bytes());
         frame.extend([0, 0]);
         frame.extend((0..data).map(|i| i as u8));
-        let mut offload = [0; OFFLOAD_LEN];
-        (offload[0], offload[1]) = (1, gso);
-        offload[4..6].copy_from_slice(&size.to_ne_bytes());
-        offload[6..8].copy_from_slice(&34u16.to_ne_bytes());
-        offload[8..10].copy_from_slice(&16u16.to_ne_bytes());
-        (frame, offload)
+        let mut packet = vec![0; OFFLOAD_LEN];
+        (packet[0], packet[1]) = (1, gso);
+        for (at, value) in [(4, size), (6, 34), (8, 16)] {
+            packet[at..at + 2].copy_from_slice(&value.to_ne_bytes());
+        }
+        packet.extend(frame);
+        packet
     }
 
     fn is_right(frame: &[u8]) -> bool {
@@ -602,19 +683,39 @@ mod tests {
         ether::checksum::sum(&frame[34..], pseudo) == 0xffff
     }
 
+    const TAG: [u8; 4] = [0x81, 0, 0x60, 5];
+
+    fn without_tag(frame: &[u8]) -> Vec<u8> {
+        assert_eq!(frame[12..16], TAG);
+        [&frame[..12], &frame[16..]].concat()
+    }
+
     #[test]
     fn what_the_host_left_to_its_card_is_done() {
-        let (mut frame, offload) = left_to_the_card(101, 0, 0);
-        assert!(!is_right(&frame));
-        let Received::Frame(done) = finish(offload, &mut frame) else { panic!("cut") };
+        let mut packet = left_to_the_card(101, 0, 0);
+        let before = packet[OFFLOAD_LEN..].to_vec();
+        assert!(!is_right(&before));
+        let Received::Frame(done) = finish(&mut packet, None) else { panic!("cut") };
         assert!(is_right(done));
-        let (mut frame, offload) = left_to_the_card(5000, 1, 1448);
-        let Received::Cut(frames) = finish(offload, &mut frame) else { panic!("not cut") };
-        assert_eq!(frames.iter().map(Vec::len).collect::<Vec<_>>(), [1502, 1502, 1502, 54 + 5000 - 3 * 1448]);
-        assert!(frames.iter().all(|f| is_right(f)));
+        let done = done.to_vec();
+        let mut packet = left_to_the_card(101, 0, 0);
+        let Received::Frame(tagged) = finish(&mut packet, Some(TAG)) else { panic!("cut") };
+        assert_eq!(without_tag(tagged), done);
+        for tag in [None, Some(TAG)] {
+            let mut packet = left_to_the_card(5000, 1, 1448);
+            let Received::Cut(frames) = finish(&mut packet, tag) else { panic!("not cut") };
+            let frames: Vec<_> =
+                frames.iter().map(|f| if tag.is_some() { without_tag(f) } else { f.clone() }).collect();
+            let lengths: Vec<_> = frames.iter().map(Vec::len).collect();
+            assert_eq!(lengths, [1502, 1502, 1502, 54 + 5000 - 3 * 1448]);
+            assert!(frames.iter().all(|f| is_right(f)));
+        }
         // A kind that is unknown, or does not fit, is lost.
-        for (mut frame, offload) in [left_to_the_card(500, 3, 100), left_to_the_card(0, 1, 0)] {
-            assert!(matches!(finish(offload, &mut frame), Received::Cut(frames) if frames.is_empty()));
+        for mut packet in [left_to_the_card(500, 3, 100), left_to_the_card(0, 1, 0), vec![0; 5]] {
+            assert!(matches!(finish(&mut packet, Some(TAG)), Received::Cut(frames) if frames.is_empty()));
+        }
+        for len in 0..16 {
+            assert!(matches!(finish(&mut vec![0; OFFLOAD_LEN + len], Some(TAG)), Received::Frame(_)));
         }
     }
 

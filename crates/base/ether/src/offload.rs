@@ -2,8 +2,12 @@
 
 use crate::checksum::{ones_sum, put, sum};
 
-/// Segments smaller than this are refused, which bounds the frames that one packet becomes.
-const MIN_MSS: usize = 64;
+/// Segments smaller than this, the smallest that Linux sends, are refused, which bounds the frames that one packet becomes.
+const MIN_MSS: usize = 48;
+/// Datagrams that are put together at most (Linux: `UDP_MAX_SEGMENTS`).
+const MOST_DATAGRAMS: usize = 128;
+/// VLAN tags that a frame may have.
+const MOST_TAGS: usize = 2;
 
 /// Longest IPv4 packet.
 const MAX_IP: usize = 0xffff;
@@ -51,14 +55,52 @@ pub fn whole(packet: &[u8], start: usize) -> Option<Vec<u8>> {
 
 /// Cuts a TCP packet into frames with at most `mss` bytes of data each: `start` is where TCP begins. `None` if it is no such packet.
 pub fn segment(packet: &[u8], start: usize, mss: usize) -> Option<Vec<Vec<u8>>> {
-    if mss < MIN_MSS {
+    let header_len = usize::from(packet.get(start.checked_add(12)?)? >> 4) * 4;
+    if mss < MIN_MSS || header_len < 20 {
         return None;
     }
+    let sequence = u32::from_be_bytes(*packet.get(start + 4..)?.first_chunk()?);
+    cut(packet, start, header_len, mss, (6, 16), |tcp, i, last| {
+        let at = sequence.wrapping_add((i * mss) as u32);
+        put(tcp, 4, (at >> 16) as u16);
+        put(tcp, 6, at as u16);
+        if !last {
+            // FIN and PSH belong to the last one.
+            tcp[13] &= !0x09;
+        }
+        if i > 0 {
+            // CWR to the first.
+            tcp[13] &= !0x80;
+        }
+    })
+}
+
+/// Cuts what a sender has put together from many UDP datagrams, with one header, into datagrams of `size` bytes of data each, of which
+/// the last may have less: `start` is where UDP begins. `None` if it is no such packet.
+pub fn datagrams(packet: &[u8], start: usize, size: usize) -> Option<Vec<Vec<u8>>> {
+    const HEADER: usize = 8;
+    let data = packet.len().checked_sub(start.checked_add(HEADER)?)?;
+    if size == 0 || data.div_ceil(size) > MOST_DATAGRAMS {
+        return None;
+    }
+    cut(packet, start, HEADER, size, (17, 6), |udp, _, _| put(udp, 4, udp.len() as u16))
+}
+
+/// Cuts a packet whose inner header, of `header_len` bytes, begins at `start`. `change` puts that header right, with the data behind it,
+/// in the frame of a number, which may be the last; then the checksum is made, for a `protocol` that has it at `field`.
+fn cut(
+    packet: &[u8],
+    start: usize,
+    header_len: usize,
+    size: usize,
+    (protocol, field): (u8, usize),
+    change: impl Fn(&mut [u8], usize, bool),
+) -> Option<Vec<Vec<u8>>> {
     let ether_type = |at: usize| packet.get(at..at + 2).map(|t| u16::from_be_bytes([t[0], t[1]]));
-    let ip = match ether_type(12)? {
-        0x8100 => 18,
-        _ => 14,
-    };
+    let mut ip = ETHERNET;
+    while ip < ETHERNET + MOST_TAGS * 4 && matches!(ether_type(ip - 2)?, 0x8100 | 0x88a8) {
+        ip += 4;
+    }
     let v6 = match ether_type(ip - 2)? {
         0x0800 => false,
         0x86dd => true,
@@ -68,19 +110,14 @@ pub fn segment(packet: &[u8], start: usize, mss: usize) -> Option<Vec<Vec<u8>>> 
     if start < ip + ip_len.max(20) {
         return None;
     }
-    let header_len = start + usize::from(packet.get(start + 12)? >> 4) * 4;
-    if header_len < start + 20 || header_len > packet.len() {
-        return None;
-    }
-    let (header, payload) = packet.split_at(header_len);
+    let (header, payload) = packet.split_at_checked(start + header_len)?;
     let addresses = if v6 { header.get(ip + 8..ip + 40)? } else { header.get(ip + 12..ip + 20)? };
-    let word = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
-    let sequence = u32::from(word(start + 4)) << 16 | u32::from(word(start + 6));
-    let count = payload.len().div_ceil(mss).max(1);
+    let identification = u16::from_be_bytes([header[ip + 4], header[ip + 5]]);
+    let count = payload.len().div_ceil(size).max(1);
     let mut frames = Vec::with_capacity(count);
     for i in 0..count {
-        let part = &payload[i * mss..payload.len().min((i + 1) * mss)];
-        let mut frame = Vec::with_capacity(header_len + part.len());
+        let part = &payload[i * size..payload.len().min((i + 1) * size)];
+        let mut frame = Vec::with_capacity(header.len() + part.len());
         frame.extend_from_slice(header);
         frame.extend_from_slice(part);
         let len = frame.len();
@@ -88,26 +125,15 @@ pub fn segment(packet: &[u8], start: usize, mss: usize) -> Option<Vec<Vec<u8>>> 
             put(&mut frame, ip + 4, (len - ip - 40) as u16);
         } else {
             put(&mut frame, ip + 2, (len - ip) as u16);
-            put(&mut frame, ip + 4, word(ip + 4).wrapping_add(i as u16));
+            put(&mut frame, ip + 4, identification.wrapping_add(i as u16));
             put(&mut frame, ip + 10, 0);
             let value = !ones_sum(&frame[ip..ip + ip_len]);
             put(&mut frame, ip + 10, value);
         }
-        let at = sequence.wrapping_add((i * mss) as u32);
-        put(&mut frame, start + 4, (at >> 16) as u16);
-        put(&mut frame, start + 6, at as u16);
-        if i + 1 < count {
-            // FIN and PSH belong to the last one.
-            frame[start + 13] &= !0x09;
-        }
-        if i > 0 {
-            // CWR to the first.
-            frame[start + 13] &= !0x80;
-        }
-        let tcp_len = (len - start) as u32;
-        let pseudo = sum(addresses, sum(&tcp_len.to_be_bytes(), 6));
-        put(&mut frame, start + 16, pseudo as u16);
-        checksum(&mut frame, start, 16);
+        change(&mut frame[start..], i, i + 1 == count);
+        let pseudo = sum(addresses, sum(&((len - start) as u32).to_be_bytes(), protocol.into()));
+        put(&mut frame, start + field, pseudo as u16);
+        checksum(&mut frame, start, field);
         frames.push(frame);
     }
     Some(frames)
@@ -145,6 +171,58 @@ mod tests {
             assert_eq!(sequence, 0xffff_fff0u32.wrapping_add(100 * i as u32));
         }
         assert_eq!(frames.iter().map(|f| f[47]).collect::<Vec<_>>(), [0x90, 0x10, 0x19]);
+    }
+
+    /// A UDP packet with `data` bytes, behind VLAN tags.
+    fn udp_packet(data: usize, v6: bool, tags: &[u16]) -> (Vec<u8>, usize) {
+        let mut p = vec![2; 12];
+        tags.iter().for_each(|tag| p.extend([tag.to_be_bytes(), [0, 5]].concat()));
+        match v6 {
+            false => {
+                p.extend([8, 0, 0x45, 0, 0, 0, 0xff, 0xff, 0, 0, 64, 17, 0, 0]);
+                p.extend([10, 0, 0, 1, 10, 0, 0, 2]);
+            }
+            true => {
+                p.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 0, 17, 64]);
+                p.extend((0..32).map(|i| i as u8));
+            }
+        }
+        let start = p.len();
+        p.extend([0, 53, 0, 54, 0, 0, 0, 0]);
+        p.extend((0..data).map(|i| (i / 7) as u8));
+        (p, start)
+    }
+
+    #[test]
+    fn datagrams_carry_all_data_with_right_lengths_and_sums() {
+        for (v6, tags) in [(false, &[][..]), (true, &[]), (false, &[0x8100]), (true, &[0x88a8, 0x8100])] {
+            let (whole, start) = udp_packet(1000, v6, tags);
+            let frames = datagrams(&whole, start, 300).unwrap();
+            assert_eq!(frames.iter().map(|f| f.len() - start - 8).collect::<Vec<_>>(), [300, 300, 300, 100]);
+            let data: Vec<u8> = frames.iter().flat_map(|f| f[start + 8..].to_vec()).collect();
+            assert_eq!(data, whole[start + 8..]);
+            for (i, f) in frames.iter().enumerate() {
+                let (ip, udp) = (14 + 4 * tags.len(), &f[start..]);
+                assert_eq!(usize::from(u16::from_be_bytes([udp[4], udp[5]])), udp.len());
+                let addresses = if v6 { &f[ip + 8..ip + 40] } else { &f[ip + 12..ip + 20] };
+                assert_eq!(sum(udp, sum(addresses, 17 + udp.len() as u32)), 0xffff, "UDP {i}");
+                if !v6 {
+                    assert_eq!(ones_sum(&f[ip..start]), 0xffff, "IP header {i}");
+                    let identification = u16::from_be_bytes([f[ip + 4], f[ip + 5]]);
+                    assert_eq!(identification, 0xffffu16.wrapping_add(i as u16));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_are_no_datagrams_is_refused() {
+        let (whole, start) = udp_packet(1000, false, &[]);
+        assert!(datagrams(&whole, start, 0).is_none() && datagrams(&whole, start, 7).is_none());
+        assert!(datagrams(&whole, start - 10, 300).is_none() && datagrams(&whole, usize::MAX, 300).is_none());
+        assert!(datagrams(&whole[..start + 4], start, 300).is_none());
+        assert!(datagrams(&udp_packet(1000, false, &[0x8100; 3]).0, start + 12, 300).is_none());
+        assert_eq!(datagrams(&whole[..start + 8], start, 300).unwrap().len(), 1);
     }
 
     #[test]
