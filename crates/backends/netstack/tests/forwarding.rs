@@ -15,8 +15,8 @@ use smoltcp::socket::tcp;
 use smoltcp::time::Instant as NetInstant;
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpAddress, IpCidr};
 
-/// Sockets that wait for connections.
-const BACKLOG: usize = 128;
+/// Sockets that wait for connections: more than are opened at once, because smoltcp has no queue of connections beside them.
+const BACKLOG: usize = 1100;
 
 /// Frames for the guest.
 #[derive(Default)]
