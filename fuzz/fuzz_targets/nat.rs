@@ -48,7 +48,8 @@ fn network() -> &'static Network {
         std::fs::write(folder.join("loader"), [b'x'; 5000]).unwrap();
         let tftp = Tftp { folder, boot_file: "loader".into(), next_server: Some(Ipv4Addr::new(10, 0, 2, 9)) };
         let counter = Arc::new(Counter::default());
-        let config = NatConfig { tftp, large: true, ..NatConfig::for_slot(0) };
+        let mut config = NatConfig::for_slot(0);
+        (config.tftp, config.large) = (tftp, true);
         Network { nat: Nat::start(&config, counter.clone()).unwrap(), counter }
     })
 }
