@@ -70,6 +70,7 @@ const INTERPRETED: &[FeatureBit] = &[
 pub fn cpuid_features() -> Vec<FeatureBit> {
     let mut all = INTERPRETED.to_vec();
     all.extend(Features::host().bits());
+    all.push(bit::ARCH_CAPABILITIES);
     all
 }
 

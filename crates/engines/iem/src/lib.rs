@@ -10,6 +10,7 @@
 //! * `engine` is the run loop behind [`em::Engine`].
 
 mod block;
+mod capabilities;
 pub mod core;
 pub mod debug;
 mod decode;

@@ -4,8 +4,8 @@ use cpum::CpuState;
 use cpum::cpuid::bit;
 use cpum::state::{cr0, efer, seg};
 
-use crate::Fault;
 use crate::core::{Core, canonical};
+use crate::{Fault, capabilities};
 
 /// Numbers of the registers served here.
 mod number {
@@ -19,6 +19,7 @@ mod number {
     pub(super) const BIOS_UPDT_TRIG: u32 = 0x79;
     pub(super) const BIOS_SIGN_ID: u32 = 0x8b;
     pub(super) const MTRRCAP: u32 = 0xfe;
+    pub(super) const ARCH_CAPABILITIES: u32 = 0x10a;
     pub(super) const SYSENTER_CS: u32 = 0x174;
     pub(super) const SYSENTER_ESP: u32 = 0x175;
     pub(super) const SYSENTER_EIP: u32 = 0x176;
@@ -107,6 +108,7 @@ pub(crate) fn read(core: &mut Core, cpu: &CpuState, msr: u32) -> Result<u64, Fau
         P5_MC_ADDR | P5_MC_TYPE | PLATFORM_ID | MCG_CAP | MCG_STATUS | DEBUGCTL => 0,
         // Locked, with nothing enabled.
         FEATURE_CONTROL if !amd => 1,
+        ARCH_CAPABILITIES if core.ctx.cpuid.has(bit::ARCH_CAPABILITIES) => capabilities::get(),
         MTRRCAP => MTRR_CAPABILITIES,
         SYSENTER_CS => m.sysenter_cs,
         SYSENTER_ESP => m.sysenter_esp,

@@ -27,7 +27,7 @@ bits! {
         NO_FCS_FDS = 13, RDSEED = 18, ADX = 19, SMAP = 20, CLFLUSHOPT = 23, CLWB = 24, SHA = 29,
     }
     7, 0, Ecx { UMIP = 2, GFNI = 8, VAES = 9, VPCLMULQDQ = 10, RDPID = 22 }
-    7, 0, Edx { FSRM = 4 }
+    7, 0, Edx { FSRM = 4, ARCH_CAPABILITIES = 29 }
     7, 1, Eax { AVX_VNNI = 4 }
     0xd, 1, Eax { XSAVEOPT = 0, XSAVEC = 1, XGETBV1 = 2 }
     0x8000_0001, 0, Edx { SYSCALL = 11, NX = 20, MMXEXT = 22, PAGE1GB = 26, RDTSCP = 27, LM = 29 }

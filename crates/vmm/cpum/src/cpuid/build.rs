@@ -99,6 +99,7 @@ impl Builder<'_> {
             || (!self.amd
                 && [bit::CMP_LEGACY, bit::TOPOEXT, bit::CR8_LEGACY, bit::SSE4A, bit::MMXEXT]
                     .contains(&feature))
+            || (self.amd && feature == bit::ARCH_CAPABILITIES)
             || (!self.amd && [bit::CLZERO, bit::XSAVEERPTR].contains(&feature))
     }
 
