@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use uuid::Uuid;
 use vbox_types::ByteSize;
 
+use crate::crypt::{Dek, DiskCipher, SECTOR};
 use crate::dmg::{self, Dmg};
 use crate::error::Error;
 use crate::file::{FileIo, HostFile, Located, SparseFile};
@@ -72,6 +73,8 @@ pub struct Image {
     parent: Option<Arc<Image>>,
     /// The compressed unit that was read last: its number and content.
     unpacked: Mutex<(u64, Vec<u8>)>,
+    /// What the content is encrypted with.
+    cipher: RwLock<Option<Arc<DiskCipher>>>,
 }
 
 pub(crate) fn open_file(path: &Path, mode: OpenMode) -> Result<HostFile, Error> {
@@ -153,6 +156,21 @@ impl Image {
         Ok(Self::from_layout(file, layout, path, mode, format, None))
     }
 
+    /// As [`Image::open_alone`], for writing, if all files of the image lie in `folder`.
+    pub(crate) fn open_within(path: &Path, format: Format, folder: &Path) -> Result<Self, Error> {
+        let mode = OpenMode::ReadWrite;
+        let further = |file: &Path| -> Result<Box<dyn FileIo>, Error> {
+            if file.parent() != Some(folder) {
+                let what = "this for an image whose data lie elsewhere; clone it first".to_owned();
+                return Err(Error::Unsupported { path: file.to_owned(), what });
+            }
+            Ok(Box::new(open_file(file, mode)?))
+        };
+        let file = Box::new(open_file(path, mode)?);
+        let (file, layout) = layout_with(file, path, mode, format, &further)?;
+        Ok(Self::from_layout(file, layout, path, mode, format, None))
+    }
+
     pub(crate) fn open_with(
         path: &Path,
         mode: OpenMode,
@@ -204,7 +222,23 @@ impl Image {
             modifying: Mutex::new(()),
             parent,
             unpacked: Mutex::default(),
+            cipher: RwLock::default(),
         }
+    }
+
+    /// What was stored and is stored by this image and those below it is encrypted with the key; with none it is taken as it
+    /// lies in the file. To be called while no request runs.
+    pub fn set_key(&self, dek: Option<&Dek>) {
+        let cipher = dek.map(|dek| Arc::new(dek.cipher()));
+        let mut image = Some(self);
+        while let Some(own) = image {
+            own.cipher.write().clone_from(&cipher);
+            image = own.parent.as_deref();
+        }
+    }
+
+    fn cipher(&self) -> Option<Arc<DiskCipher>> {
+        self.cipher.read().clone()
     }
 
     pub fn path(&self) -> &Path {
@@ -259,11 +293,14 @@ impl Image {
     /// The next stretch from `offset` on, up to `end`, that may hold something else than zeros, in this image or below it.
     pub fn next_data(&self, offset: u64, end: u64) -> Result<Option<Range<u64>>, Error> {
         let end = end.min(self.size);
+        // Zeros in the file are something else when they are decrypted.
+        let encrypted = self.cipher.read().is_some();
         let mut at = offset;
         while at < end {
             let extent = self.map(at, end - at)?;
             let stop = at + extent.len;
             let found = match extent.place {
+                Place::File(_) if encrypted => Some(at..stop),
                 Place::File(from) => self
                     .file
                     .data(from, extent.len)
@@ -300,6 +337,16 @@ impl Image {
     /// Fills `out` from virtual byte `offset` on.
     pub fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), Error> {
         self.check(offset, out.len() as u64)?;
+        let cipher = self.cipher();
+        if cipher.is_some() && !in_sectors(offset, out.len()) {
+            // Only whole sectors can be decrypted.
+            let range = sectors_around(offset, out.len());
+            let mut whole = vec![0; (range.end - range.start) as usize];
+            self.read(range.start, &mut whole)?;
+            let skip = (offset - range.start) as usize;
+            out.copy_from_slice(&whole[skip..skip + out.len()]);
+            return Ok(());
+        }
         let mut done = 0;
         while done < out.len() {
             let at = offset + done as u64;
@@ -313,6 +360,11 @@ impl Image {
                 Place::Zero => piece.fill(0),
                 Place::Absent => self.read_parent(at, piece)?,
             }
+            if let Some(cipher) = &cipher
+                && matches!(extent.place, Place::File(_) | Place::Packed { .. })
+            {
+                cipher.decrypt(at / SECTOR as u64, piece);
+            }
             done += extent.len as usize;
         }
         Ok(())
@@ -322,6 +374,9 @@ impl Image {
     /// put it together.
     pub(crate) fn locate(&self, offset: u64, len: u64) -> Option<Located<'_>> {
         self.check(offset, len).ok()?;
+        if self.cipher.read().is_some() {
+            return None;
+        }
         let extent = self.map(offset, len).ok().filter(|extent| extent.len == len)?;
         match (extent.place, &self.parent) {
             (Place::File(at), _) => self.file.located(at),
@@ -371,6 +426,18 @@ impl Image {
         self.check_writable()?;
         self.check(offset, data.len() as u64)?;
         self.note_modified()?;
+        let cipher = self.cipher();
+        if cipher.is_some() && !in_sectors(offset, data.len()) {
+            let range = sectors_around(offset, data.len());
+            let mut whole = vec![0; (range.end - range.start) as usize];
+            self.read(range.start, &mut whole)?;
+            let skip = (offset - range.start) as usize;
+            whole[skip..skip + data.len()].copy_from_slice(data);
+            return self.write_with(range.start, &whole, sparse);
+        }
+        // Where zeros are written is nobody's business on an encrypted disk.
+        let skip_zeros = cipher.is_none();
+        let cipher = cipher.as_deref();
         let mut done = 0;
         while done < data.len() {
             let at = offset + done as u64;
@@ -378,17 +445,24 @@ impl Image {
             let mut piece = &data[done..done + extent.len as usize];
             match extent.place {
                 Place::File(to) => {
-                    let written = self
-                        .layout
-                        .before_write(&*self.file, at)
-                        .and_then(|()| self.file.write_at(to, piece));
+                    let write = |bytes: &[u8]| {
+                        self.layout.before_write(&*self.file, at).and_then(|()| self.file.write_at(to, bytes))
+                    };
+                    let written = match cipher {
+                        None => write(piece),
+                        Some(cipher) => {
+                            let mut hidden = piece.to_vec();
+                            cipher.encrypt(at / SECTOR as u64, &mut hidden);
+                            write(&hidden)
+                        }
+                    };
                     written.map_err(|e| Error::host("write to", &self.path, e))?;
                 }
                 // Zeros onto zeros: nothing changes, and the image stays small.
-                Place::Zero if is_zero(piece) => {}
-                Place::Absent if sparse && self.parent.is_none() && is_zero(piece) => {}
+                Place::Zero if skip_zeros && is_zero(piece) => {}
+                Place::Absent if skip_zeros && sparse && self.parent.is_none() && is_zero(piece) => {}
                 Place::Packed { .. } | Place::Zero | Place::Absent => {
-                    let count = self.write_new(at, piece, extent.place)?;
+                    let count = self.write_new(at, piece, extent.place, cipher)?;
                     piece = &piece[..count];
                 }
             }
@@ -398,7 +472,13 @@ impl Image {
     }
 
     /// Writes the start of `data` into a unit that is not in the file yet. How many bytes; 0 if it is there by now.
-    fn write_new(&self, offset: u64, data: &[u8], place: Place) -> Result<usize, Error> {
+    fn write_new(
+        &self,
+        offset: u64,
+        data: &[u8],
+        place: Place,
+        cipher: Option<&DiskCipher>,
+    ) -> Result<usize, Error> {
         let host = |e| Error::host("write to", &self.path, e);
         let allocation = match self.layout.begin(&*self.file, offset, data.len() as u64).map_err(host)? {
             Begin::Mapped => return Ok(0),
@@ -408,15 +488,24 @@ impl Image {
         let data = &data[..data.len().min((allocation.len() - skip) as usize)];
         let packed = matches!(place, Place::Packed { .. });
         let below = packed || place == Place::Absent && self.parent.is_some();
-        if below && (data.len() as u64) < allocation.len() {
+        // What is zeros by default is not what zeros are encrypted to.
+        if cipher.is_some() || below && (data.len() as u64) < allocation.len() {
             let mut unit = vec![0; allocation.len() as usize];
             let inside = (self.size - allocation.start()).min(allocation.len()) as usize;
-            let inside = &mut unit[..inside];
             match place {
-                Place::Packed { unit, .. } => self.read_packed(unit, 0, inside)?,
-                _ => self.read_parent(allocation.start(), inside)?,
+                Place::Packed { unit: number, .. } => {
+                    self.read_packed(number, 0, &mut unit[..inside])?;
+                    if let Some(cipher) = cipher {
+                        cipher.decrypt(allocation.start() / SECTOR as u64, &mut unit[..inside]);
+                    }
+                }
+                Place::Absent => self.read_parent(allocation.start(), &mut unit[..inside])?,
+                Place::File(_) | Place::Zero => {}
             }
             unit[skip as usize..skip as usize + data.len()].copy_from_slice(data);
+            if let Some(cipher) = cipher {
+                cipher.encrypt(allocation.start() / SECTOR as u64, &mut unit[..inside]);
+            }
             self.file.write_at(allocation.file_offset(), &unit).map_err(host)?;
         } else {
             self.file.write_at(allocation.file_offset() + skip, data).map_err(host)?;
@@ -455,6 +544,10 @@ impl Image {
     pub fn discard(&self, offset: u64, len: u64) -> Result<(), Error> {
         self.check_writable()?;
         self.check(offset, len)?;
+        // A hole in the file would not read as zeros, nor as before.
+        if self.cipher.read().is_some() {
+            return Ok(());
+        }
         self.note_modified()?;
         let mut done = 0;
         while done < len {
@@ -471,6 +564,82 @@ impl Image {
             done += extent.len;
         }
         Ok(())
+    }
+}
+
+/// Whether the range is one of whole sectors.
+fn in_sectors(offset: u64, len: usize) -> bool {
+    offset.is_multiple_of(SECTOR as u64) && len.is_multiple_of(SECTOR)
+}
+
+/// The sectors in which the range lies. Encrypted images end with a whole one.
+fn sectors_around(offset: u64, len: usize) -> Range<u64> {
+    let sector = SECTOR as u64;
+    offset / sector * sector..(offset + len as u64).next_multiple_of(sector)
+}
+
+impl Image {
+    /// Decrypts all that the image itself holds with `old` and encrypts it with `new`. The image is nobody else's, and nothing can
+    /// be done with it if this fails. Its UUIDs stay.
+    pub(crate) fn recrypt(
+        &self,
+        old: Option<&DiskCipher>,
+        new: Option<&DiskCipher>,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<(), Error> {
+        const PIECE: u64 = 1 << 20;
+        let host = |e| Error::host("write to", &self.path, e);
+        let mut buffer = Vec::new();
+        let mut at = 0;
+        while at < self.size {
+            if !progress(at, self.size) {
+                return Err(Error::Cancelled { path: self.path.clone() });
+            }
+            let extent = self.map(at, (self.size - at).min(PIECE))?;
+            buffer.resize(extent.len as usize, 0);
+            let sector = at / SECTOR as u64;
+            match extent.place {
+                Place::File(from) => {
+                    self.file
+                        .read_at(from, &mut buffer)
+                        .map_err(|e| Error::host("read from", &self.path, e))?;
+                }
+                Place::Packed { unit, skip } => self.read_packed(unit, skip, &mut buffer)?,
+                // VirtualBox decrypts these, too, so an encrypted image must have none.
+                Place::Zero if new.is_some() && self.format == Format::Vdi => {
+                    let begun = self.layout.begin(&*self.file, at, 1).map_err(host)?;
+                    if let Begin::Allocated(allocation) = begun {
+                        buffer.clear();
+                        buffer.resize((self.size - allocation.start()).min(allocation.len()) as usize, 0);
+                        if let Some(new) = new {
+                            new.encrypt(allocation.start() / SECTOR as u64, &mut buffer);
+                        }
+                        self.file.write_at(allocation.file_offset(), &buffer).map_err(host)?;
+                        at = allocation.start() + allocation.len();
+                        allocation.commit();
+                    }
+                    continue;
+                }
+                Place::Zero | Place::Absent => {
+                    at += extent.len;
+                    continue;
+                }
+            }
+            if let Some(old) = old {
+                old.decrypt(sector, &mut buffer);
+            }
+            if let Some(new) = new {
+                new.encrypt(sector, &mut buffer);
+            }
+            at += match extent.place {
+                Place::File(to) => {
+                    self.file.write_at(to, &buffer).map_err(host)?;
+                    extent.len
+                }
+                place => self.write_new(at, &buffer, place, None)? as u64,
+            };
+        }
+        self.flush()
     }
 }
 

@@ -16,6 +16,7 @@
 
 mod copy;
 mod create;
+mod crypt;
 mod dmg;
 mod error;
 mod fat;
@@ -31,6 +32,7 @@ mod qcow;
 mod qed;
 mod queue;
 mod raw;
+mod recrypt;
 mod ring;
 mod two_level;
 mod units;
@@ -41,12 +43,14 @@ mod vmdk;
 
 pub use copy::{Progress, clone, copy, write_stream_optimized};
 pub use create::{CreateOptions, can_create, create, create_child, create_raw_disk};
+pub use crypt::{Algorithm, Dek, KeyStore, KeyStoreError};
 pub use error::Error;
 pub use fat::format_fat;
 pub use format::{Format, Ids, Variant, probe};
 pub use image::{Image, MediumInfo, OpenMode, delete, files, info, open_chain};
 pub use maintain::{compact, merge_down, merge_up, rename, repair, resize, set_ids};
 pub use queue::{Done, Op, Queue};
+pub use recrypt::Recrypted;
 
 /// Opens, reads, writes and mends an image of untrusted content in memory, for fuzzing: `len` bytes long, zeros but for `pieces`.
 #[doc(hidden)]

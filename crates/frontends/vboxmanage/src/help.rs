@@ -102,6 +102,9 @@ static TOPICS: &[Topic] = &[
             "VM keyboardputstring <string> [string...]",
             "VM keyboardputfile <filename>",
             "VM screenshotpng <filename> [display]",
+            "VM addencpassword <id> <password-file | -> [--removeonsuspend <yes | no>]",
+            "VM removeencpassword <id>",
+            "VM removeallencpasswords",
             "VM setvideomodehint <xres> <yres> <bpp> [display [enabled:yes | no [x-origin y-origin]]]",
             "VM setlinkstateN <on | off>",
             "VM nicN <null | nat | bridged | intnet | hostonly | generic | natnetwork> [device-name]",
@@ -161,6 +164,20 @@ static TOPICS: &[Topic] = &[
              [--property name=value]... [--property-file name=/path/to/file/with/value]..."],
         description: "Creates an image, a VDI unless another format is named, which grows with its content unless the \
                       variant is Fixed.",
+    },
+    Topic {
+        name: "encryptmedium",
+        brief: "manage the encryption of a medium",
+        synopsis: &["<uuid | filename> [--newpassword=<filename | ->] [--oldpassword=<filename | ->] \
+             [--cipher=<AES-XTS128-PLAIN64 | AES-XTS256-PLAIN64>] [--newpasswordid=password-ID]"],
+        description: "Encrypts an image with a new password and a cipher, encrypts it anew if the old password is given, too, \
+                      or decrypts it with the old password alone. Passwords are the first lines of files, - asks for one.",
+    },
+    Topic {
+        name: "checkmediumpwd",
+        brief: "check the encryption password of a medium",
+        synopsis: &["<uuid | filename> <password-file | ->"],
+        description: "Tells whether the password fits an encrypted image.",
     },
     Topic {
         name: "closemedium",

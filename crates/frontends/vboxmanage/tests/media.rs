@@ -206,3 +206,105 @@ fn every_backend_is_listed_with_what_it_can_do() {
     }
     assert!(Path::new(&home.dir).is_dir());
 }
+
+/// The ways of `encryptmedium`, `checkmediumpwd` and what shows them; the content comes out with the password alone.
+#[test]
+fn media_are_encrypted_and_decrypted_with_passwords() {
+    let home = Home::new();
+    let mut raw = vec![0u8; 3 << 20];
+    raw[..14].copy_from_slice(b"for your eyes ");
+    std::fs::write(home.path("raw.img"), &raw).unwrap();
+    for (file, password) in [("one", "first\nsecond line"), ("two", "other"), ("empty", "")] {
+        std::fs::write(home.path(file), password).unwrap();
+    }
+    home.manage("convertfromraw raw.img a.vdi").ok();
+    assert_eq!(field(&home.manage("showmediuminfo a.vdi").ok(), "Encryption:"), "disabled");
+    let refused = home.manage("checkmediumpwd a.vdi one").fails(1);
+    assert!(refused.contains("The image is not configured for encryption"), "{refused}");
+    let bad = "encryptmedium a.vdi --newpassword one --newpasswordid id --cipher ROT13";
+    assert!(home.manage(bad).fails(1).contains("The cipher 'ROT13' is not known"));
+    let encrypt = "encryptmedium a.vdi --newpassword one --newpasswordid id --cipher AES-XTS256-PLAIN64";
+    home.manage(encrypt).ok();
+    let shows = |text: &[u8]| {
+        std::fs::read(home.path("a.vdi")).unwrap().windows(text.len()).any(|window| window == text)
+    };
+    assert!(!shows(b"for your eyes "));
+    let info = home.manage("showmediuminfo a.vdi").ok();
+    assert_eq!(field(&info, "Encryption:"), "enabled");
+    assert_eq!((field(&info, "Cipher:"), field(&info, "Password ID:")), ("AES-XTS256-PLAIN64", "id"));
+    assert_eq!(home.manage("checkmediumpwd a.vdi one").ok(), "The given password is correct\n");
+    let wrong = home.manage("checkmediumpwd a.vdi two").fails(1);
+    assert!(wrong.contains("VBOX_E_PASSWORD_INCORRECT") && wrong.contains("The given password is incorrect"));
+    assert!(home.manage("checkmediumpwd a.vdi empty").fails(1).contains("must not be empty"));
+    // The key outlives the service: the medium is attached nowhere.
+    let wait = std::time::Instant::now();
+    while home.processes().iter().any(|p| p.name == "VBoxSVC") {
+        assert!(wait.elapsed().as_secs() < 60, "VBoxSVC does not end");
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    assert!(std::fs::read_to_string(home.path("config/VirtualBox.xml")).unwrap().contains("CRYPT/KeyStore"));
+    home.manage("mediumio --disk a.vdi --password-file one cat --output=out.img").ok();
+    assert!(std::fs::read(home.path("out.img")).unwrap() == raw);
+    assert!(
+        home.manage("mediumio --disk a.vdi cat").fails(1).contains("Password needed for encrypted medium")
+    );
+    home.manage("mediumio --disk a.vdi --password-file two cat --output=x").fails(1);
+    let refused = home.manage("clonemedium a.vdi b.vdi").fails(1);
+    assert!(refused.contains("cannot be cloned: decrypt it first"), "{refused}");
+    assert!(home.manage(encrypt).fails(1).contains("VBOX_E_PASSWORD_INCORRECT"));
+    let wrong = home.manage("encryptmedium a.vdi --oldpassword two").fails(1);
+    assert!(wrong.contains("The password to decrypt the image is incorrect"), "{wrong}");
+    // Another password, by which another key encrypts.
+    let again = "encryptmedium a.vdi --oldpassword one --newpassword two --newpasswordid its --cipher AES-XTS128-PLAIN64";
+    home.manage(again).ok();
+    home.manage("checkmediumpwd a.vdi two").ok();
+    assert_eq!(field(&home.manage("showmediuminfo a.vdi").ok(), "Password ID:"), "its");
+    home.manage("encryptmedium a.vdi --oldpassword two").ok();
+    assert!(shows(b"for your eyes "));
+    let info = home.manage("showmediuminfo a.vdi").ok();
+    assert_eq!(field(&info, "Encryption:"), "disabled");
+    assert!(!info.contains("CRYPT/") && !info.contains("Boxwood/"), "{info}");
+    home.manage("mediumio --disk a.vdi cat --output=out.img").ok();
+    assert!(std::fs::read(home.path("out.img")).unwrap() == raw);
+    let left: Vec<_> = std::fs::read_dir(&home.dir).unwrap().flatten().map(|e| e.file_name()).collect();
+    assert!(left.iter().all(|name| !name.to_string_lossy().contains("recrypt")), "{left:?}");
+}
+
+/// VBoxSVC is killed at chosen and at random moments while it encrypts: the disk opens as it was, or with the new password.
+#[test]
+fn a_service_killed_while_it_encrypts_loses_nothing() {
+    let home = Home::new();
+    let raw: Vec<u8> = (0..24u32 << 18).flat_map(|i| (i / 7).to_le_bytes()).collect();
+    std::fs::write(home.path("raw.img"), &raw).unwrap();
+    std::fs::write(home.path("pw"), "secret").unwrap();
+    home.manage("convertfromraw raw.img a.vdi --static").ok();
+    let mut encrypted = false;
+    let (mut switched, mut stayed) = (0, 0);
+    for round in 0..14u64 {
+        let change = match encrypted {
+            false => "encryptmedium a.vdi --newpassword pw --newpasswordid id --cipher AES-XTS128-PLAIN64",
+            true => "encryptmedium a.vdi --oldpassword pw",
+        };
+        home.manage("showmediuminfo a.vdi").ok();
+        let client = home.spawn(change.split(' '));
+        std::thread::sleep(std::time::Duration::from_millis(150 + round * 130 % 1100));
+        for process in home.processes().iter().filter(|p| p.name == "VBoxSVC") {
+            home.kill(process);
+        }
+        finish(client);
+        let now = field(&home.manage("showmediuminfo a.vdi").ok(), "Encryption:") == "enabled";
+        if now == encrypted {
+            stayed += 1
+        } else {
+            switched += 1
+        }
+        encrypted = now;
+        let cat = match encrypted {
+            false => "mediumio --disk a.vdi cat --output=out.img",
+            true => "mediumio --disk a.vdi --password-file pw cat --output=out.img",
+        };
+        home.manage(cat).ok();
+        assert!(std::fs::read(home.path("out.img")).unwrap() == raw, "round {round}, encrypted: {encrypted}");
+    }
+    eprintln!("{switched} changes were made, {stayed} were not");
+}

@@ -43,6 +43,7 @@ fn drive(kind: DriveKind, path: PathBuf, port: u8) -> DriveConfig {
         parents: Vec::new(),
         shareable: false,
         uuid: Uuid::nil(),
+        encryption: None,
     };
     DriveConfig {
         kind,

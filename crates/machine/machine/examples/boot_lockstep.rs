@@ -445,6 +445,7 @@ fn drive(path: PathBuf) -> DriveConfig {
             parents: Vec::new(),
             shareable: false,
             uuid: Uuid::nil(),
+            encryption: None,
         }),
         non_rotational: false,
         discard: false,

@@ -151,6 +151,16 @@ pub struct MediumConfig {
     /// Other machines may write to it, too.
     pub shareable: bool,
     pub uuid: Uuid,
+    pub encryption: Option<Encryption>,
+}
+
+/// How the content of a medium, and of those that it depends on, is encrypted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encryption {
+    /// The id by which a password is given for it.
+    pub key_id: String,
+    /// VirtualBox's key store, in base64.
+    pub key_store: String,
 }
 
 /// A drive on a controller.
@@ -632,10 +642,13 @@ fn drive(
             if !find_chain(media, id, &mut chain) {
                 return Err(format!("the medium {{{id}}} at {place}, which is in no media registry and"));
             }
-            // What is in such a file is no disk for a guest, and what it wrote would be lost.
-            if let Some(medium) = chain.iter().find(|m| m.properties.contains_key("CRYPT/KeyStore")) {
-                return Err(format!("the encrypted medium \"{}\" at {place}", medium.location));
-            }
+            // The base says it for the whole chain.
+            let encryption = chain.first().and_then(|base| {
+                Some(Encryption {
+                    key_store: base.properties.get("CRYPT/KeyStore")?.clone(),
+                    key_id: base.properties.get("CRYPT/KeyId").cloned().unwrap_or_default(),
+                })
+            });
             let file = |m: &&Medium| (folder.join(&m.location), m.format.clone());
             let mut files: Vec<_> = chain.iter().map(file).collect();
             let (path, format) = files.pop().unwrap_or_default();
@@ -647,6 +660,7 @@ fn drive(
                 read_only: kind == DriveKind::Dvd || of_type(w::MediumType::Readonly),
                 shareable: of_type(w::MediumType::Shareable),
                 uuid: id,
+                encryption,
             })
         }
     };
@@ -742,22 +756,26 @@ mod tests {
     }
 
     #[test]
-    fn an_encrypted_medium_is_refused_and_not_run_as_it_lies_in_the_file() {
+    fn an_encrypted_medium_comes_with_the_key_store_of_its_base() {
         let mut m = MachineSettings::default();
+        let child = Medium { uuid: Uuid::from_u128(2), location: "b.vdi".into(), ..Medium::default() };
+        let drive = AttachedDevice { image: Some(child.uuid), ..AttachedDevice::default() };
         let mut medium = Medium { uuid: Uuid::from_u128(1), location: "a.vdi".into(), ..Medium::default() };
-        let drive = AttachedDevice { image: Some(medium.uuid), ..AttachedDevice::default() };
+        medium.children.push(child);
         let mut sata = StorageController::new("SATA", w::StorageBus::Sata);
         (sata.port_count, sata.attached) = (1, vec![drive]);
         m.hardware.storage_controllers = vec![sata];
         m.media_registry.hard_disks = vec![medium.clone()];
-        assert!(MachineConfig::from_settings(&m, Path::new("/vm")).is_ok());
+        let encryption = |m: &MachineSettings| {
+            let ahci = MachineConfig::from_settings(m, Path::new("/vm")).unwrap().ahci.unwrap();
+            ahci.drives[0].medium.clone().unwrap().encryption
+        };
+        assert_eq!(encryption(&m), None);
         medium.properties.insert("CRYPT/KeyStore".into(), "U0NORQ==".into());
+        medium.properties.insert("CRYPT/KeyId".into(), "mine".into());
         m.media_registry.hard_disks = vec![medium];
-        let reasons = MachineConfig::from_settings(&m, Path::new("/vm")).unwrap_err();
-        assert!(
-            reasons[0].contains("the encrypted medium \"a.vdi\" at \"SATA\" port 0 device 0"),
-            "{reasons:?}"
-        );
+        let wanted = Encryption { key_id: "mine".into(), key_store: "U0NORQ==".into() };
+        assert_eq!(encryption(&m), Some(wanted));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use vbox_types::{MachineState, ResultCode, VcpuId};
 use crate::config::MachineConfig;
 use crate::cpus::PlugError;
 use crate::engine::Kind;
+use crate::keys::KeyError;
 use crate::machine::Machine;
 use crate::network::NicConfig;
 use crate::stam::Baseline;
@@ -102,11 +103,18 @@ impl ConsoleBackend for Console {
     fn pause(&self) -> ApiResult<()> {
         self.require(&[MachineState::Running])?;
         self.machine.em().pause();
+        self.machine.storage().suspended();
         Ok(())
     }
 
     fn resume(&self) -> ApiResult<()> {
         self.require(&[MachineState::Paused])?;
+        if self.machine.storage().waits_for_key() {
+            return Err(ApiError::new(
+                ResultCode::VmError,
+                "Could not resume the machine execution (VERR_VD_DEK_MISSING): the password of an encrypted disk is missing",
+            ));
+        }
         self.machine.em().resume();
         Ok(())
     }
@@ -339,6 +347,47 @@ impl ConsoleBackend for Console {
             PlugError::NotAttached(_) => ApiError::not_found(error.to_string()),
             PlugError::InUse => ApiError::new(ResultCode::VmError, error.to_string()),
         })
+    }
+
+    fn add_encryption_password(&self, id: &str, password: &str, clear_on_suspend: bool) -> ApiResult<()> {
+        self.require(LIVE)?;
+        if id.is_empty() || password.is_empty() {
+            return Err(ApiError::fail("The ID and password must be both valid"));
+        }
+        let added = self.machine.storage().add_password(id, password, clear_on_suspend);
+        let goes_on = added.map_err(|error| match &error {
+            KeyError::Exists => {
+                ApiError::new(ResultCode::ObjectInUse, "A password with the given ID already exists")
+            }
+            KeyError::Wrong(id) => ApiError::new(
+                ResultCode::PasswordIncorrect,
+                format!(
+                    "The provided password for ID \"{id}\" is not correct for at least one disk using this ID"
+                ),
+            ),
+            KeyError::Store(cause) => ApiError::fail(format!("Failed to set the encryption key ({cause})")),
+        })?;
+        if goes_on && self.state() == MachineState::Paused {
+            self.machine.em().resume();
+        }
+        Ok(())
+    }
+
+    fn remove_encryption_password(&self, id: &str) -> ApiResult<()> {
+        if id.is_empty() {
+            return Err(ApiError::fail("The ID must be valid"));
+        }
+        if self.machine.storage().remove_password(id) {
+            return Ok(());
+        }
+        Err(ApiError::new(
+            ResultCode::ObjectNotFound,
+            format!("A password with the ID \"{id}\" does not exist"),
+        ))
+    }
+
+    fn clear_encryption_passwords(&self) {
+        self.machine.storage().clear_passwords();
     }
 
     fn set_execution_cap(&self, percent: u32) -> ApiResult<()> {

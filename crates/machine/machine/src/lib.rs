@@ -13,6 +13,7 @@ pub mod engine;
 pub mod firmware;
 pub mod host;
 pub mod hwvirt;
+pub mod keys;
 pub mod log;
 pub mod machine;
 pub mod network;

@@ -184,6 +184,7 @@ fn start(
     machine.em().power_on(hooks).context("cannot start the vCPU threads")?;
     process.serve_console(console.clone());
     tell_ejects(&machine, process)?;
+    pause_for_keys(&machine)?;
     end_by_signal(&machine)?;
     if request.paused {
         console.run_state_changed(RunState::Paused);
@@ -209,6 +210,29 @@ fn tell_ejects(machine: &Arc<Machine>, process: &Arc<VmProcess>) -> Result<()> {
                 }
                 told.is_err_and(|e| e.is_connection_lost())
             });
+        }
+    })?;
+    Ok(())
+}
+
+/// Pauses the machine when the guest asks for an encrypted disk whose password was not given.
+fn pause_for_keys(machine: &Arc<Machine>) -> Result<()> {
+    const TURN: Duration = Duration::from_millis(500);
+    let machine = Arc::downgrade(machine);
+    std::thread::Builder::new().name("keys".into()).spawn(move || {
+        while let Some(machine) = machine.upgrade() {
+            // It may have come in between.
+            if machine.storage().key_missing(TURN) && machine.storage().waits_for_key() {
+                tracing::warn!(
+                    target: "storage",
+                    "VD: The DEK for this disk is missing (DrvVD_DEKMISSING): the machine is paused until its password comes \
+                     by 'controlvm addencpassword'"
+                );
+                machine.em().pause();
+                if !machine.storage().waits_for_key() {
+                    machine.em().resume();
+                }
+            }
         }
     })?;
     Ok(())

@@ -19,6 +19,7 @@ use pdm::connector::{BlockDriver, Medium};
 use crate::block::ImageDriver;
 use crate::config::{DriveConfig, DriveKind, MachineConfig, PortsConfig, ScsiConfig, ScsiModel};
 use crate::engine::Between;
+use crate::keys::{KeyError, Keys};
 
 /// A controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -77,6 +78,7 @@ pub struct Storage {
     controllers: Controllers,
     drives: Mutex<Drives>,
     ejected: Arc<Ejected>,
+    keys: Arc<Keys>,
 }
 
 #[derive(Default)]
@@ -177,6 +179,7 @@ fn identity(drive: &DriveConfig) -> DiskIdentity {
 pub struct Media {
     images: BTreeMap<Place, Arc<ImageDriver>>,
     ejected: Arc<Ejected>,
+    keys: Arc<Keys>,
     between: Option<Between>,
 }
 
@@ -193,7 +196,7 @@ impl Media {
 
     fn open(&mut self, chip: Chip, drive: &DriveConfig) -> anyhow::Result<Option<Arc<dyn BlockDriver>>> {
         let Some(medium) = &drive.medium else { return Ok(None) };
-        let image = ImageDriver::open(medium)?;
+        let image = self.keys.open(medium)?;
         self.images.insert((chip, drive.port, drive.device), image.clone());
         Ok(Some(match &self.between {
             Some(between) => between(image),
@@ -341,7 +344,7 @@ impl Media {
     /// The drives of the machine that was built from the configuration.
     pub fn finish(self, config: &MachineConfig, controllers: Controllers) -> Storage {
         let drives = Drives { configs: configs(config), images: self.images, untold: Vec::new() };
-        Storage { controllers, drives: Mutex::new(drives), ejected: self.ejected }
+        Storage { controllers, drives: Mutex::new(drives), ejected: self.ejected, keys: self.keys }
     }
 }
 
@@ -381,6 +384,38 @@ impl Storage {
         Ok(())
     }
 
+    /// Whether the guest waits for a key. Waits for that at most for `time`.
+    pub fn key_missing(&self, time: Duration) -> bool {
+        self.keys.missing(time)
+    }
+
+    /// The images that the guest waits for until their passwords are given.
+    pub fn waits_for_key(&self) -> bool {
+        self.drives.lock().images.values().any(|image| image.is_wanted())
+    }
+
+    /// Keeps a password and unlocks the disks that it is for. Whether the guest, which had waited for one, can go on now.
+    pub fn add_password(&self, id: &str, password: &str, clear_on_suspend: bool) -> Result<bool, KeyError> {
+        let drives = self.drives.lock();
+        let waited = drives.images.values().any(|image| image.is_wanted());
+        self.keys.add(id, password, clear_on_suspend, drives.images.values())?;
+        Ok(waited && drives.images.values().all(|image| image.is_open()))
+    }
+
+    /// Forgets the password with this id; whether there was one.
+    pub fn remove_password(&self, id: &str) -> bool {
+        self.keys.remove(id)
+    }
+
+    pub fn clear_passwords(&self) {
+        self.keys.clear();
+    }
+
+    /// The machine is paused: passwords that are not to outlive that go, and so do the keys of their disks.
+    pub fn suspended(&self) {
+        self.keys.suspended(self.drives.lock().images.values());
+    }
+
     /// Takes note of the discs that the guest has ejected, and closes their images.
     fn settle_ejects(&self, drives: &mut Drives) {
         for place in self.ejected.take() {
@@ -402,9 +437,9 @@ impl Storage {
 
     /// Lets go of the image at `place`.
     fn close(&self, drives: &mut Drives, place: Place) {
-        if let Some(image) = drives.images.remove(&place)
-            && let Err(error) = image.settle()
-        {
+        let Some(image) = drives.images.remove(&place) else { return };
+        image.give_up();
+        if let Err(error) = image.settle() {
             tracing::error!(target: "storage", %error, "the guest's last writes to a medium that was taken out are lost");
         }
     }
@@ -417,7 +452,8 @@ impl Storage {
         new: DriveConfig,
         force: bool,
     ) -> Result<(), ChangeError> {
-        let image = new.medium.as_ref().map(ImageDriver::open).transpose().map_err(ChangeError::Failed)?;
+        let image = new.medium.as_ref().map(|medium| self.keys.open(medium));
+        let image = image.transpose().map_err(ChangeError::Failed)?;
         let medium: Medium = image.clone().map(|image| image as _);
         let (chip, port, device) = place;
         let (port, device) = (usize::from(port), usize::from(device));
@@ -484,7 +520,7 @@ impl Storage {
 
     fn plug(&self, drives: &mut Drives, place: Place, new: DriveConfig) -> Result<(), ChangeError> {
         let port = usize::from(place.1);
-        let mut media = Media::default();
+        let mut media = Media { keys: self.keys.clone(), ..Media::default() };
         let mut drive = || media.disk_or_cd(place.0, &new).map_err(ChangeError::Failed);
         match (place.0, &self.controllers.ahci) {
             (Chip::Ahci, Some(ahci)) => {

@@ -141,6 +141,15 @@ pub trait ConsoleBackend: Send + Sync + 'static {
     /// Plugs a virtual CPU in or out. Takes until the guest has let it go; where it does not, that is an error.
     fn plug_cpu(&self, cpu: u32, plugged: bool) -> ApiResult<()>;
 
+    /// Keeps a password for the encrypted disks that have this id, and unlocks them. All or none where one does not fit.
+    fn add_encryption_password(&self, id: &str, password: &str, clear_on_suspend: bool) -> ApiResult<()>;
+
+    /// Forgets a password. Disks that it has unlocked stay so until the machine is paused or off.
+    fn remove_encryption_password(&self, id: &str) -> ApiResult<()>;
+
+    /// Forgets all passwords.
+    fn clear_encryption_passwords(&self);
+
     /// Lets guest code run for `percent` of the time.
     fn set_execution_cap(&self, percent: u32) -> ApiResult<()>;
 }
@@ -637,6 +646,21 @@ static CALLS: LazyLock<CallTable<Backend>> = LazyLock::new(|| {
         .add(IConsole::SleepButton, |b, ()| b.sleep_button())
         .add(IConsole::GetPowerButtonHandled, |b, ()| b.power_button_handled())
         .add(IConsole::GetGuestEnteredACPIMode, |b, ()| b.guest_entered_acpi_mode())
+        .add(IConsole::AddEncryptionPassword, |b, (id, password, clear)| {
+            b.add_encryption_password(&id, &password, clear)
+        })
+        .add(IConsole::AddEncryptionPasswords, |b, (ids, passwords, clear)| {
+            if ids.len() != passwords.len() || ids.is_empty() {
+                return Err(ApiError::invalid_arg("There must be a password for each id"));
+            }
+            let mut all = ids.iter().zip(&passwords);
+            all.try_for_each(|(id, password)| b.add_encryption_password(id, password, clear))
+        })
+        .add(IConsole::RemoveEncryptionPassword, |b, (id,)| b.remove_encryption_password(&id))
+        .add(IConsole::ClearAllEncryptionPasswords, |b, ()| {
+            b.clear_encryption_passwords();
+            Ok(())
+        })
         .add(IKeyboard::PutScancode, |b, (code,)| b.put_scancodes(&[code as u8]).map(drop))
         .add(IKeyboard::PutScancodes, |b, (codes,)| {
             let codes: Vec<u8> = codes.into_iter().map(|c| c as u8).collect();

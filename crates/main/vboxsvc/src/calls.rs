@@ -22,7 +22,9 @@ use crate::mirror::Mirror;
 use crate::objects::{self, MachineRef, Object, Part, medium_path};
 use crate::svc::{Context, State, Svc};
 use crate::view::gone;
-use crate::{appliance, calls_machine, calls_media, calls_networks, calls_storage, guest_properties};
+use crate::{
+    appliance, calls_machine, calls_media, calls_networks, calls_storage, encryption, guest_properties,
+};
 
 pub(crate) fn table() -> CallTable<Context> {
     let mut t = CallTable::default();
@@ -33,6 +35,7 @@ pub(crate) fn table() -> CallTable<Context> {
     media(&mut t);
     calls_machine::add(&mut t);
     calls_media::add(&mut t);
+    encryption::add(&mut t);
     calls_networks::calls(&mut t);
     calls_storage::add(&mut t);
     appliance::calls(&mut t);
@@ -55,6 +58,7 @@ pub(crate) fn may_block(interface: &str, method: &str) -> bool {
             )
             | ("IMachine", "LockMachine" | "LaunchVMProcess" | "Unregister")
             | ("ISession", "OpenConsole")
+            | ("IMedium", "CheckEncryptionPassword")
     ) || calls_networks::may_block(interface, method)
 }
 
@@ -91,6 +95,7 @@ fn list_media(c: &Context, kind: DriveType) -> ApiResult<MediaList> {
     let mut list = MediaList::default();
     for ((id, location, _), seen) in files.into_iter().zip(seen) {
         // One that was closed, or moved, in between is as it is now.
+        let encrypted = encryption::settings(&state.media, id).is_some();
         let Ok(medium) = state.media.medium_mut(id) else { continue };
         if medium.location == location && medium.phase == Phase::There {
             medium.saw(seen);
@@ -102,7 +107,7 @@ fn list_media(c: &Context, kind: DriveType) -> ApiResult<MediaList> {
         list.4.push(medium.location.display().to_string());
         list.5.push(medium.format.clone());
         list.6.push(medium.info.as_ref().map_or(0, |i| i.logical_size.to_api()));
-        list.7.push(medium.properties.contains_key("CRYPT/KeyStore"));
+        list.7.push(encrypted);
     }
     Ok(list)
 }

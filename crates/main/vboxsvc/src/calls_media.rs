@@ -69,7 +69,7 @@ fn sectors(size: i64) -> ApiResult<u64> {
     Ok(size.next_multiple_of(512))
 }
 
-fn own(c: &Context) -> ApiResult<Uuid> {
+pub(crate) fn own(c: &Context) -> ApiResult<Uuid> {
     match c.object {
         Object::Medium(id) => Ok(id),
         _ => Err(gone()),
@@ -80,7 +80,7 @@ fn not_supported(text: String) -> ApiError {
     ApiError::new(ResultCode::NotSupported, text).on("IMedium")
 }
 
-fn failed(what: &str, error: vd::Error) -> ApiError {
+pub(crate) fn failed(what: &str, error: vd::Error) -> ApiError {
     use std::error::Error as _;
     let code = match &error {
         vd::Error::Cancelled { .. } => ResultCode::IprtError,
@@ -149,7 +149,7 @@ pub(crate) fn creatable(format: Format, variant: &[api::MediumVariant]) -> ApiRe
 }
 
 /// Runs `work` on a thread, with `tasks` marked before it and cleared after it. `end` takes its result into the state.
-fn run<T: Send + 'static>(
+pub(crate) fn run<T: Send + 'static>(
     c: &Context,
     mut state: parking_lot::MutexGuard<'_, State>,
     description: String,
@@ -183,7 +183,7 @@ fn run<T: Send + 'static>(
 }
 
 /// Shows `vd`'s progress; `false` when someone has cancelled.
-fn tell(progress: &Progress) -> impl FnMut(u64, u64) -> bool + '_ {
+pub(crate) fn tell(progress: &Progress) -> impl FnMut(u64, u64) -> bool + '_ {
     |done, of| {
         progress.set((done as u128 * 100 / of.max(1) as u128) as u32, "");
         !progress.canceled()
@@ -244,6 +244,9 @@ fn clone_to(
     let source = own(c)?;
     let state = c.svc.state.lock();
     let mut tasks = reading(&state.media, source)?;
+    for medium in [source, target] {
+        crate::encryption::refuse(&state.media, medium, "cloned")?;
+    }
     let files = state.media.files(source)?;
     let from = state.media.medium(source)?.location.display().to_string();
     let medium = state.media.medium(target)?;
@@ -474,6 +477,10 @@ fn resize(c: &Context, size: u64) -> ApiResult<ObjRef<IProgress>> {
     let tasks = writing(&state.media, id)?;
     let medium = state.media.medium(id)?;
     let location = medium.location.display().to_string();
+    if medium.info.as_ref().is_some_and(|i| i.variant.is_fixed()) {
+        // The new part would have to hold encrypted zeros.
+        crate::encryption::refuse(&state.media, id, "resized")?;
+    }
     if medium.info.as_ref().is_some_and(|Info { logical_size, .. }| *logical_size > size) {
         return Err(not_supported(format!("Shrinking is not yet supported for medium '{location}'")));
     }

@@ -15,6 +15,7 @@ pub(crate) type Chain = Vec<(PathBuf, vd::Format)>;
 
 /// Where the image and those below it lie.
 pub(crate) fn chain(media: &MediaPool, id: Uuid) -> ApiResult<Chain> {
+    crate::encryption::refuse(media, id, "copied")?;
     media.files(id)
 }
 

@@ -84,6 +84,7 @@ impl State {
         state.finish_rename(config_dir)?;
         let registry = state.global.settings.media_registry.clone();
         state.media.load(&registry, Uuid::nil(), config_dir);
+        crate::encryption::finish_switches(&mut state.media);
         for entry in state.global.settings.machines.clone() {
             let machine = Machine::load(entry.uuid, config_dir.join(&entry.settings_file));
             if let Some(error) = &machine.access_error {
@@ -97,6 +98,7 @@ impl State {
     pub(crate) fn add_machine(&mut self, machine: Machine) {
         let folder = machine.folder().to_owned();
         self.media.load(&machine.settings.media_registry, machine.id, &folder);
+        crate::encryption::finish_switches(&mut self.media);
         if !self.order.contains(&machine.id) {
             self.order.push(machine.id);
         }

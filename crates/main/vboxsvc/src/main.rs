@@ -14,6 +14,7 @@ mod calls_networks;
 mod calls_storage;
 mod clone;
 mod descriptors;
+mod encryption;
 mod export;
 mod guest_properties;
 mod host;

@@ -281,6 +281,7 @@ impl MediaPool {
     pub(crate) fn begin(&mut self, tasks: &[(Uuid, Task)]) -> ApiResult<()> {
         for (id, task) in tasks {
             self.medium(*id)?.check(*task)?;
+            crate::encryption::check(self, *id)?;
         }
         for (id, task) in tasks {
             let medium = self.medium_mut(*id)?;
@@ -449,6 +450,7 @@ impl MediaPool {
         let wanted = self.attached(settings);
         for (id, writes) in &wanted {
             let Some(medium) = self.media.get(id) else { continue };
+            crate::encryption::check(self, *id)?;
             let conflict = medium.users.iter().any(|(user, other_writes)| {
                 *user != machine
                     && (*writes || *other_writes)

@@ -85,6 +85,21 @@ impl Run<'_> {
                     )
                     .context(|| format!("SetVideoModeHint({}, {})", hint.width, hint.height))
             }
+            Action::AddEncPassword { id, password, remove_on_suspend } => {
+                let password = super::machine::read_password(&password, "Enter password:")?;
+                console
+                    .call(IConsole::AddEncryptionPassword, (id, password.to_string(), remove_on_suspend))
+                    .context(|| {
+                        "AddEncryptionPassword(bstrPwId.raw(), Bstr(strPassword).raw(), fRemoveOnSuspend)"
+                            .to_owned()
+                    })
+            }
+            Action::RemoveEncPassword(id) => console
+                .call(IConsole::RemoveEncryptionPassword, (id,))
+                .context(|| "RemoveEncryptionPassword(bstrPwId.raw())".to_owned()),
+            Action::RemoveAllEncPasswords => console
+                .call(IConsole::ClearAllEncryptionPasswords, ())
+                .context(|| "ClearAllEncryptionPasswords()".to_owned()),
             Action::Change { .. } | Action::Unavailable(_) => Ok(()),
         }
     }

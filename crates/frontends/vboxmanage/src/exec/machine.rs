@@ -4,10 +4,11 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::panic::Location;
 
-use main_api::enums::CleanupMode;
-use main_api::idl::{IMachine, IMedium, IVirtualBox};
+use main_api::enums::{CleanupMode, LockType};
+use main_api::idl::{IConsole, IMachine, IMedium, IVirtualBox};
 use main_api::{ApiError, ObjRef};
 use vbox_types::ResultCode;
+use zeroize::Zeroizing;
 
 use super::{Context, Done, Failure, Run, absolute, not_available};
 use crate::parse::machine::{
@@ -33,6 +34,28 @@ pub(super) fn read_password_file(file: &str) -> Result<String, Failure> {
     let line = text.split(|byte| matches!(byte, b'\n' | b'\r')).next().unwrap_or_default();
     String::from_utf8(line.to_vec())
         .map_err(|_| Failure::Text(format!("The password in file '{file}' is not valid UTF-8")))
+}
+
+/// Reads a password: the first line of a file, or of what is typed at the terminal, unseen, for `-`.
+pub(super) fn read_password(file: &str, prompt: &str) -> Result<Zeroizing<String>, Failure> {
+    if file != "-" {
+        return read_password_file(file).map(Zeroizing::new);
+    }
+    print::stdout(prompt);
+    let input = io::stdin();
+    let before = rustix::termios::tcgetattr(&input).ok();
+    if let Some(mut hidden) = before.clone() {
+        hidden.local_modes.remove(rustix::termios::LocalModes::ECHO);
+        let _ = rustix::termios::tcsetattr(&input, rustix::termios::OptionalActions::Now, &hidden);
+    }
+    let mut line = Zeroizing::new(String::new());
+    let read = input.read_line(&mut line);
+    if let Some(before) = before {
+        let _ = rustix::termios::tcsetattr(&input, rustix::termios::OptionalActions::Now, &before);
+    }
+    print::stdout("\n");
+    read.map_err(|error| Failure::Text(format!("Failed to read the password from the terminal ({error})")))?;
+    Ok(Zeroizing::new(line.trim_end_matches(['\n', '\r']).to_owned()))
 }
 
 impl Run<'_> {
@@ -127,9 +150,17 @@ impl Run<'_> {
     }
 
     pub(super) fn start_vm(&mut self, request: StartVm) -> Done {
-        if request.password_id.is_some() && request.password.is_some() {
-            return Err(not_available("The encryption of machines"));
-        }
+        // Machines are not encrypted here; their disks may be.
+        let password = match (request.password_id, request.password) {
+            (Some(id), Some(source)) => {
+                let file = match &source {
+                    PasswordSource::File(file) => file.to_string_lossy().into_owned(),
+                    PasswordSource::Terminal => "-".to_owned(),
+                };
+                Some((id, read_password(&file, "Enter password:")?))
+            }
+            _ => None,
+        };
         // The VM's window, if it has one, opens where this command was given.
         let mut environment = Vec::new();
         for name in ["DISPLAY", "XAUTHORITY"] {
@@ -140,12 +171,31 @@ impl Run<'_> {
         environment.extend(request.environment);
         let mut failed = false;
         for vm in &request.vms {
-            if let Err(failure) = self.start_one(vm, &request.front_end, &environment) {
+            let started =
+                self.start_one(vm, &request.front_end, &environment).and_then(|()| match &password {
+                    Some((id, password)) => self.add_password(vm, id, password),
+                    None => Ok(()),
+                });
+            if let Err(failure) = started {
                 self.report(failure);
                 failed = true;
             }
         }
         if failed { Err(Failure::Silent) } else { Ok(()) }
+    }
+
+    /// Gives a running machine the password of its encrypted disks.
+    fn add_password(&mut self, vm: &str, id: &str, password: &str) -> Done {
+        let machine = self.find(vm)?;
+        let session = self
+            .client
+            .lock_machine(&machine, LockType::Shared)
+            .context(|| "LockMachine(a->session, LockType_Shared)".to_owned())?;
+        let console = session.console().context(|| "COMGETTER(Console)(console.asOutParam())".to_owned())?;
+        let args = (id.to_owned(), password.to_owned(), false);
+        console.call(IConsole::AddEncryptionPassword, args).context(|| {
+            "AddEncryptionPassword(Bstr(pszPasswordId).raw(), Bstr(strPassword).raw(), FALSE)".to_owned()
+        })
     }
 
     fn start_one(&mut self, vm: &str, front_end: &str, environment: &[String]) -> Done {

@@ -15,8 +15,6 @@ use crate::parse::medium::{
 use crate::print;
 use crate::print::medium::{MediumInfo, Parent, User};
 
-/// The property of a medium that is encrypted.
-const KEY_STORE: &str = "CRYPT/KeyStore";
 /// Greatest size of a file that holds a property's value.
 const MAX_PROPERTY_FILE: u64 = 16 << 20;
 
@@ -148,7 +146,7 @@ impl Run<'_> {
                 properties: Vec::new(),
                 users: Vec::new(),
                 children: Vec::new(),
-                encrypted,
+                encryption: encrypted.then(Default::default),
             };
             text.push_str(&print::medium::show(&info, false));
             text.push('\n');
@@ -185,7 +183,11 @@ impl Run<'_> {
             size: all.read(IMedium::Size)?,
             users,
             children,
-            encrypted: properties.iter().any(|(name, _)| name == KEY_STORE),
+            encryption: medium.call(IMedium::GetEncryptionSettings, ()).map_or_else(
+                // What is wrong with its key store does not make it another medium.
+                |error| (!error.is(ResultCode::NotSupported)).then(Default::default),
+                Some,
+            ),
             properties,
         })
     }

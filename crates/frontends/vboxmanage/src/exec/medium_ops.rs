@@ -9,12 +9,14 @@ use main_api::enums::*;
 use main_api::idl::*;
 use main_api::{ObjRef, Proxy};
 use vbox_types::{ByteSize, ResultCode};
-use vd::{CreateOptions, Format, Image, OpenMode, Variant};
+use vd::{CreateOptions, Format, Image, KeyStore, OpenMode, Variant};
 
-use super::{Context, Done, Failure, Run, absolute, device_type, named, not_available};
+use super::machine::read_password;
+use super::{Context, Done, Failure, Run, absolute, device_type, named};
 use crate::parse::medium::MediumKind;
 use crate::parse::medium_ops::{
-    CloneMedium, ConvertFromRaw, IoAction, MediumIo, MediumProperty, ModifyMedium, PropertyAction,
+    CheckMediumPwd, CloneMedium, ConvertFromRaw, EncryptMedium, IoAction, MediumIo, MediumProperty,
+    ModifyMedium, PropertyAction,
 };
 use crate::print::error::Stderr;
 use crate::print::hex::HexDump;
@@ -22,6 +24,9 @@ use crate::print::hex::HexDump;
 const MIB: u64 = 1 << 20;
 /// Bytes that are read from an image at a time.
 const PIECE: u64 = 128 << 10;
+
+/// The property of an encrypted base medium with its key.
+pub(super) const KEY_STORE: &str = "CRYPT/KeyStore";
 
 /// How a medium of the kind is opened to be changed.
 fn access(kind: MediumKind) -> AccessMode {
@@ -201,15 +206,33 @@ impl Run<'_> {
     }
 
     pub(super) fn medium_io(&mut self, request: MediumIo) -> Done {
-        if request.password_file.is_some() {
-            return Err(not_available("The encryption of media"));
-        }
+        let password = match &request.password_file {
+            Some(file) => Some(read_password(file, "Enter encryption password:")?),
+            None => None,
+        };
         let writes = request.action == IoAction::FormatFat;
         let mode = if writes { AccessMode::ReadWrite } else { AccessMode::ReadOnly };
         let medium = self.opened(&request.medium, request.kind, mode)?;
+        let base = medium.object(IMedium::Base).context(|| "COMGETTER(Base)".to_owned())?;
+        let (names, values) = base
+            .call(IMedium::GetProperties, (String::new(),))
+            .context(|| "OpenForIO(fWritable, bstrPassword.raw(), rPtrMediumIO.asOutParam())".to_owned())?;
+        let store = names.iter().zip(values).find_map(|(name, value)| (name == KEY_STORE).then_some(value));
+        let key = match (store, password) {
+            (None, None) => None,
+            (None, Some(_)) => {
+                return Err(Failure::Text("Password given for unencrypted medium".to_owned()));
+            }
+            (Some(_), None) => return Err(Failure::Text("Password needed for encrypted medium".to_owned())),
+            (Some(store), Some(password)) => {
+                let key = KeyStore::decode(&store).and_then(|store| store.unlock(&password));
+                Some(key.map_err(|e| Failure::Text(format!("Cannot open '{}': {e}", request.medium)))?)
+            }
+        };
         let files = self.files(medium)?;
         let mode = if writes { OpenMode::ReadWrite } else { OpenMode::ReadOnly };
         let image = vd::open_chain(&files, mode).map_err(|e| Failure::Text(text(&e)))?;
+        image.set_key(key.as_ref());
         match request.action {
             IoAction::FormatFat => vd::format_fat(&image).map_err(|e| Failure::Text(text(&e))),
             IoAction::Cat { hex, offset, size, output } => {
@@ -238,6 +261,34 @@ impl Run<'_> {
                 })
             }
         }
+    }
+
+    pub(super) fn encrypt_medium(&mut self, request: EncryptMedium) -> Done {
+        let read = |file: &Option<String>, prompt: &str| match file {
+            None => Ok(String::new()),
+            Some(file) => read_password(file, prompt).map(|password| password.to_string()),
+        };
+        let new = read(&request.new_password, "Enter new password:")?;
+        let old = read(&request.old_password, "Enter old password:")?;
+        let medium = self.opened(&request.medium, MediumKind::Disk, AccessMode::ReadWrite)?;
+        let progress = medium
+            .call(IMedium::ChangeEncryption, (old, request.cipher, new, request.new_password_id))
+            .context(|| {
+                "ChangeEncryption(Bstr(strPasswordOld).raw(), Bstr(pszCipher).raw(), Bstr(strPasswordNew).raw(), \
+                 Bstr(pszNewPasswordId).raw(), progress.asOutParam())"
+                    .to_owned()
+            })?;
+        let progress = self.client.at(progress);
+        self.finish(&progress, "ChangeEncryption()", "Failed to encrypt hard disk")
+    }
+
+    pub(super) fn check_medium_password(&mut self, request: CheckMediumPwd) -> Done {
+        let password = read_password(&request.password, "Enter password:")?;
+        let medium = self.opened(&request.medium, MediumKind::Disk, AccessMode::ReadWrite)?;
+        medium
+            .call(IMedium::CheckEncryptionPassword, (password.to_string(),))
+            .context(|| "CheckEncryptionPassword(Bstr(strPassword).raw())".to_owned())?;
+        self.print("The given password is correct\n")
     }
 
     /// The files of a medium and of those below it, the base first.

@@ -30,6 +30,14 @@ pub enum Action {
         screen: u32,
     },
     VideoModeHint(VideoModeHint),
+    /// The password is the name of a file, or `-` for the terminal.
+    AddEncPassword {
+        id: String,
+        password: String,
+        remove_on_suspend: bool,
+    },
+    RemoveEncPassword(String),
+    RemoveAllEncPasswords,
     /// Settings that may change while the machine runs. The adapter, where there is one, must be enabled.
     Change {
         changes: Vec<Change>,
@@ -70,9 +78,6 @@ const UNAVAILABLE: &[&str] = &[
     "recording",
     "videocap",
     "webcam",
-    "addencpassword",
-    "removeencpassword",
-    "removeallencpasswords",
     "clipboard filetransfers",
 ];
 
@@ -101,6 +106,27 @@ fn action(verb: &str, rest: &[String]) -> Parsed<Action> {
         "keyboardputfile" => Action::KeyboardPutFile(argument(verb, rest)?.to_owned()),
         "screenshotpng" => screenshot(rest)?,
         "setvideomodehint" => video_mode_hint(rest)?,
+        "addencpassword" => {
+            let (id, password, suspend) = match rest {
+                [id, password] => (id, password, "no"),
+                [id, password, option, word] if option == "--removeonsuspend" => {
+                    (id, password, word.as_str())
+                }
+                [_, _, _, _] => return Err(UsageError::syntax("Invalid parameters.")),
+                _ => return Err(UsageError::syntax("Incorrect number of parameters.")),
+            };
+            let remove_on_suspend = match suspend {
+                "yes" => true,
+                "no" => false,
+                _ => return Err(UsageError::syntax("Invalid parameters.")),
+            };
+            Action::AddEncPassword { id: id.clone(), password: password.clone(), remove_on_suspend }
+        }
+        "removeencpassword" => match rest {
+            [id] => Action::RemoveEncPassword(id.clone()),
+            _ => return Err(UsageError::syntax("Incorrect number of parameters.")),
+        },
+        "removeallencpasswords" => Action::RemoveAllEncPasswords,
         "plugcpu" | "unplugcpu" => {
             let cpu = number(argument(verb, rest)?, 32, "CPU")?;
             settings(if verb == "plugcpu" { Change::HotPlugCpu(cpu) } else { Change::HotUnplugCpu(cpu) })

@@ -77,6 +77,23 @@ pub enum IoAction {
     Stream { output: Option<String>, format: String, variant: Vec<&'static str> },
 }
 
+/// Passwords are names of files, or `-` for the terminal.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EncryptMedium {
+    pub medium: String,
+    pub new_password: Option<String>,
+    pub old_password: Option<String>,
+    /// Empty if not given.
+    pub cipher: String,
+    pub new_password_id: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckMediumPwd {
+    pub medium: String,
+    pub password: String,
+}
+
 fn megabytes(value: Value) -> Parsed<u64> {
     match value {
         Value::U64(megabytes) => megabytes
@@ -396,6 +413,53 @@ pub fn mediumio(words: &[String]) -> Parsed<Request> {
     Ok(Request::MediumIo(MediumIo { kind, medium, password_file, action }))
 }
 
+pub fn encryptmedium(words: &[String]) -> Parsed<Request> {
+    #[derive(Clone, Copy)]
+    enum Key {
+        New,
+        Old,
+        Cipher,
+        Id,
+    }
+    static TABLE: &[Opt<Key>] = &[
+        short(&["newpassword"], 'n', Want::Text, Key::New),
+        short(&["oldpassword"], 'o', Want::Text, Key::Old),
+        short(&["cipher"], 'c', Want::Text, Key::Cipher),
+        short(&["newpasswordid"], 'i', Want::Text, Key::Id),
+    ];
+    let mut medium = None;
+    let mut request = EncryptMedium::default();
+    let mut parser = Parser::new(words, TABLE);
+    while let Some(item) = parser.item()? {
+        match item {
+            Item::Word(word) => operand(&mut medium, word)?,
+            Item::Opt { key: Key::New, value, .. } => request.new_password = Some(value.text()),
+            Item::Opt { key: Key::Old, value, .. } => request.old_password = Some(value.text()),
+            Item::Opt { key: Key::Cipher, value, .. } => request.cipher = value.text(),
+            Item::Opt { key: Key::Id, value, .. } => request.new_password_id = value.text(),
+        }
+    }
+    request.medium = medium.ok_or_else(|| UsageError::syntax("Disk name or UUID required"))?;
+    if request.new_password.is_none() && request.old_password.is_none() {
+        return Err(UsageError::syntax("No password specified"));
+    }
+    if request.new_password.is_some() == request.new_password_id.is_empty() {
+        let text = "A new password must always have a valid identifier set at the same time";
+        return Err(UsageError::syntax(text));
+    }
+    Ok(Request::EncryptMedium(request))
+}
+
+pub fn checkmediumpwd(words: &[String]) -> Parsed<Request> {
+    match words {
+        [word] if matches!(word.as_str(), "--help" | "-h" | "-?") => Err(UsageError::Help),
+        [medium, password] => {
+            Ok(Request::CheckMediumPwd(CheckMediumPwd { medium: medium.clone(), password: password.clone() }))
+        }
+        _ => Err(UsageError::syntax(format!("Invalid number of arguments: {}", words.len()))),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::words;
@@ -485,6 +549,30 @@ mod tests {
             assert_eq!(convertfromraw(&words(line)), expected, "{line}");
         }
         assert_eq!(convertfromraw(&words("a.img a.vdi 7")), Err(UsageError::syntax("Invalid parameter '7'")));
+    }
+
+    #[test]
+    fn encryptmedium_wants_passwords_with_their_id() {
+        let Ok(Request::EncryptMedium(request)) = encryptmedium(&words(
+            "a.vdi --newpassword=f --newpasswordid id --cipher AES-XTS256-PLAIN64 --oldpassword -",
+        )) else {
+            panic!("not parsed");
+        };
+        assert_eq!(
+            (request.new_password.as_deref(), request.old_password.as_deref()),
+            (Some("f"), Some("-"))
+        );
+        assert_eq!((request.cipher.as_str(), request.new_password_id.as_str()), ("AES-XTS256-PLAIN64", "id"));
+        let unpaired = "A new password must always have a valid identifier set at the same time";
+        for (line, text) in [
+            ("--oldpassword f", "Disk name or UUID required"),
+            ("a.vdi", "No password specified"),
+            ("a.vdi --newpassword f", unpaired),
+            ("a.vdi --oldpassword f --newpasswordid x", unpaired),
+        ] {
+            assert_eq!(encryptmedium(&words(line)), Err(UsageError::syntax(text)), "{line}");
+        }
+        assert_eq!(checkmediumpwd(&words("a")), Err(UsageError::syntax("Invalid number of arguments: 1")));
     }
 
     #[test]

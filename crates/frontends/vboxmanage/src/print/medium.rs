@@ -21,7 +21,8 @@ pub struct MediumInfo {
     pub properties: Vec<(String, String)>,
     pub users: Vec<User>,
     pub children: Vec<String>,
-    pub encrypted: bool,
+    /// Cipher and password's id.
+    pub encryption: Option<(String, String)>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,7 +105,11 @@ pub fn show(medium: &MediumInfo, long: bool) -> String {
     if long {
         line("Size on disk:", &format!("{} MBytes", medium.size >> 20));
     }
-    line("Encryption:", if medium.encrypted { "enabled" } else { "disabled" });
+    line("Encryption:", if medium.encryption.is_some() { "enabled" } else { "disabled" });
+    if let (true, Some((cipher, id))) = (long, &medium.encryption) {
+        line("Cipher:", cipher);
+        line("Password ID:", id);
+    }
     if long {
         let mut first = "Property:";
         for (name, value) in &medium.properties {
@@ -158,13 +163,14 @@ mod tests {
             properties: vec![("a".into(), "b".into()), ("c".into(), "d".into())],
             users: vec![user.clone(), user],
             children: vec![id.clone(), id.clone()],
-            encrypted: false,
+            encryption: None,
         };
         let mut text = show(&medium, false) + "\n" + &show(&medium, true);
         medium.parent = Some(Parent::Id(id));
         medium.state = MediumState::Inaccessible;
         medium.variant = vec![MediumVariant::Diff, MediumVariant::VmdkSplit2G];
         (medium.users, medium.children, medium.properties) = Default::default();
+        medium.encryption = Some(("AES-XTS256-PLAIN64".into(), "mine".into()));
         text += "\n";
         text += &show(&medium, true);
         golden("showmediuminfo.txt", &text);

@@ -23,6 +23,12 @@ interface! {
             SleepButton() -> ();
             GetPowerButtonHandled() -> (handled: bool);
             GetGuestEnteredACPIMode() -> (entered: bool);
+            /// A password for the encrypted disks whose password has this id. A machine that waits for one goes on when all disks
+            /// have theirs.
+            AddEncryptionPassword(id: String, password: String, clearOnSuspend: bool) -> ();
+            AddEncryptionPasswords(ids: Vec<String>, passwords: Vec<String>, clearOnSuspend: bool) -> ();
+            RemoveEncryptionPassword(id: String) -> ();
+            ClearAllEncryptionPasswords() -> ();
         }
     }
 }

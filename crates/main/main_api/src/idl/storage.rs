@@ -50,6 +50,11 @@ interface! {
             CreateBaseStorage(logicalSize: i64, variant: Vec<MediumVariant>) -> (progress: ObjRef<IProgress>);
             DeleteStorage() -> (progress: ObjRef<IProgress>);
             Reset() -> (progress: ObjRef<IProgress>);
+            /// Encrypts, encrypts anew or decrypts the medium with those below it. Empty texts are what is not given.
+            ChangeEncryption(currentPassword: String, cipher: String, newPassword: String, newPasswordId: String)
+                -> (progress: ObjRef<IProgress>);
+            GetEncryptionSettings() -> (cipher: String, passwordId: String);
+            CheckEncryptionPassword(password: String) -> ();
         }
     }
 }

@@ -287,6 +287,16 @@ impl ConsoleBackend for FakeVm {
         Ok(())
     }
 
+    fn add_encryption_password(&self, _: &str, _: &str, _: bool) -> ApiResult<()> {
+        Ok(())
+    }
+
+    fn remove_encryption_password(&self, _: &str) -> ApiResult<()> {
+        Ok(())
+    }
+
+    fn clear_encryption_passwords(&self) {}
+
     /// This VM cannot run for so little of the time.
     fn set_execution_cap(&self, percent: u32) -> ApiResult<()> {
         if percent > 1 { Ok(()) } else { Err(ApiError::fail("no thread")) }
