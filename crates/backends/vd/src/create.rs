@@ -107,10 +107,10 @@ pub fn create_child(
 /// Whether images of this format and variant can be created.
 pub fn can_create(format: Format, variant: Variant) -> bool {
     match format {
-        Format::Vdi | Format::Vhd => {
+        Format::Vdi | Format::Vhd | Format::Vhdx => {
             matches!(variant, Variant::Dynamic | Variant::Fixed | Variant::Differencing)
         }
-        Format::Raw | Format::Vhdx => matches!(variant, Variant::Dynamic | Variant::Fixed),
+        Format::Raw => matches!(variant, Variant::Dynamic | Variant::Fixed),
         Format::Parallels => variant == Variant::Dynamic,
         Format::Vmdk => true,
         Format::Qcow => matches!(variant, Variant::Dynamic | Variant::Differencing),
@@ -209,7 +209,7 @@ fn fill(
             }
         }
         Format::Vhdx => {
-            if !crate::vhdx::create(&file, size, options.variant).map_err(host)? {
+            if !crate::vhdx::create(&file, size, options.variant, parent.as_ref()).map_err(host)? {
                 return too_large("the limit is 64 TiB");
             }
         }

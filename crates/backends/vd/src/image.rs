@@ -48,6 +48,8 @@ pub struct MediumInfo {
     pub uuid: Option<Uuid>,
     pub modification_uuid: Option<Uuid>,
     pub parent_uuid: Option<Uuid>,
+    /// The modification UUID that the parent had when it was last known to be the right one.
+    pub parent_modification_uuid: Option<Uuid>,
     /// What a guest sees.
     pub logical_size: ByteSize,
     /// Length of the file.
@@ -698,6 +700,7 @@ fn medium_info(format: Format, facts: Facts, len: u64) -> MediumInfo {
         uuid: facts.uuid,
         modification_uuid: facts.modification,
         parent_uuid: facts.parent,
+        parent_modification_uuid: facts.parent_modification,
         logical_size: facts.size,
         size_on_disk: ByteSize(len),
         comment: facts.comment,

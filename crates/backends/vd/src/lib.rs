@@ -8,12 +8,13 @@
 //!
 //! **Formats.** Raw (disks, ISO images, floppies, block devices), VDI, VHD (both dynamic, fixed, differencing), VMDK (one sparse
 //! file, flat, split, raw disk, differencing; stream-optimized for reading, written by [`write_stream_optimized`]), QCOW2 (with backing
-//! files), VHDX (dynamic, fixed), Parallels; for reading QCOW, QED and DMG.
+//! files), VHDX (dynamic, fixed, differencing), Parallels; for reading QCOW, QED and DMG.
 //!
 //! **Durability.** [`Image::flush`] returns when every write that had returned before is on stable storage together
 //! with the metadata that finds it. Metadata goes to the file only after the data it refers to is stable, so a power
 //! cut at any moment leaves an image that opens and holds everything flushed.
 
+mod bitmaps;
 mod copy;
 mod create;
 mod crypt;

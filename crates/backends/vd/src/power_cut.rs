@@ -287,7 +287,7 @@ fn after_a_power_cut_a_parallels_image_opens_and_holds_what_was_flushed() {
 #[test]
 fn after_a_power_cut_a_vhdx_opens_and_holds_what_was_flushed() {
     let file = MemoryFile::default();
-    assert!(crate::vhdx::create(&file, 0x8_0000, Variant::Dynamic).unwrap());
+    assert!(crate::vhdx::create(&file, 0x8_0000, Variant::Dynamic, None).unwrap());
     let bytes = file.bytes.lock().clone();
     cut_power(Format::Vhdx, &bytes, 1, (0..120).step_by(11));
 }
@@ -354,7 +354,7 @@ fn small_qed() -> Vec<u8> {
 #[test]
 fn damage_in_the_metadata_of_other_formats_does_no_harm() {
     let vhdx = MemoryFile::default();
-    crate::vhdx::create(&vhdx, 0x8_0000, Variant::Dynamic).unwrap();
+    crate::vhdx::create(&vhdx, 0x8_0000, Variant::Dynamic, None).unwrap();
     let vhdx = vhdx.bytes.into_inner();
     let dmg = crate::dmg::tests::sample(0x8000_0005).0;
     let qed = small_qed();

@@ -139,6 +139,12 @@ impl<F: UnitFormat> Units<F> {
         self.alloc.lock().end
     }
 
+    /// New units go behind `end`: something else is stored there.
+    pub(crate) fn keep_until(&self, end: u64) {
+        let mut alloc = self.alloc.lock();
+        alloc.end = alloc.end.max(end);
+    }
+
     pub(crate) fn format(&self) -> &F {
         &self.format
     }

@@ -145,7 +145,7 @@ fn split_images_are_encrypted_with_all_their_files() {
 
 #[test]
 fn chains_have_one_key_from_the_base_up() {
-    for format in [Format::Vdi, Format::Vmdk, Format::Vhd, Format::Qcow] {
+    for format in [Format::Vdi, Format::Vmdk, Format::Vhd, Format::Vhdx, Format::Qcow] {
         let dir = Dir::new();
         let (base, top) = (dir.file("base"), dir.file("top"));
         create(&base, format, Variant::Dynamic, SIZE);

@@ -325,7 +325,7 @@ fn a_discarded_range_reads_zeros_and_its_neighbours_stay() {
 fn a_child_shows_its_parent_until_it_is_written() {
     let dir = Dir::new();
     let (base, child) = (dir.file("base.vdi"), dir.file("child.vdi"));
-    for format in [Format::Vmdk, Format::Vhd, Format::Qcow] {
+    for format in [Format::Vmdk, Format::Vhd, Format::Vhdx, Format::Qcow] {
         child_of(&dir.file(&format!("base.{format}")), &dir.file(&format!("child.{format}")), format);
     }
     create(&base, Format::Vdi, Variant::Dynamic, 3 * MIB);

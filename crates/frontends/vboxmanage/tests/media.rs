@@ -151,6 +151,23 @@ fn differencing_images_hang_in_the_registry_below_their_parents() {
     assert_eq!(field(&info, "Parent UUID:"), base);
 }
 
+/// VHDX has no UUIDs for images: a child that is named for the first time is known by its parent's data GUID.
+#[test]
+fn a_vhdx_child_finds_its_parent_among_the_known_media() {
+    let home = Home::new();
+    home.manage("createmedium --filename base.vhdx --size 8 --format VHDX").ok();
+    home.manage("createmedium --filename child.vhdx --diffparent base.vhdx --format VHDX").ok();
+    home.manage("closemedium child.vhdx").ok();
+    home.manage("closemedium base.vhdx").ok();
+    std::fs::rename(home.path("base.vhdx"), home.path("moved.vhdx")).unwrap();
+    let lost = home.manage("showmediuminfo child.vhdx").fails(1);
+    assert!(lost.contains("with the data GUID {") && lost.contains("open it first"), "{lost}");
+    let base = home.manage("showmediuminfo moved.vhdx").ok();
+    let child = home.manage("showmediuminfo child.vhdx").ok();
+    assert_eq!(field(&child, "Parent UUID:"), field(&base, "UUID:"));
+    home.manage("mediumio --disk child.vhdx cat --size 512 --output=out.img").ok();
+}
+
 #[test]
 fn media_that_must_not_change_are_attached_through_differencing_images() {
     let home = Home::new();

@@ -220,8 +220,13 @@ mod tests {
         };
         let told = Arc::new(AtomicU32::new(0));
         let count = told.clone();
-        let driver =
-            ImageDriver::open(&medium, Arc::new(move || drop(count.fetch_add(1, Ordering::SeqCst)))).unwrap();
+        let driver = ImageDriver::open(
+            &medium,
+            Arc::new(move || {
+                count.fetch_add(1, Ordering::SeqCst);
+            }),
+        )
+        .unwrap();
         assert_eq!((driver.key_id(), driver.is_open(), driver.is_wanted()), (Some("id"), false, false));
         let (send, got) = mpsc::channel();
         let submit = |op| {

@@ -312,7 +312,7 @@ fn open_medium(
         ));
     }
     let parent = match kind {
-        DriveType::HardDisk => parent_of(&state, &location, &info)?,
+        DriveType::HardDisk => parent_of(&state, &location, format, &info)?,
         DriveType::Dvd | DriveType::Floppy => None,
     };
     if new_uuid && info.uuid.is_some() {
@@ -331,7 +331,12 @@ fn open_medium(
 
 /// The parent of a differencing image, which has to be in the registry: by its UUID, or, of formats without UUIDs, by the
 /// name in the file.
-fn parent_of(state: &State, location: &Path, info: &vd::MediumInfo) -> ApiResult<Option<Uuid>> {
+fn parent_of(
+    state: &State,
+    location: &Path,
+    format: vd::Format,
+    info: &vd::MediumInfo,
+) -> ApiResult<Option<Uuid>> {
     if info.variant != vd::Variant::Differencing {
         return Ok(None);
     }
@@ -343,6 +348,24 @@ fn parent_of(state: &State, location: &Path, info: &vd::MediumInfo) -> ApiResult
             "Parent medium with UUID {{{parent}}} of the medium '{}' is not found in the media registry",
             location.display()
         )));
+    }
+    if format == vd::Format::Vhdx {
+        // These know their parent by what identifies its content.
+        let wanted = info.parent_modification_uuid;
+        let is_parent = |id: &Uuid| {
+            state.media.find(*id).is_some_and(|m| {
+                m.format == vd::Format::Vhdx.name()
+                    && crate::media::look(&m.location, &m.format).is_ok_and(|i| i.modification_uuid == wanted)
+            })
+        };
+        let found = state.media.tree_of_kind(DriveType::HardDisk).into_iter().find(is_parent);
+        return found.filter(|_| wanted.is_some()).map(Some).ok_or_else(|| {
+            ApiError::not_found(format!(
+                "The parent medium, with the data GUID {{{}}}, of the medium '{}' is not found in the media registry: open it first",
+                wanted.unwrap_or_default(),
+                location.display()
+            ))
+        });
     }
     let hint = info.parent_hint.as_deref().unwrap_or_default();
     let named = location.parent().unwrap_or(Path::new("/")).join(hint);

@@ -109,33 +109,34 @@ impl DiskCipher {
     }
 }
 
-/// The two keys of XTS.
+/// The two keys of XTS: for the data and for the tweaks.
 enum Xts {
-    Aes128(Aes128, Aes128),
-    Aes256(Aes256, Aes256),
+    Aes128(Box<[Aes128; 2]>),
+    Aes256(Box<[Aes256; 2]>),
 }
 
 impl Xts {
     fn new(algorithm: Algorithm, key: &[u8]) -> Self {
         let (data, tweak) = key.split_at(algorithm.key_len() / 2);
+        let keys = [data, tweak];
         match algorithm {
-            Algorithm::AesXts128 => Self::Aes128(Aes128::new(data.into()), Aes128::new(tweak.into())),
-            Algorithm::AesXts256 => Self::Aes256(Aes256::new(data.into()), Aes256::new(tweak.into())),
+            Algorithm::AesXts128 => Self::Aes128(Box::new(keys.map(|key| Aes128::new(key.into())))),
+            Algorithm::AesXts256 => Self::Aes256(Box::new(keys.map(|key| Aes256::new(key.into())))),
         }
     }
 
     /// Encrypts or decrypts one data unit of whole blocks, at most a sector, in place.
     fn unit(&self, number: u128, data: &mut [u8], encrypt: bool) {
         match self {
-            Self::Aes128(data_key, tweak_key) => xts(data_key, tweak_key, number, data, encrypt),
-            Self::Aes256(data_key, tweak_key) => xts(data_key, tweak_key, number, data, encrypt),
+            Self::Aes128(keys) => xts(keys, number, data, encrypt),
+            Self::Aes256(keys) => xts(keys, number, data, encrypt),
         }
     }
 }
 
 /// IEEE 1619, 5.3 and 5.4, for data units of whole blocks. The blocks of a unit go to the cipher together, since CPUs work on
 /// several at once.
-fn xts<C>(data_key: &C, tweak_key: &C, number: u128, data: &mut [u8], encrypt: bool)
+fn xts<C>([data_key, tweak_key]: &[C; 2], number: u128, data: &mut [u8], encrypt: bool)
 where
     C: BlockEncrypt + BlockDecrypt + BlockSizeUser<BlockSize = U16>,
 {
@@ -146,7 +147,7 @@ where
     for place in &mut tweaks {
         *place = tweak;
         // Times x modulo x^128 + x^7 + x^2 + x + 1.
-        tweak = tweak << 1 ^ (tweak >> 127) * 0x87;
+        tweak = (tweak << 1) ^ ((tweak >> 127) * 0x87);
     }
     mix(data, &tweaks);
     let (blocks, _) = InOutBuf::from(&mut *data).into_chunks::<U16>();

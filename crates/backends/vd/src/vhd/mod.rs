@@ -9,8 +9,6 @@
 //! implementations; before a block is written its bitmap is filled. In a differencing image the bitmap tells which sectors of a
 //! block are its own; the others are the parent's. A sector's bit goes to the file after the sector has become durable.
 
-mod differencing;
-
 use std::io;
 use std::ops::Range;
 use std::path::Path;
@@ -19,11 +17,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
 
+use crate::bitmaps::{Bitmaps, First};
 use crate::error::Error;
 use crate::file::FileIo;
 use crate::format::{Begin, Extent, Facts, Format, Ids, Layout, NewParent, Place, Step, Variant};
 use crate::units::{MapFault, UnitFormat, Units};
-use differencing::Bitmaps;
 
 const SECTOR: u64 = 512;
 const FOOTER: usize = 512;
@@ -333,7 +331,7 @@ fn open_dynamic(file: &dyn FileIo, path: &Path, footer: &Footer, file_len: u64) 
     })?;
     let child = footer.kind == DIFFERENCING;
     Ok(Dynamic {
-        bitmaps: child.then(|| Bitmaps::new(block, units.format().bitmap)),
+        bitmaps: child.then(|| Bitmaps::new(block, SECTOR, units.format().bitmap, First::Highest)),
         units,
         full: (0..count).map(|_| AtomicBool::new(false)).collect(),
         parent: if child { parent_uuid(&header) } else { None },
@@ -411,7 +409,15 @@ impl Layout for Vhd {
 
     fn map(&self, file: &dyn FileIo, offset: u64, len: u64) -> io::Result<Extent> {
         match &self.dynamic {
-            Some(Dynamic { units, bitmaps: Some(bitmaps), .. }) => bitmaps.map(file, units, offset, len),
+            Some(Dynamic { units, bitmaps: Some(bitmaps), .. }) => {
+                let extent = units.map(offset, len);
+                let Place::File(at) = extent.place else { return Ok(extent) };
+                let Table { block, bitmap, .. } = units.format();
+                let within = offset % block;
+                let len = extent.len.min(block - within);
+                let (own, len) = bitmaps.run(file, offset / block, at - within - bitmap, within, len)?;
+                Ok(Extent { place: if own { Place::File(at) } else { Place::Absent }, len })
+            }
             Some(dynamic) => Ok(dynamic.units.map(offset, len)),
             None => Ok(Extent { place: Place::File(offset), len }),
         }
@@ -433,7 +439,18 @@ impl Layout for Vhd {
 
     fn begin(&self, file: &dyn FileIo, offset: u64, len: u64) -> io::Result<Begin<'_>> {
         match &self.dynamic {
-            Some(Dynamic { units, bitmaps: Some(bitmaps), .. }) => bitmaps.begin(file, units, offset, len),
+            Some(Dynamic { units, bitmaps: Some(bitmaps), .. }) => {
+                // A new block starts without sectors of its own: its bitmap is zeros, as its storage.
+                if let Begin::Allocated(block) = units.begin(file, offset)? {
+                    block.commit();
+                }
+                let Table { block, bitmap, .. } = units.format();
+                let within = offset % block;
+                let Place::File(data) = units.map(offset - within, 1).place else {
+                    return Err(io::ErrorKind::InvalidData.into());
+                };
+                bitmaps.begin(file, offset / block, data - bitmap, data, within, len)
+            }
             Some(dynamic) => dynamic.units.begin(file, offset),
             None => Ok(Begin::Mapped),
         }

@@ -1,4 +1,4 @@
-//! VHDX images of the types fixed and dynamic. All integers are little endian. Source: Microsoft "MS-VHDX: Virtual Hard Disk v2 File
+//! VHDX images of the types fixed, dynamic and differencing. All integers are little endian. Source: Microsoft "MS-VHDX: Virtual Hard Disk v2 File
 //! Format".
 //!
 //! ```text
@@ -9,13 +9,17 @@
 //! ```
 //!
 //! A block table word holds a state (bits 0 to 2) and an offset in MiB (from bit 20 on); after the words of every 4 GiB or so there
-//! is one for a bitmap, which only differencing images use. We change words in place, each of which is whole in its sector, after
+//! is one for a bitmap block of 1 MiB, which only differencing images use: it has a bit for each sector (lowest first) that tells, in
+//! blocks that are partially present, whether the image has it or its parent. New blocks of ours are present as a whole; sectors of
+//! blocks that others left in parts get their bits as they are written. A parent is known by its data GUID, which changes whenever
+//! it is written; it stands in the metadata item "parent locator", with paths that are hints. We change words in place, each of which is whole in its sector, after
 //! the data it names have become durable, and so never write the log; one that another program has left is carried out before an
-//! image is written, and taken into account when it is read. Differencing images are refused by name.
+//! image is written, and taken into account when it is read.
 
 mod crc32c;
 mod log;
 
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::ops::Range;
 use std::path::Path;
@@ -23,9 +27,10 @@ use std::path::Path;
 use parking_lot::Mutex;
 use uuid::{Uuid, uuid};
 
+use crate::bitmaps::{Bitmaps, First};
 use crate::error::Error;
 use crate::file::FileIo;
-use crate::format::{Begin, Extent, Facts, Format, Layout, Place, Step, Variant};
+use crate::format::{Begin, Extent, Facts, Format, Ids, Layout, NewParent, Place, Step, Variant};
 use crate::units::{MapFault, UnitFormat, Units};
 use crc32c::crc32c;
 use log::{Log, MAX_LOG, Replayed};
@@ -38,6 +43,10 @@ const HEADER_LEN: usize = 4096;
 /// The format's limit.
 const MAX_SIZE: u64 = 64 << 40;
 const NEW_BLOCK: u64 = 8 * MIB;
+/// Of differencing images: what a first write to a block copies.
+const NEW_CHILD_BLOCK: u64 = MIB;
+/// Largest parent locator that is read.
+const MAX_LOCATOR: usize = 64 << 10;
 const LOG_LEN: u64 = MIB;
 const RESTORE: &str = "restore the file from a copy";
 
@@ -49,6 +58,9 @@ const DISK_ID: Uuid = uuid!("beca12ab-b2e6-4523-93ef-c309e000c746");
 const SECTOR_SIZE: Uuid = uuid!("8141bf1d-a96f-4709-ba47-f233a8faab5f");
 const PHYSICAL_SECTOR_SIZE: Uuid = uuid!("cda348c7-445d-4471-9cc9-e9885251c556");
 const PARENT_LOCATOR: Uuid = uuid!("a8d35f2d-b30b-454d-abf7-d3d84834ab0c");
+/// The only type of parent locators.
+const VHDX_LOCATOR: Uuid = uuid!("b04aefb7-d19e-4a81-b789-25b8e9445913");
+const LINKAGE: &str = "parent_linkage";
 
 /// States of a block.
 mod state {
@@ -57,6 +69,7 @@ mod state {
     pub(super) const ZERO: u32 = 2;
     pub(super) const UNMAPPED: u32 = 3;
     pub(super) const PRESENT: u32 = 6;
+    pub(super) const PARTIAL: u32 = 7;
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
@@ -137,6 +150,87 @@ struct Meta {
     ratio: u64,
     /// Behind everything that is no block.
     data: u64,
+    sector: u64,
+    /// Of differencing images.
+    parent: Option<Parent>,
+}
+
+/// What a differencing image says of its parent.
+#[derive(Clone, Debug)]
+struct Parent {
+    /// The parent's data GUID.
+    linkage: Option<Uuid>,
+    /// Where the text of that lies in the file, and its length.
+    linkage_at: u64,
+    linkage_len: usize,
+    hint: Option<String>,
+}
+
+/// Reads a parent locator: type (16), two bytes, count of entries u16 (18); entries from 20 on: offsets of name and value u32, their
+/// lengths u16; texts in UTF-16. `at` is where it lies in the file.
+fn read_locator(raw: &[u8], at: u64, path: &Path) -> Result<Parent, Error> {
+    if guid_at(raw, 0) != VHDX_LOCATOR {
+        return Err(unsupported(path, &format!("the parent locator {{{}}}", guid_at(raw, 0))));
+    }
+    let count = usize::from(raw.get(18..20).map_or(0, |b| u16::from_le_bytes([b[0], b[1]])));
+    let text = |at: u32, len: u16| -> Option<String> {
+        let bytes = raw.get(at as usize..)?.get(..usize::from(len))?;
+        let units: Vec<u16> = bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect();
+        Some(String::from_utf16_lossy(&units))
+    };
+    let mut parent = Parent { linkage: None, linkage_at: 0, linkage_len: 0, hint: None };
+    let mut relative = None;
+    for entry in raw.get(20..).unwrap_or_default().chunks_exact(12).take(count) {
+        let len = |at: usize| u16::from_le_bytes([entry[at], entry[at + 1]]);
+        let value_at = u32_at(entry, 4);
+        let (Some(name), Some(value)) = (text(u32_at(entry, 0), len(8)), text(value_at, len(10))) else {
+            return Err(damaged(path, at, "an entry of the parent locator lies outside it".into()));
+        };
+        match name.as_str() {
+            LINKAGE => {
+                parent.linkage =
+                    Uuid::try_parse(value.trim_matches(['{', '}'])).ok().filter(|id| !id.is_nil());
+                (parent.linkage_at, parent.linkage_len) = (at + u64::from(value_at), len(10).into());
+            }
+            "relative_path" => relative = Some(value),
+            "absolute_win32_path" | "volume_path" if parent.hint.is_none() => parent.hint = Some(value),
+            _ => {}
+        }
+    }
+    parent.hint = parent.hint.or(relative);
+    Ok(parent)
+}
+
+/// The parent locator of a new image.
+fn new_locator(parent: &NewParent) -> Vec<u8> {
+    let path = parent.path.display().to_string();
+    let name = parent.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let entries = [
+        (LINKAGE, linkage_text(parent.modification)),
+        ("relative_path", format!(".\\{name}")),
+        ("absolute_win32_path", path),
+    ];
+    let wide =
+        |text: &str| text.encode_utf16().take(16 << 10).flat_map(u16::to_le_bytes).collect::<Vec<u8>>();
+    let (mut head, mut texts) = (VHDX_LOCATOR.to_bytes_le().to_vec(), Vec::new());
+    head.extend_from_slice(&[0, 0, entries.len() as u8, 0]);
+    let start = head.len() + 12 * entries.len();
+    for (name, value) in entries {
+        let (name, value) = (wide(name), wide(&value));
+        let at = start + texts.len();
+        head.extend_from_slice(&(at as u32).to_le_bytes());
+        head.extend_from_slice(&((at + name.len()) as u32).to_le_bytes());
+        head.extend_from_slice(&(name.len() as u16).to_le_bytes());
+        head.extend_from_slice(&(value.len() as u16).to_le_bytes());
+        texts.extend(name);
+        texts.extend(value);
+    }
+    head.extend(texts);
+    head
+}
+
+fn linkage_text(id: Uuid) -> String {
+    format!("{{{id}}}")
 }
 
 fn regions(file: &dyn FileIo, path: &Path) -> Result<Vec<u8>, Error> {
@@ -180,7 +274,7 @@ fn read_meta(file: &dyn FileIo, path: &Path, header: &[u8]) -> Result<Meta, Erro
         return Err(damaged(path, metadata, "the metadata's signature is missing".into()));
     }
     let count = usize::from(u16::from_le_bytes([raw[10], raw[11]]));
-    let (mut parameters, mut size, mut sector) = (None, None, None);
+    let (mut parameters, mut size, mut sector, mut locator) = (None, None, None, None);
     for entry in raw.get(32..).unwrap_or_default().chunks_exact(32).take(count) {
         let (at, len, flags) = (u64::from(u32_at(entry, 16)), u32_at(entry, 20), u32_at(entry, 24));
         let mut item = [0; 16];
@@ -193,7 +287,12 @@ fn read_meta(file: &dyn FileIo, path: &Path, header: &[u8]) -> Result<Meta, Erro
             FILE_PARAMETERS => parameters = Some((u64::from(u32_at(&item, 0)), u32_at(&item, 4))),
             DISK_SIZE => size = Some(u64_at(&item, 0)),
             SECTOR_SIZE => sector = Some(u64::from(u32_at(&item, 0))),
-            DISK_ID | PHYSICAL_SECTOR_SIZE | PARENT_LOCATOR => {}
+            PARENT_LOCATOR => {
+                let mut bytes = vec![0; (len as usize).min(MAX_LOCATOR)];
+                file.read_at(metadata + at, &mut bytes).map_err(host)?;
+                locator = Some((metadata + at, bytes));
+            }
+            DISK_ID | PHYSICAL_SECTOR_SIZE => {}
             // Flag 2: who does not know the item must not open the file.
             other if flags & 4 != 0 => {
                 return Err(unsupported(path, &format!("the VHDX metadata item {{{other}}}")));
@@ -204,9 +303,11 @@ fn read_meta(file: &dyn FileIo, path: &Path, header: &[u8]) -> Result<Meta, Erro
     let (Some((block, flags)), Some(size), Some(sector)) = (parameters, size, sector) else {
         return Err(damaged(path, metadata, "the disk's size or its parameters are missing".into()));
     };
-    if flags & 2 != 0 {
-        return Err(unsupported(path, "differencing VHDX images; convert it where its parent is"));
-    }
+    let parent = match (flags & 2 != 0, locator) {
+        (false, _) => None,
+        (true, Some((at, raw))) => Some(read_locator(&raw, at, path)?),
+        (true, None) => return Err(damaged(path, metadata, "the parent locator is missing".into())),
+    };
     if !block.is_power_of_two() || !(MIB..=256 * MIB).contains(&block) {
         return Err(damaged(path, metadata, format!("blocks of {block} bytes")));
     }
@@ -217,7 +318,7 @@ fn read_meta(file: &dyn FileIo, path: &Path, header: &[u8]) -> Result<Meta, Erro
         return Err(damaged(path, metadata, format!("a disk of {size} bytes")));
     }
     let ratio = (sector << 23) / block;
-    let meta = Meta { block, fixed: flags & 1 != 0, size, table, table_len, ratio, data };
+    let meta = Meta { block, fixed: flags & 1 != 0, size, table, table_len, ratio, data, sector, parent };
     let needed = meta.word_index(size.div_ceil(block).saturating_sub(1)) + 1;
     if 8 * needed > table_len {
         return Err(damaged(path, table, format!("a block table of {table_len} bytes for {needed} words")));
@@ -231,8 +332,25 @@ impl Meta {
         block + block / self.ratio
     }
 
-    fn facts(&self) -> Facts {
-        Facts::new(if self.fixed { Variant::Fixed } else { Variant::Dynamic }, self.size)
+    /// Place of the word for the bitmap of a block.
+    fn bitmap_word(&self, block: u64) -> u64 {
+        (block / self.ratio) * (self.ratio + 1) + self.ratio
+    }
+
+    fn facts(&self, header: &[u8]) -> Facts {
+        let variant = match (&self.parent, self.fixed) {
+            (Some(_), _) => Variant::Differencing,
+            (None, true) => Variant::Fixed,
+            (None, false) => Variant::Dynamic,
+        };
+        let mut facts = Facts::new(variant, self.size);
+        // The format has no name for an image; the registry has.
+        facts.modification = Some(guid_at(header, 32)).filter(|id| !id.is_nil());
+        if let Some(parent) = &self.parent {
+            facts.parent_modification = parent.linkage;
+            facts.parent_hint.clone_from(&parent.hint);
+        }
+        facts
     }
 }
 
@@ -245,7 +363,7 @@ pub(crate) fn read_facts(file: &dyn FileIo, path: &Path) -> Result<Facts, Error>
             read_meta(&Replayed { file, updates }, path, &header)?
         }
     };
-    Ok(meta.facts())
+    Ok(meta.facts(&header))
 }
 
 /// In memory a word is 32 bits: the place in MiB above bit 3, and the state.
@@ -256,7 +374,7 @@ impl UnitFormat for Meta {
 
     fn place(&self, word: u32) -> Place {
         match word & 7 {
-            state::PRESENT => Place::File(u64::from(word >> 3) * MIB),
+            state::PRESENT | state::PARTIAL => Place::File(u64::from(word >> 3) * MIB),
             state::NOT_PRESENT | state::UNDEFINED => Place::Absent,
             _ => Place::Zero,
         }
@@ -300,8 +418,16 @@ impl UnitFormat for Meta {
 /// A VHDX image at work.
 pub(crate) struct Vhdx {
     units: Units<Meta>,
+    partial: Option<Partial>,
     /// The header that counts, and which of the two it is.
     header: Mutex<(usize, Vec<u8>)>,
+}
+
+/// The blocks of a differencing image of which it has a part.
+struct Partial {
+    bitmaps: Bitmaps,
+    /// Where their bitmaps lie.
+    places: HashMap<u64, u64>,
 }
 
 impl Vhdx {
@@ -310,14 +436,14 @@ impl Vhdx {
         let replay = |e| Error::host("carry out the log of", path, e);
         let (index, mut header) = read_header(file, path)?;
         let meta;
-        let units = match pending_log(&header, file, path)? {
+        let (units, partial) = match pending_log(&header, file, path)? {
             Some(log) if writable => {
                 log.updates(file).and_then(|updates| updates.apply(file)).map_err(replay)?;
                 header[48..64].fill(0);
                 let next = write_header(file, index, &mut header).map_err(replay)?;
                 meta = read_meta(file, path, &header)?;
-                let units = open_units(file, path, meta)?;
-                return Ok(Self { units, header: Mutex::new((next, header)) });
+                let (units, partial) = open_units(file, path, meta)?;
+                return Ok(Self { units, partial, header: Mutex::new((next, header)) });
             }
             Some(log) => {
                 let updates = log.updates(file).map_err(replay)?;
@@ -330,32 +456,62 @@ impl Vhdx {
                 open_units(file, path, meta)?
             }
         };
-        Ok(Self { units, header: Mutex::new((index, header)) })
+        Ok(Self { units, partial, header: Mutex::new((index, header)) })
     }
 }
 
-fn open_units(file: &dyn FileIo, path: &Path, meta: Meta) -> Result<Units<Meta>, Error> {
+fn open_units(file: &dyn FileIo, path: &Path, meta: Meta) -> Result<(Units<Meta>, Option<Partial>), Error> {
     let host = |e| Error::host("read from", path, e);
     let file_len = file.len().map_err(host)?;
     let blocks = meta.size.div_ceil(meta.block);
-    let mut bytes = vec![0; meta.table_len.min(8 * (meta.word_index(blocks) + 1)) as usize];
+    let table_words = meta.word_index(blocks).max(meta.bitmap_word(blocks.saturating_sub(1))) + 1;
+    let mut bytes = vec![0; meta.table_len.min(8 * table_words) as usize];
     file.read_at(meta.table, &mut bytes).map_err(host)?;
     let mut words = Vec::with_capacity(blocks as usize);
+    let bitmap_len = meta.block / meta.sector / 8;
+    let (mut places, mut bitmap_blocks) = (HashMap::new(), BTreeSet::new());
     for block in 0..blocks {
         let at = 8 * meta.word_index(block);
         let word = u64_at(&bytes, at as usize);
         let (state, place) = ((word & 7) as u32, word >> 20);
         let known = [state::NOT_PRESENT, state::UNDEFINED, state::ZERO, state::UNMAPPED, state::PRESENT];
-        if !known.contains(&state) || place >= 1 << 29 {
+        let partial = state == state::PARTIAL && meta.parent.is_some();
+        if !(known.contains(&state) || partial) || place >= 1 << 29 {
             let what = format!("block {block} has the state {state} at MiB {place}");
             return Err(damaged(path, meta.table + at, what));
         }
         // Where a block without content once lay does not matter.
-        words.push(if state == state::PRESENT { (place as u32) << 3 | state } else { state });
+        if partial {
+            let at = 8 * meta.bitmap_word(block);
+            let word = u64_at(&bytes, at as usize);
+            let bitmap = (word >> 20) * MIB;
+            if (word & 7) as u32 != state::PRESENT || bitmap < meta.data || bitmap + MIB > file_len {
+                let what =
+                    format!("block {block} is present in parts, and its bitmap at 0x{bitmap:x} is not there");
+                return Err(damaged(path, meta.table + at, what));
+            }
+            bitmap_blocks.insert(bitmap);
+            places.insert(block, bitmap + (block % meta.ratio) * bitmap_len);
+        }
+        let here = [state::PRESENT, state::PARTIAL].contains(&state);
+        words.push(if here { (place as u32) << 3 | state } else { state });
     }
+    // No block may lie where a bitmap does.
+    let stored = words.iter().filter(|word| matches!(meta.place(**word), Place::File(_)));
+    if let Some(word) = stored.into_iter().find(|word| {
+        let Range { start, end } = meta.storage(**word);
+        bitmap_blocks.range(start.saturating_sub(MIB - 1)..end).next().is_some()
+    }) {
+        let what = format!("the block at 0x{:x} shares its place with a bitmap", meta.storage(*word).start);
+        return Err(damaged(path, meta.table, what));
+    }
+    let partial = (!places.is_empty()).then(|| Partial {
+        bitmaps: Bitmaps::new(meta.block, meta.sector, bitmap_len, First::Lowest),
+        places,
+    });
     let (table, start) = (meta.table, meta.data);
     let index = meta.clone();
-    Units::open(meta, words, start, file_len).map_err(|fault| {
+    let units = Units::open(meta, words, start, file_len).map_err(|fault| {
         let (unit, what) = match fault {
             MapFault::Outside { unit, at } => {
                 (unit, format!("block {unit} at 0x{at:x} lies outside the data of the file"))
@@ -365,7 +521,11 @@ fn open_units(file: &dyn FileIo, path: &Path, meta: Meta) -> Result<Units<Meta>,
             }
         };
         damaged(path, table + 8 * index.word_index(unit as u64), what)
-    })
+    })?;
+    if let Some(last) = bitmap_blocks.last() {
+        units.keep_until(last + MIB);
+    }
+    Ok((units, partial))
 }
 
 /// Writes `header` as the newer one into the place of the older; which place that is.
@@ -381,36 +541,46 @@ fn write_header(file: &dyn FileIo, index: usize, header: &mut [u8]) -> io::Resul
 }
 
 /// Writes a new image into an empty file; `Ok(false)` if it would be too large.
-pub(crate) fn create(file: &dyn FileIo, size: u64, variant: Variant) -> io::Result<bool> {
+pub(crate) fn create(
+    file: &dyn FileIo,
+    size: u64,
+    variant: Variant,
+    parent: Option<&NewParent>,
+) -> io::Result<bool> {
     if size > MAX_SIZE {
         return Ok(false);
     }
     let fixed = variant.is_fixed();
-    let ratio = (512u64 << 23) / NEW_BLOCK;
-    let blocks = size.div_ceil(NEW_BLOCK);
-    let words = blocks + (blocks - 1) / ratio;
+    let new_block = if parent.is_some() { NEW_CHILD_BLOCK } else { NEW_BLOCK };
+    let ratio = (512u64 << 23) / new_block;
+    let blocks = size.div_ceil(new_block);
+    let words = match parent {
+        // Every bitmap has its word.
+        Some(_) => blocks.div_ceil(ratio) * (ratio + 1),
+        None => blocks + (blocks - 1) / ratio,
+    };
     let log_at = MIB;
     let metadata_at = log_at + LOG_LEN;
     let table_at = metadata_at + MIB;
     let table_len = (8 * words).next_multiple_of(MIB);
     let data = table_at + table_len;
-    let end = if fixed { data + blocks * NEW_BLOCK } else { data };
+    let end = if fixed { data + blocks * new_block } else { data };
     if fixed {
         file.reserve(0, end)?;
         let mut bytes = vec![0; 8 * words as usize];
         for block in 0..blocks {
             let at = 8 * (block + block / ratio) as usize;
-            let word = (data + block * NEW_BLOCK) | u64::from(state::PRESENT);
+            let word = (data + block * new_block) | u64::from(state::PRESENT);
             bytes[at..at + 8].copy_from_slice(&word.to_le_bytes());
         }
         file.write_at(table_at, &bytes)?;
     } else {
         file.set_len(end)?;
     }
-    // Metadata: a table of five items, which lie 64 KiB behind it.
+    // Metadata: a table of five items or six, which lie 64 KiB behind it.
     let mut table = vec![0; 32];
     table[..8].copy_from_slice(b"metadata");
-    table[10] = 5;
+    table[10] = if parent.is_some() { 6 } else { 5 };
     let mut items = Vec::new();
     let mut item = |guid: Uuid, flags: u32, bytes: &[u8]| {
         table.extend_from_slice(&guid.to_bytes_le());
@@ -420,12 +590,15 @@ pub(crate) fn create(file: &dyn FileIo, size: u64, variant: Variant) -> io::Resu
         items.extend_from_slice(bytes);
     };
     // Flags: 2 about the virtual disk, 4 required.
-    let parameters = (NEW_BLOCK as u32, u32::from(fixed));
+    let parameters = (new_block as u32, u32::from(fixed) | u32::from(parent.is_some()) << 1);
     item(FILE_PARAMETERS, 4, &[parameters.0.to_le_bytes(), parameters.1.to_le_bytes()].concat());
     item(DISK_SIZE, 6, &size.to_le_bytes());
     item(DISK_ID, 6, &Uuid::new_v4().to_bytes_le());
     item(SECTOR_SIZE, 6, &512u32.to_le_bytes());
     item(PHYSICAL_SECTOR_SIZE, 6, &4096u32.to_le_bytes());
+    if let Some(parent) = parent {
+        item(PARENT_LOCATOR, 4, &new_locator(parent));
+    }
     file.write_at(metadata_at, &table)?;
     file.write_at(metadata_at + REGION_LEN as u64, &items)?;
     let mut regions = vec![0; REGION_LEN];
@@ -464,11 +637,21 @@ pub(crate) fn create(file: &dyn FileIo, size: u64, variant: Variant) -> io::Resu
 
 impl Layout for Vhdx {
     fn facts(&self) -> Facts {
-        self.units.format().facts()
+        self.units.format().facts(&self.header.lock().1)
     }
 
-    fn map(&self, _file: &dyn FileIo, offset: u64, len: u64) -> io::Result<Extent> {
-        Ok(self.units.map(offset, len))
+    fn map(&self, file: &dyn FileIo, offset: u64, len: u64) -> io::Result<Extent> {
+        let Some(Partial { bitmaps, places }) = &self.partial else { return Ok(self.units.map(offset, len)) };
+        let block = self.units.format().block;
+        let within = offset % block;
+        let extent = self.units.map(offset, len.min(block - within));
+        match (extent.place, places.get(&(offset / block))) {
+            (Place::File(at), Some(&bitmap)) => {
+                let (own, len) = bitmaps.run(file, offset / block, bitmap, within, extent.len)?;
+                Ok(Extent { place: if own { Place::File(at) } else { Place::Absent }, len })
+            }
+            _ => Ok(extent),
+        }
     }
 
     fn read_only_reason(&self) -> Option<&'static str> {
@@ -479,7 +662,15 @@ impl Layout for Vhdx {
         Ok(())
     }
 
-    fn begin(&self, file: &dyn FileIo, offset: u64, _len: u64) -> io::Result<Begin<'_>> {
+    fn begin(&self, file: &dyn FileIo, offset: u64, len: u64) -> io::Result<Begin<'_>> {
+        let block = self.units.format().block;
+        let (number, within) = (offset / block, offset % block);
+        if let Some(Partial { bitmaps, places }) = &self.partial
+            && let Some(&bitmap) = places.get(&number)
+            && let Place::File(data) = self.units.map(offset - within, 1).place
+        {
+            return bitmaps.begin(file, number, bitmap, data, within, len);
+        }
         self.units.begin(file, offset)
     }
 
@@ -498,15 +689,43 @@ impl Layout for Vhdx {
     }
 
     fn flush(&self, file: &dyn FileIo) -> io::Result<()> {
+        if let Some(partial) = &self.partial {
+            partial.bitmaps.flush(file)?;
+        }
         self.units.flush(file)
     }
 
     fn is_dirty(&self) -> bool {
-        self.units.is_dirty()
+        self.units.is_dirty() || self.partial.as_ref().is_some_and(|p| p.bitmaps.is_dirty())
+    }
+
+    /// The parent is known by its data GUID alone.
+    fn set_ids(&self, file: &dyn FileIo, ids: &Ids) -> io::Result<bool> {
+        let parent = self.units.format().parent.as_ref();
+        if ids.uuid.is_some()
+            || (ids.parent.is_some() || ids.parent_modification.is_some()) && parent.is_none()
+        {
+            return Ok(false);
+        }
+        if let (Some(id), Some(parent)) = (ids.parent_modification, parent) {
+            let text: Vec<u8> = linkage_text(id).encode_utf16().flat_map(u16::to_le_bytes).collect();
+            if parent.linkage_len != text.len() {
+                return Ok(false);
+            }
+            file.write_at(parent.linkage_at, &text)?;
+        }
+        if let Some(id) = ids.modification {
+            let mut header = self.header.lock();
+            let (index, raw) = &mut *header;
+            raw[32..48].copy_from_slice(&id.to_bytes_le());
+            *index = write_header(file, *index, raw)?;
+        }
+        Ok(true)
     }
 
     fn compact(&self, file: &dyn FileIo, child: bool, step: Step<'_>) -> io::Result<bool> {
-        let growing = !self.units.format().fixed;
+        // Blocks in parts do not move: what is zeros in them may be the parent's.
+        let growing = !self.units.format().fixed && self.partial.is_none();
         if growing {
             self.units.compact(file, child, step)?;
         }
