@@ -296,15 +296,34 @@ impl Frames {
             let mut at = 0;
             while at < len {
                 // SAFETY: `at` stays below `len`, a multiple of the element size, so both elements lie inside the ranges.
-                unsafe {
-                    match element {
-                        1 => store(dst + at, load::<u8>(src + at)),
-                        2 => store(dst + at, load::<u16>(src + at)),
-                        4 => store(dst + at, load::<u32>(src + at)),
-                        _ => store(dst + at, load::<u64>(src + at)),
-                    }
-                }
+                unsafe { move_element(dst + at, src + at, element) }
                 at += element;
+            }
+        }
+    }
+
+    /// Copies the same way downwards (REP MOVS with the direction flag set): the last elements first.
+    pub fn copy_down(
+        &self,
+        to: Frame,
+        to_offset: u64,
+        from: Frame,
+        from_offset: u64,
+        len: u64,
+        element: u64,
+    ) {
+        assert!(
+            to.writable && to_offset + len <= PAGE + 1 && from_offset + len <= PAGE + 1 && len % element == 0
+        );
+        let (dst, src) = (to.host + to_offset, from.host + from_offset);
+        if src.wrapping_sub(dst) >= len {
+            // SAFETY: both ranges lie in pages that `self` keeps. The source does not start inside the destination, so a copy with
+            // memmove semantics equals the descending one.
+            unsafe { std::ptr::copy(pointer(src), pointer(dst), len as usize) }
+        } else {
+            for n in (0..len / element).rev() {
+                // SAFETY: element `n` lies inside both ranges.
+                unsafe { move_element(dst + n * element, src + n * element, element) }
             }
         }
     }
@@ -446,6 +465,21 @@ unsafe fn load<T: Copy>(address: u64) -> T {
 unsafe fn store<T: Copy>(address: u64, value: T) {
     // SAFETY: as in `load`.
     unsafe { std::ptr::write_volatile(pointer(address).cast::<Unaligned<T>>(), Unaligned(value)) }
+}
+
+/// # Safety
+/// Both addresses are valid for an element of `size` bytes: 1, 2, 4 or 8.
+#[inline(always)]
+unsafe fn move_element(to: u64, from: u64, size: u64) {
+    // SAFETY: valid by the caller's promise.
+    unsafe {
+        match size {
+            1 => store(to, load::<u8>(from)),
+            2 => store(to, load::<u16>(from)),
+            4 => store(to, load::<u32>(from)),
+            _ => store(to, load::<u64>(from)),
+        }
+    }
 }
 
 /// What the hot part of an entry leaves out.

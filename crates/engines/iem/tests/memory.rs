@@ -508,3 +508,48 @@ fn pae_and_32_bit_paging_translate() {
         assert_eq!(m.u32_at(PTE) & 0x60, 0x60);
     }
 }
+
+#[test]
+fn strings_are_moved_downwards_element_by_element() {
+    // The last bytes of source and destination, the number of elements and their size: apart, on pages of their own, overlapping so
+    // that memmove would do, overlapping so that the top is repeated, and not aligned.
+    for (from, to, count, size) in [
+        (0x10_2345u64, 0x11_6789u64, 9000usize, 1usize),
+        (0x10_2ff8, 0x11_5ff8, 1500, 8),
+        (0x10_3000, 0x10_3009, 5000, 1),
+        (0x10_3009, 0x10_3000, 5000, 1),
+        (0x10_3004, 0x10_3000, 2000, 4),
+        (0x10_3ffd, 0x11_2ffb, 1200, 4),
+        (0x10_3ff9, 0x11_2001, 700, 2),
+    ] {
+        let mut m = long(|a| {
+            a.mov(rsi, from)?;
+            a.mov(rdi, to)?;
+            a.mov(ecx, count as u32)?;
+            a.std()?;
+            match size {
+                1 => a.rep().movsb()?,
+                2 => a.rep().movsw()?,
+                4 => a.rep().movsd()?,
+                _ => a.rep().movsq()?,
+            }
+            a.hlt()
+        });
+        const BASE: u64 = 0xf_0000;
+        let mut expected: Vec<u8> =
+            (0..0x4_0000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        m.put(BASE, &expected);
+        for n in 0..count {
+            let at = |last: u64| (last - BASE) as usize - n * size;
+            expected.copy_within(at(from)..at(from) + size, at(to));
+        }
+        m.run_to_halt();
+        assert_eq!(m.cpu.gpr[1], 0);
+        assert_eq!(m.cpu.gpr[6], from - (count * size) as u64);
+        assert_eq!(m.cpu.gpr[7], to - (count * size) as u64);
+        let mut found = vec![0; expected.len()];
+        m.board.ram.read(BASE, &mut found);
+        let at = found.iter().zip(&expected).position(|(a, b)| a != b);
+        assert_eq!(at, None, "{from:#x} to {to:#x}, {count} of {size}");
+    }
+}

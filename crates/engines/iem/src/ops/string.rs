@@ -41,15 +41,15 @@ fn source<T: Int>(cpu: &CpuState, op: &Op, count: u64) -> Result<u64, Fault> {
     linear_of(cpu, op, cpu.gpr[gpr::RSI] & address_mask(op), T::BYTES as u64 * count, false)
 }
 
-/// The destination is in ES always.
 #[inline(always)]
 fn destination<T: Int>(cpu: &CpuState, op: &Op, count: u64, write: bool) -> Result<u64, Fault> {
-    let offset = cpu.gpr[gpr::RDI] & address_mask(op);
-    if op.flags & LONG != 0 {
-        Ok(offset)
-    } else {
-        Core::legacy_linear(cpu, seg::ES, offset, T::BYTES as u64 * count, write)
-    }
+    destination_at(cpu, op, cpu.gpr[gpr::RDI] & address_mask(op), T::BYTES as u64 * count, write)
+}
+
+/// The destination is in ES always.
+#[inline(always)]
+fn destination_at(cpu: &CpuState, op: &Op, offset: u64, bytes: u64, write: bool) -> Result<u64, Fault> {
+    if op.flags & LONG != 0 { Ok(offset) } else { Core::legacy_linear(cpu, seg::ES, offset, bytes, write) }
 }
 
 #[inline(always)]
@@ -102,6 +102,13 @@ fn fit<T: Int>(op: &Op, offset: u64, linear: u64) -> u64 {
     page.min((mask - (offset & mask) + 1) / T::BYTES as u64)
 }
 
+/// The same downwards; none if the first element reaches into the next page.
+#[inline(always)]
+fn fit_down<T: Int>(op: &Op, offset: u64, linear: u64) -> u64 {
+    let (size, at) = (T::BYTES as u64, linear & 0xfff);
+    if at + size > 0x1000 { 0 } else { (at / size).min((offset & address_mask(op)) / size) + 1 }
+}
+
 fn movs_one<T: Cell>(core: &mut Core, cpu: &mut CpuState, op: &Op) -> Result<(), Fault> {
     let from = source::<T>(cpu, op, 1)?;
     let to = destination::<T>(cpu, op, 1, true)?;
@@ -133,13 +140,21 @@ fn movs_piece<T: Cell>(
     op: &Op,
     count: u64,
 ) -> Result<Option<u64>, Fault> {
-    if count < 4 || cpu.rflags & rflags::DF != 0 {
+    if count < 4 {
         return Ok(None);
     }
+    let down = cpu.rflags & rflags::DF != 0;
     let from = source::<T>(cpu, op, 1)?;
     let to = destination::<T>(cpu, op, 1, true)?;
-    let n = count.min(fit::<T>(op, cpu.gpr[gpr::RSI], from)).min(fit::<T>(op, cpu.gpr[gpr::RDI], to));
-    if n < 4 || source::<T>(cpu, op, n).is_err() || destination::<T>(cpu, op, n, true).is_err() {
+    let fit = if down { fit_down::<T> } else { fit::<T> };
+    let n = count.min(fit(op, cpu.gpr[gpr::RSI], from)).min(fit(op, cpu.gpr[gpr::RDI], to));
+    if n < 4 {
+        return Ok(None);
+    }
+    if down {
+        return movs_down::<T>(core, cpu, op, from, to, n);
+    }
+    if source::<T>(cpu, op, n).is_err() || destination::<T>(cpu, op, n, true).is_err() {
         return Ok(None);
     }
     let Some((src, src_at)) = core.page_piece(cpu, from, Kind::Read)? else { return Ok(None) };
@@ -150,6 +165,33 @@ fn movs_piece<T: Cell>(
     let mask = address_mask(op);
     advance(cpu, gpr::RSI, mask, bytes);
     advance(cpu, gpr::RDI, mask, bytes);
+    Ok(Some(n))
+}
+
+/// A piece with the direction flag set: `n` elements, the highest ones at `from` and `to`.
+fn movs_down<T: Cell>(
+    core: &mut Core,
+    cpu: &mut CpuState,
+    op: &Op,
+    from: u64,
+    to: u64,
+    n: u64,
+) -> Result<Option<u64>, Fault> {
+    let bytes = n * T::BYTES as u64;
+    let back = bytes - T::BYTES as u64;
+    let mask = address_mask(op);
+    let lowest = |r: usize| (cpu.gpr[r] & mask).wrapping_sub(back);
+    if linear_of(cpu, op, lowest(gpr::RSI), bytes, false).is_err()
+        || destination_at(cpu, op, lowest(gpr::RDI), bytes, true).is_err()
+    {
+        return Ok(None);
+    }
+    let Some((src, src_at)) = core.page_piece(cpu, from, Kind::Read)? else { return Ok(None) };
+    let Some((dst, dst_at)) = core.page_piece(cpu, to, Kind::Write)? else { return Ok(None) };
+    core.frames.copy_down(dst, dst_at - back, src, src_at - back, bytes, T::BYTES as u64);
+    core.note_write(dst, dst_at - back, bytes);
+    advance(cpu, gpr::RSI, mask, bytes.wrapping_neg());
+    advance(cpu, gpr::RDI, mask, bytes.wrapping_neg());
     Ok(Some(n))
 }
 
