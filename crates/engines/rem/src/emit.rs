@@ -16,7 +16,7 @@ use crate::context::{JUMPS, JUMPS_AT, Jump, TLB_AT, cpu, off};
 use crate::groups::Slot;
 use crate::plan::{Item, Kind, Memory, Mode, Plan, high_number};
 use crate::swap::{AREA, Swap};
-use crate::thunks::{Thunks, reason};
+use crate::thunks::{StringForm, Thunks, reason};
 
 /// A direct way out of a block that can be aimed at other code.
 #[derive(Clone, Copy, Debug)]
@@ -814,8 +814,12 @@ impl<'a> Emitter<'a> {
             Kind::Movs(size) | Kind::Stos(size) => {
                 self.here(item.live_in);
                 self.hot.store_imm32(M::Ctx(off::FAULT_OFFSET), item.offset.into());
-                let stos = usize::from(matches!(item.kind, Kind::Stos(_)));
-                let thunk = self.thunks.strings[self.mode.bank as usize][stos][size as usize];
+                let form = StringForm {
+                    stos: matches!(item.kind, Kind::Stos(_)),
+                    once: !item.insn.has_rep_prefix(),
+                    narrow: !self.mode.long,
+                };
+                let thunk = self.thunks.strings[self.mode.bank as usize][form.number()][size as usize];
                 Self::thunk_jump(&mut self.hot, self.hot_at, self.base, thunk, true);
             }
             Kind::SetAc(on) => {

@@ -158,7 +158,7 @@ pub(crate) enum Kind {
     LoadSegment,
     /// MOV from a control register.
     ReadControl,
-    /// Repeated MOVS or STOS; element size as power of two.
+    /// MOVS or STOS, repeated or not; element size as power of two.
     Movs(u8),
     Stos(u8),
     /// STAC, CLAC.

@@ -29,9 +29,32 @@ pub(crate) struct Thunks {
     pub(crate) slow_saved: u64,
     /// Where a host exception at an instruction is continued: leaves to have the instruction interpreted.
     pub(crate) host_fault: u64,
-    /// Called for repeated MOVS (0) and STOS (1) by bank and element size. The instruction's page offset is in
+    /// Called for MOVS and STOS by bank, [`StringForm`] and element size. The instruction's page offset is in
     /// `Context::fault_offset`; where the interpreter must go on, they leave for that.
-    pub(crate) strings: [[[u64; 4]; 2]; 3],
+    pub(crate) strings: [[[u64; 4]; STRING_FORMS]; 3],
+}
+
+/// How a string instruction moves.
+#[derive(Clone, Copy)]
+pub(crate) struct StringForm {
+    /// STOS.
+    pub(crate) stos: bool,
+    /// Without REP.
+    pub(crate) once: bool,
+    /// With addresses and a count of 32 bits.
+    pub(crate) narrow: bool,
+}
+
+const STRING_FORMS: usize = 8;
+
+impl StringForm {
+    pub(crate) fn number(self) -> usize {
+        usize::from(self.stos) | usize::from(self.once) << 1 | usize::from(self.narrow) << 2
+    }
+
+    fn of(number: usize) -> Self {
+        Self { stos: number & 1 != 0, once: number & 2 != 0, narrow: number & 4 != 0 }
+    }
 }
 
 /// Why generated code was left, in the low three bits of what `enter` returns.
@@ -164,26 +187,36 @@ fn leave(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.ret()
 }
 
-/// Repeated MOVS or STOS: the host's own instruction on each stretch that lies in one page at both ends.
+/// MOVS or STOS: the host's own instruction, on each stretch that lies in one page at both ends if it is repeated.
 fn string(
     a: &mut CodeAssembler,
     bank: usize,
-    stos: bool,
+    form: StringForm,
     shift: u32,
     exit: CodeLabel,
     slow_saved: CodeLabel,
 ) -> Result<(), IcedError> {
+    let StringForm { stos, once, narrow } = form;
     let tlb = TLB_AT + (bank * ENTRIES * size_of::<Entry>()) as i32;
     let entry = |field: usize| qword_ptr(r14 + (tlb + field as i32)).gs();
     let read = offset_of!(Entry, read);
     let write = offset_of!(Entry, write);
     let delta = offset_of!(Entry, delta);
+    let size = 1 << shift;
     let mut again = a.create_label();
     let mut done = a.create_label();
     let mut fail = a.create_label();
     let mut destination = a.create_label();
     let miss_write = a.create_label();
     let miss_read = a.create_label();
+    // The guest's pointer as an address.
+    let take =
+        |a: &mut CodeAssembler, to: (AsmRegister64, AsmRegister32), source: bool| match (narrow, source) {
+            (false, true) => a.mov(to.0, rsi),
+            (false, false) => a.mov(to.0, rdi),
+            (true, true) => a.mov(to.1, esi),
+            (true, false) => a.mov(to.1, edi),
+        };
     a.mov(r14, rax)?;
     a.lahf()?;
     a.seto(al)?;
@@ -192,19 +225,27 @@ fn string(
     a.mov(r15, ctx(off::CPU))?;
     a.test(byte_ptr(r15 + (RFLAGS + 1)), 4)?;
     a.jne(fail)?;
-    a.set_label(&mut again)?;
-    a.test(rcx, rcx)?;
-    a.je(done)?;
+    if !(once && stos) {
+        a.set_label(&mut again)?;
+    }
+    if !once {
+        if narrow {
+            a.test(ecx, ecx)?;
+        } else {
+            a.test(rcx, rcx)?;
+        }
+        a.je(done)?;
+    }
     // The source comes first, as far as faults go.
     if !stos {
         a.mov(r14d, esi)?;
         a.shr(r14d, u32::from(TLB_SHIFT))?;
         a.and(r14d, TLB_MASK)?;
-        a.mov(r15, rsi)?;
+        take(a, (r15, r15d), true)?;
         a.xor(r15, entry(read))?;
         a.cmp(r15, 0xfff)?;
         a.ja(miss_read)?;
-        a.mov(r15, rsi)?;
+        take(a, (r15, r15d), true)?;
         a.add(r15, entry(delta))?;
         a.mov(ctx(off::TMP + 16), r15)?;
     }
@@ -218,12 +259,12 @@ fn string(
     a.mov(r14d, edi)?;
     a.shr(r14d, u32::from(TLB_SHIFT))?;
     a.and(r14d, TLB_MASK)?;
-    a.mov(r15, rdi)?;
+    take(a, (r15, r15d), false)?;
     a.xor(r15, entry(write))?;
     a.cmp(r15, 0xfff)?;
     a.ja(miss_write)?;
     a.mov(ctx(off::TMP), r15)?;
-    a.mov(r15, rdi)?;
+    take(a, (r15, r15d), false)?;
     a.add(r15, entry(delta))?;
     a.mov(r14d, 0x1000)?;
     a.sub(r14d, dword_ptr(off::TMP as u64).gs())?;
@@ -238,38 +279,57 @@ fn string(
         a.shr(r13d, shift)?;
         a.je(fail)?;
     }
-    a.cmp(rcx, r13)?;
-    a.cmovb(r13, rcx)?;
-    a.mov(ctx(off::TMP), rcx)?;
+    if once {
+        a.mov(r13d, 1)?;
+    } else {
+        if narrow {
+            a.mov(r14d, ecx)?;
+        } else {
+            a.mov(r14, rcx)?;
+        }
+        a.cmp(r14, r13)?;
+        a.cmovb(r13, r14)?;
+        a.mov(ctx(off::TMP), r14)?;
+        a.mov(rcx, r13)?;
+    }
     a.mov(ctx(off::TMP + 24), rdi)?;
     a.mov(r14, rsi)?;
-    a.mov(rcx, r13)?;
     a.mov(rdi, r15)?;
-    if stos {
-        match shift {
-            0 => a.rep().stosb()?,
-            1 => a.rep().stosw()?,
-            2 => a.rep().stosd()?,
-            _ => a.rep().stosq()?,
-        }
-    } else {
+    if !stos {
         a.mov(rsi, ctx(off::TMP + 16))?;
-        match shift {
-            0 => a.rep().movsb()?,
-            1 => a.rep().movsw()?,
-            2 => a.rep().movsd()?,
-            _ => a.rep().movsq()?,
-        }
-        a.lea(rsi, qword_ptr(r14 + r13 * (1 << shift)))?;
+    }
+    let host = if once { &mut *a } else { a.rep() };
+    match (stos, shift) {
+        (true, 0) => host.stosb()?,
+        (true, 1) => host.stosw()?,
+        (true, 2) => host.stosd()?,
+        (true, _) => host.stosq()?,
+        (false, 0) => host.movsb()?,
+        (false, 1) => host.movsw()?,
+        (false, 2) => host.movsd()?,
+        (false, _) => host.movsq()?,
     }
     a.mov(rdi, ctx(off::TMP + 24))?;
-    a.lea(rdi, qword_ptr(rdi + r13 * (1 << shift)))?;
-    a.mov(rcx, ctx(off::TMP))?;
-    a.sub(rcx, r13)?;
-    a.je(done)?;
-    a.mov(r14, ctx(off::KICK))?;
-    a.cmp(dword_ptr(r14), 0)?;
-    a.je(again)?;
+    if narrow {
+        a.lea(edi, dword_ptr(rdi + r13 * size))?;
+    } else {
+        a.lea(rdi, qword_ptr(rdi + r13 * size))?;
+    }
+    if !stos && narrow {
+        a.lea(esi, dword_ptr(r14 + r13 * size))?;
+    } else if !stos {
+        a.lea(rsi, qword_ptr(r14 + r13 * size))?;
+    }
+    if once {
+        a.jmp(done)?;
+    } else {
+        a.mov(rcx, ctx(off::TMP))?;
+        a.sub(rcx, r13)?;
+        a.je(done)?;
+        a.mov(r14, ctx(off::KICK))?;
+        a.cmp(dword_ptr(r14), 0)?;
+        a.je(again)?;
+    }
     a.set_label(&mut fail)?;
     restore_flags(a)?;
     a.lea(rsp, qword_ptr(rsp + 8))?;
@@ -277,12 +337,12 @@ fn string(
     a.mov(r13d, reason::INTERPRET as u32)?;
     a.jmp(exit)?;
     // Pages that the TLB does not know are looked up as for any other access.
-    for (mut label, address, writes) in [(miss_write, rdi, true), (miss_read, rsi, false)] {
+    for (mut label, writes) in [(miss_write, true), (miss_read, false)] {
         if stos && !writes {
             continue;
         }
         a.set_label(&mut label)?;
-        a.mov(r15, address)?;
+        take(a, (r15, r15d), !writes)?;
         a.mov(r14d, dword_ptr(off::FAULT_OFFSET as u64).gs())?;
         a.or(r14d, slow::describe(0, 1 << shift, 1, writes, false))?;
         a.lea(rsp, qword_ptr(rsp - 8))?;
@@ -473,13 +533,13 @@ pub(crate) fn build(base: u64, avx: bool, access: u64) -> Result<(Vec<u8>, Thunk
     a.add(eax, reason::INTERPRET as u32)?;
     leave(&mut a)?;
 
-    let mut strings: [[[CodeLabel; 4]; 2]; 3] = Default::default();
-    for (bank, kinds) in strings.iter_mut().enumerate() {
-        for (stos, sizes) in kinds.iter_mut().enumerate() {
+    let mut strings: [[[CodeLabel; 4]; STRING_FORMS]; 3] = Default::default();
+    for (bank, forms) in strings.iter_mut().enumerate() {
+        for (form, sizes) in forms.iter_mut().enumerate() {
             for (shift, label) in sizes.iter_mut().enumerate() {
                 *label = a.create_label();
                 a.set_label(label)?;
-                string(&mut a, bank, stos != 0, shift as u32, exit, slow_saved)?;
+                string(&mut a, bank, StringForm::of(form), shift as u32, exit, slow_saved)?;
             }
         }
     }
@@ -493,11 +553,11 @@ pub(crate) fn build(base: u64, avx: bool, access: u64) -> Result<(Vec<u8>, Thunk
         slow_saved: done.label_ip(&slow_saved)?,
         host_fault: done.label_ip(&host_fault)?,
         strings: {
-            let mut all = [[[0; 4]; 2]; 3];
-            for (bank, kinds) in strings.iter().enumerate() {
-                for (stos, sizes) in kinds.iter().enumerate() {
+            let mut all = [[[0; 4]; STRING_FORMS]; 3];
+            for (bank, forms) in strings.iter().enumerate() {
+                for (form, sizes) in forms.iter().enumerate() {
                     for (shift, label) in sizes.iter().enumerate() {
-                        all[bank][stos][shift] = done.label_ip(label)?;
+                        all[bank][form][shift] = done.label_ip(label)?;
                     }
                 }
             }

@@ -553,15 +553,17 @@ fn sort_system(insn: &Instruction, mode: Mode) -> Option<Kind> {
             Kind::ReadControl
         }
         Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsd | Mnemonic::Movsq
-            if mode.long
-                && insn.has_rep_prefix()
-                && insn.op1_kind() == OpKind::MemorySegRSI
+            if flat
+                && !insn.has_repne_prefix()
+                && insn.op1_kind() == if mode.long { OpKind::MemorySegRSI } else { OpKind::MemorySegESI }
                 && !matches!(insn.memory_segment(), Register::FS | Register::GS) =>
         {
             Kind::Movs(element(insn.code())?)
         }
         Mnemonic::Stosb | Mnemonic::Stosw | Mnemonic::Stosd | Mnemonic::Stosq
-            if mode.long && insn.has_rep_prefix() && insn.op0_kind() == OpKind::MemoryESRDI =>
+            if flat
+                && !insn.has_repne_prefix()
+                && insn.op0_kind() == if mode.long { OpKind::MemoryESRDI } else { OpKind::MemoryESEDI } =>
         {
             Kind::Stos(element(insn.code())?)
         }
