@@ -48,6 +48,25 @@ fn save(out: &Path, target: &str, name: &str, image: &Path) -> Result<()> {
     Ok(())
 }
 
+/// A differencing VHDX image as Hyper-V leaves it: its first block of 1 MiB is present in parts, by a bitmap behind it. The block table
+/// of our images lies at 3 MiB.
+fn with_a_block_in_parts(child: &Path) -> Result<std::path::PathBuf> {
+    const TABLE: usize = 3 << 20;
+    let mut bytes = std::fs::read(child)?;
+    let data = bytes.len().next_multiple_of(1 << 20);
+    for (word, at, state) in [(0, data, 7), (4096, data + (1 << 20), 6)] {
+        let word = TABLE + 8 * word;
+        let place = bytes.get_mut(word..word + 8).context("the block table is not where it was")?;
+        place.copy_from_slice(&(at as u64 | state).to_le_bytes());
+    }
+    bytes.resize(data + (2 << 20), 0);
+    bytes[data..data + 512].fill(0x44);
+    bytes[data + (1 << 20)] = 1;
+    let path = child.with_extension("parts");
+    std::fs::write(&path, bytes)?;
+    Ok(path)
+}
+
 fn main() -> Result<()> {
     let out = std::env::args().nth(1).context("which directory?")?;
     let out = Path::new(&out);
@@ -94,6 +113,10 @@ fn main() -> Result<()> {
             let path = dir.join(format!("{target}-child"));
             vd::create_child(&path, format, &parent, None)?;
             save(out, target, "child", &path)?;
+            if format == Format::Vhdx {
+                let path = with_a_block_in_parts(&path)?;
+                save(out, target, "child-parts", &path)?;
+            }
         }
     }
     for (target, format, options) in [
