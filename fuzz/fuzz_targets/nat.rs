@@ -56,7 +56,7 @@ fn network() -> &'static Network {
 
 /// A frame around `data`: broadcast, from the guest.
 fn frame(kind: [u8; 2], data: &[u8]) -> Vec<u8> {
-    [&[0xff; 6], &[8, 0, 0x27, 1, 2, 3], &kind, data].concat::<u8>()
+    [&[0xff; 6][..], &[8, 0, 0x27, 1, 2, 3], &kind, data].concat()
 }
 
 fn ip(protocol: u8, to: [u8; 4], data: &[u8]) -> Vec<u8> {
@@ -84,7 +84,7 @@ fn tcp(header: &[u8]) -> Vec<u8> {
     segment.resize(segment.len().max(20), 0);
     segment[16..18].fill(0);
     let to = [10, 0, 2, 2];
-    let pseudo = [&[10, 0, 2, 15], &to[..], &[0, 6], &(segment.len() as u16).to_be_bytes()[..]].concat();
+    let pseudo = [&[10, 0, 2, 15][..], &to, &[0, 6], &(segment.len() as u16).to_be_bytes()[..]].concat();
     let sum = ones_sum(&[pseudo, segment.clone()].concat());
     put(&mut segment, 16, !sum);
     ip(6, to, &segment)
