@@ -7,6 +7,8 @@ use super::header::Header;
 use crate::file::FileIo;
 use crate::two_level::{Order, invalid};
 
+/// Most words of a refcount table: QEMU's limit of 8 MiB.
+const MAX_WORDS: u64 = 1 << 20;
 const OFFSET: u64 = !0x1ff;
 
 struct Block {
@@ -94,6 +96,11 @@ impl Refcounts {
         if index >= self.table.len() {
             // Half as much again, so that it does not happen often.
             let words = (index as u64 + 1) * 3 / 2;
+            if words > MAX_WORDS {
+                return Err(invalid(format!(
+                    "a refcount table of {words} words, where {MAX_WORDS} are the limit"
+                )));
+            }
             let clusters = (words * 8).div_ceil(self.cluster());
             self.at = *end;
             *end += clusters * self.cluster();
