@@ -21,9 +21,10 @@ pub(super) mod hba {
     pub(crate) const PI: u32 = 0x0c;
     pub(crate) const VS: u32 = 0x10;
 
-    /// 64-bit addresses, native command queuing, staggered spin-up, AHCI only, 3 Gb/s, 32 slots. The number of ports less one
-    /// comes into the lowest bits.
-    pub(crate) const CAPABILITIES: u32 = 1 << 31 | 1 << 30 | 1 << 27 | 1 << 18 | 2 << 20 | 31 << 8;
+    /// 64-bit addresses, native command queuing, AHCI only, 3 Gb/s, 32 slots. The number of ports less one comes into the lowest
+    /// bits. VirtualBox announces staggered spin-up, too, for which Linux looks at one port after another, a third of a second
+    /// each.
+    pub(crate) const CAPABILITIES: u32 = 1 << 31 | 1 << 30 | 1 << 18 | 2 << 20 | 31 << 8;
     /// AHCI 1.1.
     pub(crate) const VERSION: u32 = 0x0001_0100;
 }
@@ -109,8 +110,9 @@ pub(super) struct Cmd {
     __: u16,
 }
 
-/// Bits of the command register that keep what software writes: ST, SUD, POD, FRE, ATAPI, DLAE, ALPE, ASP.
-pub(super) const CMD_WRITABLE: u32 = 0x0f00_0017;
+/// Bits of the command register that keep what software writes: ST, POD, FRE, ATAPI, DLAE, ALPE, ASP. SUD is always set (AHCI 1.3.1,
+/// 3.3.7).
+pub(super) const CMD_WRITABLE: u32 = 0x0f00_0015;
 
 /// Error register: PhyRdy changed.
 pub(super) const SERR_N: u32 = 1 << 16;
