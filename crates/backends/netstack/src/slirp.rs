@@ -10,7 +10,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::ptr::NonNull;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::nat::Tftp;
 use libc::{in_addr, in6_addr, size_t, ssize_t};
@@ -147,6 +147,75 @@ fn name_next_server(frame: &mut [u8], server: Ipv4Addr) {
     if let Some(field) = frame.get_mut(udp + 8 + SIADDR..udp + 8 + SIADDR + 4) {
         field.copy_from_slice(&server.octets());
         frame[udp + 6..udp + 8].fill(0);
+    }
+}
+
+/// Whether a frame says that its sender has an IPv4 address.
+fn has_address(frame: &[u8]) -> bool {
+    let sender = match frame.get(12..14) {
+        Some([8, 6]) => frame.get(28..32),
+        Some([8, 0]) => frame.get(26..30),
+        _ => None,
+    };
+    sender.is_some_and(|address| address != [0; 4])
+}
+
+/// The router's question who has an address.
+fn arp_request(router: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
+    let mut mac = vec![0x52, 0x55];
+    mac.extend(router.octets());
+    let mut frame = vec![0xff; 6];
+    frame.extend(&mac);
+    frame.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+    frame.extend(&mac);
+    frame.extend(router.octets());
+    frame.extend([0; 6]);
+    frame.extend(target.octets());
+    frame.resize(60, 0);
+    frame
+}
+
+/// Forwarded TCP connections wait in the host's queue while the guest does not answer. libslirp takes them and goes on asking a guest that
+/// boots at ever longer intervals, of which clients see seconds.
+struct Gate {
+    router: Ipv4Addr,
+    /// When the guest last sent something from an address.
+    heard: Option<Instant>,
+    /// When to ask for it again.
+    next: Option<Instant>,
+    /// The sockets that listen for it, and where they lead.
+    listeners: Vec<c_int>,
+    guests: Vec<Ipv4Addr>,
+}
+
+impl Gate {
+    /// A guest that was silent for this long is asked first.
+    const SILENCE: Duration = Duration::from_secs(1);
+    const INTERVAL: Duration = Duration::from_millis(50);
+
+    fn is_shut(&self) -> bool {
+        !self.listeners.is_empty() && self.heard.is_none_or(|at| at.elapsed() > Self::SILENCE)
+    }
+
+    /// Leaves out the listening sockets until the guest may be asked again; how long that is, in milliseconds.
+    fn mask(&self, fds: &mut [libc::pollfd]) -> Option<u32> {
+        let left = self.next?.checked_duration_since(Instant::now())?;
+        for fd in fds.iter_mut().filter(|fd| self.listeners.contains(&fd.fd)) {
+            fd.fd = -1;
+        }
+        u32::try_from(left.as_millis()).ok().map(|millis| millis + 1)
+    }
+
+    /// Takes back what was seen on the listening sockets; whether a connection waits.
+    fn hold(&mut self, fds: &mut [libc::pollfd]) -> bool {
+        let mut waits = false;
+        for fd in fds.iter_mut().filter(|fd| self.listeners.contains(&fd.fd)) {
+            waits |= std::mem::take(&mut fd.revents) != 0;
+        }
+        if waits {
+            self.next = Some(Instant::now() + Self::INTERVAL);
+        }
+        waits
     }
 }
 
@@ -324,6 +393,7 @@ pub(crate) struct Slirp {
     /// Made by `Box::into_raw`; freed after the stack.
     context: NonNull<Context>,
     fds: Vec<libc::pollfd>,
+    gate: Gate,
     _one_thread: PhantomData<*mut ()>,
 }
 
@@ -379,7 +449,11 @@ impl Slirp {
         // SAFETY: the configuration is valid and copied, its texts too; callbacks are static; the context outlives the stack (see `Drop`).
         let slirp = unsafe { slirp_new(&config, &CALLBACKS, context.as_ptr().cast()) };
         match NonNull::new(slirp) {
-            Some(slirp) => Some(Self { slirp, context, fds: Vec::new(), _one_thread: PhantomData }),
+            Some(slirp) => {
+                let (listeners, guests) = (Vec::new(), Vec::new());
+                let gate = Gate { router: at.gateway, heard: None, next: None, listeners, guests };
+                Some(Self { slirp, context, fds: Vec::new(), gate, _one_thread: PhantomData })
+            }
             None => {
                 // SAFETY: made by `Box::leak` above; the library did not keep it.
                 drop(unsafe { Box::from_raw(context.as_ptr()) });
@@ -396,6 +470,9 @@ impl Slirp {
     /// A frame from the guest.
     pub(crate) fn input(&mut self, frame: &[u8]) {
         let Ok(len) = c_int::try_from(frame.len()) else { return };
+        if has_address(frame) {
+            self.gate.heard = Some(Instant::now());
+        }
         if frame.len() <= MAX_FRAME {
             // SAFETY: the stack is alive; the buffer has `len` bytes, which the library copies.
             unsafe { slirp_input(self.slirp.as_ptr(), frame.as_ptr(), len) };
@@ -433,6 +510,10 @@ impl Slirp {
                 }
             }
         }
+        let shut = sockets && self.gate.is_shut();
+        if shut && let Some(left) = self.gate.mask(&mut self.fds) {
+            timeout = timeout.min(left);
+        }
         if self.context().notified.take() {
             timeout = 0;
         }
@@ -440,6 +521,10 @@ impl Slirp {
         let count = self.fds.len() as libc::nfds_t;
         // SAFETY: the list has `count` elements, and every descriptor is open: `wake` is borrowed, the others are the stack's own.
         let result = unsafe { libc::poll(self.fds.as_mut_ptr(), count, millis) };
+        if shut && self.gate.hold(&mut self.fds) && self.waiting() == 0 {
+            let questions = self.gate.guests.iter().map(|&guest| arp_request(self.gate.router, guest));
+            self.context().out.borrow_mut().extend(questions);
+        }
         if sockets {
             let failed = c_int::from(result < 0);
             let list: *mut c_void = (&raw mut self.fds).cast();
@@ -492,14 +577,20 @@ impl Slirp {
             return Err(std::io::Error::last_os_error());
         }
         if !udp {
-            self.deepen_backlogs();
+            if let SocketAddr::V4(guest) = guest
+                && !self.gate.guests.contains(guest.ip())
+            {
+                self.gate.guests.push(*guest.ip());
+            }
+            self.find_listeners();
         }
         Ok(())
     }
 
     /// Has listening sockets take bursts of connections: libslirp asks for one that waits, and those beyond it would stall until
-    /// their peers send again.
-    fn deepen_backlogs(&mut self) {
+    /// their peers send again. Those for IPv4 are the gate's.
+    fn find_listeners(&mut self) {
+        self.gate.listeners.clear();
         let mut list: Vec<libc::pollfd> = Vec::new();
         let mut timeout = 0;
         // SAFETY: the stack is alive; the list lives during the call, as `add_poll` wants it.
@@ -509,6 +600,9 @@ impl Slirp {
             let socket = unsafe { BorrowedFd::borrow_raw(entry.fd) };
             if rustix::net::sockopt::socket_acceptconn(socket) == Ok(true) {
                 let _ = rustix::net::listen(socket, BACKLOG);
+                if rustix::net::sockopt::socket_domain(socket) == Ok(rustix::net::AddressFamily::INET) {
+                    self.gate.listeners.push(entry.fd);
+                }
             }
         }
     }
@@ -516,7 +610,7 @@ impl Slirp {
     /// Takes back what [`Slirp::add_forward`] did; false if there was no such port.
     pub(crate) fn remove_forward(&mut self, udp: bool, host: SocketAddr) -> bool {
         let slirp = self.slirp.as_ptr();
-        match host {
+        let removed = match host {
             // SAFETY: the stack is alive.
             SocketAddr::V4(host) => unsafe {
                 slirp_remove_hostfwd(slirp, udp.into(), raw(*host.ip()), host.port().into()) >= 0
@@ -528,7 +622,9 @@ impl Slirp {
                     slirp_remove_hostxfwd(slirp, (&raw const at).cast(), IN6_LEN, forward_flags(udp)) >= 0
                 }
             }
-        }
+        };
+        self.find_listeners();
+        removed
     }
 }
 

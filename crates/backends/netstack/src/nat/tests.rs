@@ -193,6 +193,23 @@ fn a_forwarded_port_leads_to_the_guest_until_the_rule_goes() {
 }
 
 #[test]
+fn connections_wait_for_a_guest_that_boots() {
+    let (nat, keeper) = network(usize::MAX);
+    let port = free_port();
+    nat.add_rule(rule("ssh", Protocol::Tcp, port)).unwrap();
+    let _connection = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let for_guest = |f: &[u8]| f.len() >= 54 && f[12..14] == [8, 0] && f[30..34] == [10, 0, 2, 15];
+    let question = |f: &[u8]| f[12..14] == [8, 6] && f[21] == 1 && f[38..42] == [10, 0, 2, 15];
+    assert!(wait_for(&keeper, question).is_some(), "the guest is asked for");
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(!keeper.frames.lock().iter().any(|f| for_guest(f)), "but for that it is left alone");
+    let asked = Instant::now();
+    nat.send(arp_request([10, 0, 2, 2])).unwrap();
+    assert!(wait_for(&keeper, for_guest).is_some());
+    assert!(asked.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
 fn wrong_rules_are_refused_with_their_reason() {
     let (nat, _) = network(usize::MAX);
     let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
