@@ -313,7 +313,10 @@ impl Frames {
         element: u64,
     ) {
         assert!(
-            to.writable && to_offset + len <= PAGE + 1 && from_offset + len <= PAGE + 1 && len % element == 0
+            to.writable
+                && to_offset + len <= PAGE + 1
+                && from_offset + len <= PAGE + 1
+                && len.is_multiple_of(element)
         );
         let (dst, src) = (to.host + to_offset, from.host + from_offset);
         if src.wrapping_sub(dst) >= len {

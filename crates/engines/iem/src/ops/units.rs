@@ -4,7 +4,7 @@ use cpum::CpuState;
 
 use crate::core::Core;
 use crate::op::{Full, Op, ea, linear_of};
-use crate::unit::{self, Class};
+use crate::unit::{self, Class, Kind};
 use crate::{Fault, GuestMemory};
 
 /// Room for an operand, aligned for the unit.
@@ -55,7 +55,12 @@ pub(crate) fn operand<const N: usize>(core: &mut Core, cpu: &mut CpuState, op: &
         }
         return result;
     }
-    let at = locate(core, cpu, op, class, offset)?;
+    let at = match locate(core, cpu, op, class, offset) {
+        Err(fault) if class.kind == Kind::X87 && class.access.writes() && !unit::is_amd() => {
+            return store_nothing(core, cpu, full, bytes, offset).ok_or(fault);
+        }
+        located => located?,
+    };
     if class.access.reads() {
         read(core, cpu, at, bytes)?;
     }
@@ -64,6 +69,20 @@ pub(crate) fn operand<const N: usize>(core: &mut Core, cpu: &mut CpuState, op: &
         write(core, cpu, at, bytes)?;
     }
     Ok(())
+}
+
+/// An x87 store to where it faults: with an unmasked exception nothing may be stored, and Intel's CPUs do not look there then.
+#[cold]
+fn store_nothing(
+    core: &mut Core,
+    cpu: &mut CpuState,
+    full: &Full,
+    bytes: &mut [u8],
+    offset: u64,
+) -> Option<()> {
+    let mut after = cpu.clone();
+    execute(core, &mut after, full, bytes, offset).ok()?;
+    unit::stores_nothing(&after).then(|| *cpu = after)
 }
 
 #[inline(always)]

@@ -372,6 +372,11 @@ pub(crate) fn set_u16(area: &mut XsaveArea, offset: usize, value: u16) {
     area.0[offset..offset + 2].copy_from_slice(&value.to_le_bytes());
 }
 
+/// Whether an x87 exception is pending that keeps a store from being done: any that is unmasked but inexact results.
+pub(crate) fn stores_nothing(cpu: &CpuState) -> bool {
+    u16_at(&cpu.xsave, area::FSW) & !u16_at(&cpu.xsave, area::FCW) & 0x1f != 0
+}
+
 /// The x87 registers in use, one bit each (FXSAVE's form).
 pub(crate) fn tags(cpu: &CpuState) -> u16 {
     u16_at(&cpu.xsave, area::FTW)
