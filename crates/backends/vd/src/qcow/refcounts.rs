@@ -195,4 +195,24 @@ mod tests {
         set_counter(&mut bytes, 4, 1, 0x102);
         assert_eq!(bytes, [0, 0, 1, 2]);
     }
+
+    #[test]
+    fn a_table_beyond_the_limit_is_refused_before_memory_is_taken() {
+        let mut counts = Refcounts {
+            cluster_bits: 9,
+            order: 6,
+            table: vec![0; 64],
+            at: 512,
+            moved: false,
+            dirty: false,
+            blocks: BTreeMap::new(),
+        };
+        let mut end = 1 << 20;
+        // 64 counters in each block: the first cluster that only a table of more than 8 MiB would count.
+        let far = MAX_WORDS * 64;
+        let refused = counts.add(&crate::file::MemoryFile::new(&[]), far..far + 1, 1, &mut end);
+        assert!(refused.is_err_and(|e| e.to_string().contains("refcount table")));
+        assert_eq!((counts.table.len(), end), (64, 1 << 20));
+        counts.add(&crate::file::MemoryFile::new(&[]), 100..101, 1, &mut end).unwrap();
+    }
 }
