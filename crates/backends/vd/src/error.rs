@@ -48,6 +48,12 @@ pub enum Error {
 }
 
 impl Error {
+    pub(crate) fn unsupported(path: &std::path::Path, what: impl Into<String>) -> Self {
+        Self::Unsupported { path: path.to_owned(), what: what.into() }
+    }
+}
+
+impl Error {
     /// A host failure doing `action` (a verb phrase: "read from") to the file at `path`.
     pub(crate) fn host(
         action: &'static str,

@@ -19,10 +19,6 @@ use crate::vhdx::Vhdx;
 /// Bytes that are moved at a time.
 const PIECE: u64 = 4 << 20;
 
-fn unsupported(path: &Path, what: &str) -> Error {
-    Error::Unsupported { path: path.to_owned(), what: what.to_owned() }
-}
-
 /// Gives storage that holds zeros back to the host. A differencing image needs its opened parent.
 pub fn compact(
     path: &Path,
@@ -67,7 +63,7 @@ pub fn resize(
         return Ok(());
     }
     if child {
-        return Err(unsupported(path, "resizing this differencing image; resize its base"));
+        return Err(Error::unsupported(path, "resizing this differencing image; resize its base"));
     }
     rewrite(image, size, progress)
 }
@@ -77,7 +73,7 @@ fn rewrite(image: Image, size: ByteSize, progress: Progress<'_>) -> Result<(), E
     let (path, format) = (image.path().to_owned(), image.format());
     let facts = image.facts();
     if crate::files(&path, format)?.len() > 1 || facts.variant == Variant::StreamOptimized {
-        return Err(unsupported(&path, "this for an image of this kind; clone it"));
+        return Err(Error::unsupported(&path, "this for an image of this kind; clone it"));
     }
     let options =
         CreateOptions { format, variant: facts.variant, size, uuid: facts.uuid, comment: facts.comment };
@@ -110,7 +106,7 @@ pub fn set_ids(path: &Path, format: Format, ids: &Ids) -> Result<(), Error> {
     if done.map_err(|e| Error::host("write to", path, e))? {
         return Ok(());
     }
-    Err(unsupported(path, "changing its UUIDs: its format, or this file, has no place for them"))
+    Err(Error::unsupported(path, "changing its UUIDs: its format, or this file, has no place for them"))
 }
 
 /// Mends what can be mended without guessing; returns how many places were mended. What they held reads as zeros, or as the parent's.
@@ -147,7 +143,7 @@ fn above<'a>(top: &'a Image, base: &Path) -> Result<Vec<&'a Image>, Error> {
         chain.push(image);
         image = image
             .parent()
-            .ok_or_else(|| unsupported(top.path(), "merging into an image that is not below it"))?;
+            .ok_or_else(|| Error::unsupported(top.path(), "merging into an image that is not below it"))?;
     }
     chain.reverse();
     Ok(chain)
@@ -239,7 +235,7 @@ fn take_absent(top: &Image, range: std::ops::Range<u64>, buffer: &mut Vec<u8>) -
 pub(crate) fn moved(path: &Path, to: &Path, format: Format) -> Result<Vec<(PathBuf, PathBuf)>, Error> {
     let files = crate::files(path, format)?;
     if files.len() > 1 && path.file_name() != to.file_name() {
-        return Err(unsupported(path, "renaming an image of several files; clone it"));
+        return Err(Error::unsupported(path, "renaming an image of several files; clone it"));
     }
     let place = |file: &PathBuf| match file == path {
         true => to.to_owned(),

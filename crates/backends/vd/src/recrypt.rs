@@ -27,10 +27,6 @@ pub struct Recrypted {
     _old: Vec<HostFile>,
 }
 
-fn unsupported(path: &Path, what: &str) -> Error {
-    Error::Unsupported { path: path.to_owned(), what: what.to_owned() }
-}
-
 impl Recrypted {
     /// Makes `folder`, which must lie on the file system of the image and is replaced if a run that was killed has left it, with
     /// the image's files encrypted by `new` instead of `old`. A differencing image is taken by itself: each one of its chain has
@@ -62,7 +58,7 @@ impl Recrypted {
         let files = crate::files(path, format)?;
         if files.iter().any(|file| file.parent() != path.parent()) {
             let what = "encrypting an image whose data lie elsewhere, or a disk of the host; clone it to an image first";
-            return Err(unsupported(path, what));
+            return Err(Error::unsupported(path, what));
         }
         let kept: Vec<HostFile> =
             files.iter().map(|file| open_file(file, OpenMode::ReadWrite)).collect::<Result<_, _>>()?;
@@ -85,10 +81,10 @@ impl Recrypted {
         if let (_, layout) = image.layout()
             && let Some(reason) = layout.read_only_reason()
         {
-            return Err(unsupported(path, reason));
+            return Err(Error::unsupported(path, reason));
         }
         if !image.size().0.is_multiple_of(SECTOR as u64) {
-            return Err(unsupported(path, "encrypting a disk that does not end with a whole sector"));
+            return Err(Error::unsupported(path, "encrypting a disk that does not end with a whole sector"));
         }
         let ciphers = [old, new].map(|dek| dek.map(Dek::cipher));
         image.recrypt(ciphers[0].as_ref(), ciphers[1].as_ref(), progress)?;

@@ -54,10 +54,6 @@ fn damaged(path: &Path, offset: u64, what: String) -> Error {
     Error::Damaged { path: path.to_owned(), offset, what, mend: "restore the file from a copy" }
 }
 
-fn unsupported(path: &Path, what: String) -> Error {
-    Error::Unsupported { path: path.to_owned(), what }
-}
-
 impl Header {
     pub(super) fn cluster(&self) -> u64 {
         1 << self.cluster_bits
@@ -79,14 +75,14 @@ impl Header {
         let (cluster_bits, second_bits, encryption) = match version {
             1 => (u32::from(raw[32]), u32::from(raw[33]), u32_at(36)),
             2 | 3 => (u32_at(20), u32_at(20).wrapping_sub(3), u32_at(32)),
-            _ => return Err(unsupported(path, format!("QCOW version {version}"))),
+            _ => return Err(Error::unsupported(path, format!("QCOW version {version}"))),
         };
         if !(9..=21).contains(&cluster_bits) || !(6..=18).contains(&second_bits) {
             let what = format!("clusters of 2^{cluster_bits} bytes, tables of 2^{second_bits} words");
             return Err(damaged(path, if version == 1 { 32 } else { 20 }, what));
         }
         if encryption != 0 {
-            return Err(unsupported(path, "encrypted QCOW images".into()));
+            return Err(Error::unsupported(path, "encrypted QCOW images"));
         }
         if size > 1 << 56 || !size.is_multiple_of(512) {
             return Err(damaged(path, 24, format!("an image size of {size} bytes")));
@@ -146,11 +142,11 @@ impl Header {
             }
             let names = [(1 << 2, "an external data file"), (1 << 4, "extended tables")];
             if let Some((_, name)) = names.iter().find(|(bit, _)| header.incompatible & bit != 0) {
-                return Err(unsupported(path, format!("QCOW2 images with {name}")));
+                return Err(Error::unsupported(path, format!("QCOW2 images with {name}")));
             }
             if header.incompatible & !(DIRTY | CORRUPT | COMPRESSION) != 0 {
                 let what = format!("QCOW2 features 0x{:x}", header.incompatible);
-                return Err(unsupported(path, what));
+                return Err(Error::unsupported(path, what));
             }
             if header.incompatible & COMPRESSION != 0 {
                 // The field lies in the header if that is long enough.
@@ -158,7 +154,9 @@ impl Header {
                 header.zstd = match kind {
                     1 => true,
                     0 => return Err(damaged(path, 104, "no kind of compression".into())),
-                    other => return Err(unsupported(path, format!("QCOW2 compression number {other}"))),
+                    other => {
+                        return Err(Error::unsupported(path, format!("QCOW2 compression number {other}")));
+                    }
                 };
             }
         }

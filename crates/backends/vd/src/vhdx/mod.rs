@@ -92,10 +92,6 @@ fn damaged(path: &Path, offset: u64, what: String) -> Error {
     Error::Damaged { path: path.to_owned(), offset, what, mend: RESTORE }
 }
 
-fn unsupported(path: &Path, what: &str) -> Error {
-    Error::Unsupported { path: path.to_owned(), what: what.to_owned() }
-}
-
 /// The newer of the two headers that are sound, and which one it is.
 fn read_header(file: &dyn FileIo, path: &Path) -> Result<(usize, Vec<u8>), Error> {
     let host = |e| Error::host("read from", path, e);
@@ -116,7 +112,7 @@ fn read_header(file: &dyn FileIo, path: &Path) -> Result<(usize, Vec<u8>), Error
     }
     let (index, raw) = found.ok_or_else(|| damaged(path, HEADERS[0], "neither header is sound".into()))?;
     if raw[66..68] != [1, 0] {
-        return Err(unsupported(path, "VHDX images of another version than 1"));
+        return Err(Error::unsupported(path, "VHDX images of another version than 1"));
     }
     Ok((index, raw))
 }
@@ -170,7 +166,7 @@ struct Parent {
 /// lengths u16; texts in UTF-16. `at` is where it lies in the file.
 fn read_locator(raw: &[u8], at: u64, path: &Path) -> Result<Parent, Error> {
     if guid_at(raw, 0) != VHDX_LOCATOR {
-        return Err(unsupported(path, &format!("the parent locator {{{}}}", guid_at(raw, 0))));
+        return Err(Error::unsupported(path, format!("the parent locator {{{}}}", guid_at(raw, 0))));
     }
     let count = usize::from(raw.get(18..20).map_or(0, |b| u16::from_le_bytes([b[0], b[1]])));
     let text = |at: u32, len: u16| -> Option<String> {
@@ -259,7 +255,7 @@ fn read_meta(file: &dyn FileIo, path: &Path, header: &[u8]) -> Result<Meta, Erro
             BLOCK_TABLE => table = Some((at, len)),
             METADATA => metadata = Some((at, len)),
             other if u32_at(entry, 28) & 1 != 0 => {
-                return Err(unsupported(path, &format!("the VHDX region {{{other}}}")));
+                return Err(Error::unsupported(path, format!("the VHDX region {{{other}}}")));
             }
             _ => {}
         }
@@ -295,7 +291,7 @@ fn read_meta(file: &dyn FileIo, path: &Path, header: &[u8]) -> Result<Meta, Erro
             DISK_ID | PHYSICAL_SECTOR_SIZE => {}
             // Flag 2: who does not know the item must not open the file.
             other if flags & 4 != 0 => {
-                return Err(unsupported(path, &format!("the VHDX metadata item {{{other}}}")));
+                return Err(Error::unsupported(path, format!("the VHDX metadata item {{{other}}}")));
             }
             _ => {}
         }

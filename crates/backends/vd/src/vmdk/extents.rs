@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use uuid::Uuid;
 
 use super::descriptor::{Descriptor, ExtentKind, ExtentLine, NewVmdk, new_descriptor};
-use super::header::{MAX_DESCRIPTOR, SECTOR, Tables, damaged, open_units, read_header, unsupported};
+use super::header::{MAX_DESCRIPTOR, SECTOR, Tables, damaged, open_units, read_header};
 use super::{Opener, create_sparse, facts, renew};
 use crate::error::Error;
 use crate::file::{FileIo, FileSet};
@@ -102,7 +102,7 @@ fn place(path: &Path, descriptor: &Descriptor, line: &ExtentLine) -> Result<Path
     if beside || is_raw_disk(descriptor) || device() {
         return Ok(full);
     }
-    Err(unsupported(
+    Err(Error::unsupported(
         path,
         format!("the extent \"{}\" outside the descriptor's directory; move it there", line.file),
     ))
@@ -176,7 +176,7 @@ pub(super) fn open(
                 let index = opened.len();
                 let (header, _) = read_header(&*files[index], &at)?;
                 if header.compressed {
-                    return Err(unsupported(&at, "compressed extents of an image in several files".into()));
+                    return Err(Error::unsupported(&at, "compressed extents of an image in several files"));
                 }
                 if header.capacity < line.sectors {
                     let what = format!("{} sectors instead of {}", header.capacity, line.sectors);
@@ -185,7 +185,7 @@ pub(super) fn open(
                 Store::Sparse { file: index, units: open_units(&*files[index], &at, header)? }
             }
             ExtentKind::Other(ref kind) => {
-                return Err(unsupported(path, format!("VMDK extents of the kind {kind}")));
+                return Err(Error::unsupported(path, format!("VMDK extents of the kind {kind}")));
             }
         };
         if end > start {

@@ -106,16 +106,12 @@ pub(super) fn damaged(path: &Path, offset: u64, what: String) -> Error {
     Error::Damaged { path: path.to_owned(), offset, what, mend: RESTORE }
 }
 
-pub(super) fn unsupported(path: &Path, what: String) -> Error {
-    Error::Unsupported { path: path.to_owned(), what }
-}
-
 pub(super) fn read_header(file: &dyn FileIo, path: &Path) -> Result<(Header, Descriptor), Error> {
     let host = |e| Error::host("read from", path, e);
     let mut raw = [0; 512];
     file.read_at(0, &mut raw).map_err(host)?;
     if raw.starts_with(b"COWD") {
-        return Err(unsupported(path, "sparse VMDK extents of VMware ESX".into()));
+        return Err(Error::unsupported(path, "sparse VMDK extents of VMware ESX"));
     }
     if !raw.starts_with(MAGIC) {
         return Err(Error::WrongFormat {
@@ -140,11 +136,11 @@ pub(super) fn read_header(file: &dyn FileIo, path: &Path) -> Result<(Header, Des
     let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
     let (version, flags) = (u32_at(4), u32_at(8));
     if !(1..=3).contains(&version) {
-        return Err(unsupported(path, format!("VMDK version {version}")));
+        return Err(Error::unsupported(path, format!("VMDK version {version}")));
     }
     let compressed = flags & FLAG_COMPRESSED != 0;
     if compressed && u16::from_le_bytes([raw[77], raw[78]]) != 1 {
-        return Err(unsupported(path, "VMDK images compressed otherwise than by deflate".into()));
+        return Err(Error::unsupported(path, "VMDK images compressed otherwise than by deflate"));
     }
     if u32_at(44) != TABLE_ENTRIES {
         return Err(damaged(path, 44, format!("{} entries in a grain table instead of 512", u32_at(44))));
@@ -161,7 +157,7 @@ pub(super) fn read_header(file: &dyn FileIo, path: &Path) -> Result<(Header, Des
         }
     };
     if capacity.div_ceil(grain) > MAX_GRAINS {
-        return Err(unsupported(path, format!("a disk of {capacity} sectors in grains of {grain}")));
+        return Err(Error::unsupported(path, format!("a disk of {capacity} sectors in grains of {grain}")));
     }
     let directory_sectors = (capacity.div_ceil(grain).div_ceil(TABLE_ENTRIES.into()) * 4).div_ceil(SECTOR);
     let descriptor_sectors = u64_at(36);
@@ -227,7 +223,7 @@ pub(super) fn load_tables(
             // A stream without a grain in a table's range leaves the table out.
             table.fill(0);
         } else {
-            return Err(unsupported(path, format!("VMDK images without grain table {index}")));
+            return Err(Error::unsupported(path, format!("VMDK images without grain table {index}")));
         }
         words.extend(words_from(&table));
     }

@@ -24,7 +24,7 @@ use crate::format::{Begin, Extent, Facts, Ids, Layout, Step, Variant};
 use crate::units::Units;
 pub(crate) use descriptor::NewVmdk;
 use descriptor::{Descriptor, ExtentKind, new_descriptor};
-use header::{SECTOR, Tables, create_sparse, damaged, open_units, read_header, unsupported};
+use header::{SECTOR, Tables, create_sparse, damaged, open_units, read_header};
 pub(crate) use stream::{GRAIN, StreamWriter, pack};
 
 /// How further files of an image are opened or created.
@@ -96,7 +96,7 @@ pub(crate) fn open(
         Ok(extents) if extents.len() == 1 && extents[0].kind == ExtentKind::Sparse => {}
         Ok(extents) => {
             let kinds: Vec<_> = extents.iter().map(|e| format!("{:?}", e.kind)).collect();
-            return Err(unsupported(path, format!("VMDK extents {}", kinds.join(", "))));
+            return Err(Error::unsupported(path, format!("VMDK extents {}", kinds.join(", "))));
         }
         Err(line) => {
             return Err(damaged(path, header.descriptor.start, format!("bad extent line \"{line}\"")));
