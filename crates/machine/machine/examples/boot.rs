@@ -55,6 +55,7 @@ fn drive(kind: DriveKind, path: PathBuf, port: u8) -> DriveConfig {
         discard: false,
         hot_pluggable: false,
         bootable: true,
+        bandwidth_group: String::new(),
     }
 }
 

@@ -451,6 +451,7 @@ fn drive(path: PathBuf) -> DriveConfig {
         discard: false,
         hot_pluggable: false,
         bootable: true,
+        bandwidth_group: String::new(),
     }
 }
 

@@ -1,7 +1,8 @@
 //! Joins image files (`vd`) to the storage controllers (`pdm`): every drive's medium is an image behind a queue with threads.
 
+use std::collections::VecDeque;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use anyhow::{Context, Result};
 use parking_lot::Mutex;
@@ -10,6 +11,7 @@ use vbox_types::ByteSize;
 use vd::{Format, Image, KeyStore, KeyStoreError, OpenMode, Queue};
 
 use crate::config::MediumConfig;
+use crate::limit::{Limit, Waiter};
 
 /// Threads for each image. One keeps the order of a guest that expects it from a disk without queueing; more help on hosts with
 /// slow storage.
@@ -19,6 +21,23 @@ const THREADS: usize = 2;
 pub struct ImageDriver {
     queue: Queue,
     gate: Option<Gate>,
+    throttle: Option<Throttle>,
+}
+
+/// Keeps what a bandwidth group may not have yet.
+struct Throttle {
+    limit: Arc<Limit>,
+    driver: Weak<dyn Waiter>,
+    /// In the guest's order.
+    held: Mutex<VecDeque<(BlockOp, BlockDone)>>,
+}
+
+/// The bytes that a request moves.
+fn moved(op: &BlockOp) -> usize {
+    match op {
+        BlockOp::Read { buffer, .. } | BlockOp::Write { buffer, .. } => buffer.len(),
+        BlockOp::Flush | BlockOp::Discard { .. } => 0,
+    }
 }
 
 /// Told when the guest asks for what is encrypted and the key is missing.
@@ -41,8 +60,9 @@ struct GateState {
 }
 
 impl ImageDriver {
-    /// Opens the image that the settings name. An encrypted one waits for its password; `missing` is told when the guest does.
-    pub fn open(medium: &MediumConfig, missing: KeyMissing) -> Result<Arc<Self>> {
+    /// Opens the image that the settings name, for a disk with this limit. An encrypted one waits for its password; `missing` is told
+    /// when the guest does.
+    pub fn open(medium: &MediumConfig, limit: Option<Arc<Limit>>, missing: KeyMissing) -> Result<Arc<Self>> {
         let path = &medium.path;
         let cannot = || format!("cannot open the medium \"{}\"", path.display());
         let mode = match medium {
@@ -68,7 +88,11 @@ impl ImageDriver {
                 state: Mutex::default(),
             }),
         };
-        Ok(Arc::new(Self { queue: Queue::new(image, THREADS)?, gate }))
+        let queue = Queue::new(image, THREADS)?;
+        Ok(Arc::new_cyclic(|own: &Weak<Self>| {
+            let throttle = limit.map(|limit| Throttle { limit, driver: own.clone(), held: Mutex::default() });
+            Self { queue, gate, throttle }
+        }))
     }
 
     /// The id of the password of an encrypted image.
@@ -126,7 +150,16 @@ impl ImageDriver {
         }
     }
 
+    /// Starts a request, as soon as the disk's bandwidth group lets it.
     fn start(&self, op: BlockOp, done: BlockDone) {
+        let Some(throttle) = self.throttle.as_ref().filter(|_| moved(&op) > 0) else {
+            return self.carry_out(op, done);
+        };
+        throttle.held.lock().push_back((op, done));
+        self.go_on();
+    }
+
+    fn carry_out(&self, op: BlockOp, done: BlockDone) {
         let op = match op {
             BlockOp::Read { offset, buffer } => vd::Op::Read { offset, buffer },
             BlockOp::Write { offset, buffer } => vd::Op::Write { offset, buffer },
@@ -138,6 +171,11 @@ impl ImageDriver {
 
     /// Waits for what the guest asked for and makes all of it durable.
     pub fn settle(&self) -> Result<(), vd::Error> {
+        // The machine's time may stand still, and the limits with it.
+        if let Some(throttle) = &self.throttle {
+            let held = std::mem::take(&mut *throttle.held.lock());
+            held.into_iter().for_each(|(op, done)| self.carry_out(op, done));
+        }
         self.queue.drain();
         if self.queue.image().is_read_only() { Ok(()) } else { self.queue.image().flush() }
     }
@@ -160,6 +198,18 @@ fn format(path: &Path, name: &str) -> Result<Format> {
 fn block_error(error: vd::Error) -> BlockError {
     tracing::warn!(target: "vd", "{:#}", anyhow::Error::new(error).context("a request of the guest failed"));
     BlockError::Io(std::io::Error::other("the image reported an error"))
+}
+
+impl Waiter for ImageDriver {
+    fn go_on(&self) {
+        let Some(Throttle { limit, driver, held }) = &self.throttle else { return };
+        let mut held = held.lock();
+        while !held.is_empty() && limit.is_open(driver) {
+            let Some((op, done)) = held.pop_front() else { break };
+            limit.charge(moved(&op));
+            self.carry_out(op, done);
+        }
+    }
 }
 
 impl BlockDriver for ImageDriver {
@@ -194,10 +244,10 @@ mod tests {
 
     use super::*;
     use crate::config::Encryption;
+    use crate::limit::Limits;
 
-    #[test]
-    fn requests_to_an_encrypted_disk_wait_for_its_password_and_then_are_carried_out() {
-        let path = std::env::temp_dir().join(format!("boxwood-gate-{}.vdi", std::process::id()));
+    fn new_disk(name: &str) -> MediumConfig {
+        let path = std::env::temp_dir().join(format!("boxwood-{name}-{}.vdi", std::process::id()));
         let _ = std::fs::remove_file(&path);
         let options = vd::CreateOptions {
             format: Format::Vdi,
@@ -207,21 +257,75 @@ mod tests {
             comment: String::new(),
         };
         vd::create(&path, &options).unwrap();
-        let dek = vd::Dek::random(vd::Algorithm::AesXts128).unwrap();
-        let store = KeyStore::create(&dek, "open").unwrap();
-        let medium = MediumConfig {
-            path: path.clone(),
+        MediumConfig {
+            path,
             format: "VDI".into(),
             parents: Vec::new(),
             read_only: false,
             shareable: false,
             uuid: uuid::Uuid::nil(),
-            encryption: Some(Encryption { key_id: "id".into(), key_store: store.encode() }),
+            encryption: None,
+        }
+    }
+
+    #[test]
+    fn disks_of_a_group_share_its_limit_and_a_pause_leaves_nothing_waiting() {
+        let timers = tm::TimerQueue::new(tm::Clock::manual());
+        let limits = Limits::new(&timers);
+        let limit = limits.set("slow", 1 << 20);
+        let media = [new_disk("limit-a"), new_disk("limit-b")];
+        let open = |m| ImageDriver::open(m, Some(limit.clone()), Arc::new(|| {})).unwrap();
+        let disks = [open(&media[0]), open(&media[1])];
+        let done = Arc::new(AtomicU32::new(0));
+        let submit = |number: usize, op| {
+            let done = done.clone();
+            let count = move |result: Result<_, _>| {
+                assert!(Result::is_ok(&result));
+                done.fetch_add(1, Ordering::SeqCst);
+            };
+            disks[number % 2].submit(op, Box::new(count));
         };
+        // How many have been done once the queues have nothing to do.
+        let settled = || {
+            disks.iter().for_each(|disk| disk.queue.drain());
+            done.load(Ordering::SeqCst)
+        };
+        for number in 0..40 {
+            submit(number, BlockOp::Write { offset: number as u64 * 65536, buffer: vec![1; 65536] });
+        }
+        // A tenth of a second's share is there at the start, and the request that exhausts it passes whole.
+        assert_eq!(settled(), 2);
+        // What moves nothing does not wait.
+        submit(0, BlockOp::Flush);
+        assert_eq!(settled(), 3);
+        for _ in 0..1000 {
+            timers.clock().advance(1_000_000);
+            timers.fire_due();
+        }
+        assert!((18..=20).contains(&settled()), "{}", settled());
+        limits.set("slow", 0);
+        timers.fire_due();
+        assert_eq!(settled(), 41);
+        limits.set("slow", 1);
+        (0..4).for_each(|number| submit(number, BlockOp::Read { offset: 0, buffer: vec![0; 1 << 20] }));
+        assert!(settled() < 45);
+        disks.iter().for_each(|disk| disk.settle().unwrap());
+        assert_eq!(settled(), 45);
+        media.iter().for_each(|medium| std::fs::remove_file(&medium.path).unwrap());
+    }
+
+    #[test]
+    fn requests_to_an_encrypted_disk_wait_for_its_password_and_then_are_carried_out() {
+        let mut medium = new_disk("gate");
+        let path = medium.path.clone();
+        let dek = vd::Dek::random(vd::Algorithm::AesXts128).unwrap();
+        let store = KeyStore::create(&dek, "open").unwrap();
+        medium.encryption = Some(Encryption { key_id: "id".into(), key_store: store.encode() });
         let told = Arc::new(AtomicU32::new(0));
         let count = told.clone();
         let driver = ImageDriver::open(
             &medium,
+            None,
             Arc::new(move || {
                 count.fetch_add(1, Ordering::SeqCst);
             }),

@@ -3,6 +3,7 @@
 //! [`MachineConfig::from_settings`] sorts the settings into three: what is honoured, what is not available yet and would change what
 //! the guest finds (refused at start, every reason named), and what is not available but harmless (listed in VBox.log).
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use main_api::cpu_profiles::{CpuProfile, cpu_profile};
@@ -179,6 +180,8 @@ pub struct DriveConfig {
     pub hot_pluggable: bool,
     /// The BIOS may start from it.
     pub bootable: bool,
+    /// The bandwidth group whose limit holds for it; empty for none.
+    pub bandwidth_group: String,
 }
 
 /// A controller with a number of ports: AHCI, NVMe, virtio-blk.
@@ -289,6 +292,8 @@ pub struct MachineConfig {
     /// At most one of each model.
     pub scsi: Vec<ScsiConfig>,
     pub floppies: Option<Vec<DriveConfig>>,
+    /// Bytes per second of the bandwidth groups of disks, by name; 0 for no limit.
+    pub disk_limits: BTreeMap<String, u64>,
     pub nics: Vec<NicConfig>,
     /// CPUID leaves that the settings override: leaf, subleaf, EAX, EBX, ECX, EDX.
     pub cpuid_overrides: Vec<[u32; 6]>,
@@ -339,6 +344,7 @@ impl MachineConfig {
             virtio_blk: None,
             scsi: Vec::new(),
             floppies: None,
+            disk_limits: BTreeMap::new(),
             nics: Vec::new(),
             cpuid_overrides: Vec::new(),
             notes: Vec::new(),
@@ -530,15 +536,13 @@ impl MachineConfig {
         note(!hw.shared_folders.is_empty(), "shared folders are not available yet");
         note(hw.parallel_ports.iter().any(|p| p.enabled), "parallel ports are not available yet");
         note(hw.memory_balloon_mb > 0, "the memory balloon is not available yet");
-        note(
-            hw.bandwidth_groups.iter().any(|g| g.group_type == w::BandwidthGroupType::Disk),
-            "bandwidth groups of disks have no effect yet",
-        );
         note(m.recording.enabled, "recording is not available yet");
         note(
             !hw.paravirt_debug.is_empty(),
             "debugging through the paravirtualization provider is not available yet",
         );
+
+        let disk_groups = hw.bandwidth_groups.iter().filter(|g| g.group_type == w::BandwidthGroupType::Disk);
 
         if !refused.is_empty() {
             return Err(refused);
@@ -588,6 +592,7 @@ impl MachineConfig {
             virtio_blk,
             scsi,
             floppies,
+            disk_limits: disk_groups.map(|g| (g.name.clone(), g.max_bytes_per_sec)).collect(),
             nics,
             cpuid_overrides: hw
                 .cpu
@@ -675,6 +680,7 @@ fn drive(
         discard: a.discard,
         hot_pluggable: a.hot_pluggable,
         bootable: controller.bootable,
+        bandwidth_group: a.bandwidth_group.clone(),
     })
 }
 

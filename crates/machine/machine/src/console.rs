@@ -337,6 +337,11 @@ impl ConsoleBackend for Console {
         nic.change(&config).map_err(|e| ApiError::new(ResultCode::PdmError, format!("{e:#}")))
     }
 
+    fn set_bandwidth(&self, group: &str, bytes_per_second: u64) -> ApiResult<()> {
+        self.machine.storage().set_limit(group, bytes_per_second);
+        Ok(())
+    }
+
     fn plug_cpu(&self, cpu: u32, plugged: bool) -> ApiResult<()> {
         self.require(LIVE)?;
         let cpus = self.machine.cpus().ok_or_else(|| ApiError::invalid_arg("CPU hotplug is not enabled"))?;

@@ -10,6 +10,7 @@ use zeroize::Zeroizing;
 
 use crate::block::ImageDriver;
 use crate::config::MediumConfig;
+use crate::limit::Limit;
 
 /// Why a password was not taken.
 #[derive(Debug, thiserror::Error)]
@@ -36,8 +37,12 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// Opens a medium; an encrypted one is unlocked if its password was given before.
-    pub fn open(self: &Arc<Self>, medium: &MediumConfig) -> anyhow::Result<Arc<ImageDriver>> {
+    /// Opens a medium, with the limit of its group; an encrypted one is unlocked if its password was given before.
+    pub fn open(
+        self: &Arc<Self>,
+        medium: &MediumConfig,
+        limit: Option<Arc<Limit>>,
+    ) -> anyhow::Result<Arc<ImageDriver>> {
         let keys = Arc::downgrade(self);
         let missing = move || {
             if let Some(keys) = keys.upgrade() {
@@ -45,7 +50,7 @@ impl Keys {
                 keys.changed.notify_all();
             }
         };
-        let image = ImageDriver::open(medium, Arc::new(missing))?;
+        let image = ImageDriver::open(medium, limit, Arc::new(missing))?;
         let passwords = self.passwords.lock();
         // A wrong one is told when it is given for this disk again.
         if let Some(password) = image.key_id().and_then(|id| passwords.get(id))

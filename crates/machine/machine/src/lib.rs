@@ -14,6 +14,7 @@ pub mod firmware;
 pub mod host;
 pub mod hwvirt;
 pub mod keys;
+pub mod limit;
 pub mod log;
 pub mod machine;
 pub mod network;

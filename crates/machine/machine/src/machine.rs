@@ -41,6 +41,7 @@ use vbox_types::{ByteSize, GuestPhys, Hz};
 use crate::config::{BootDevice, DriveConfig, DriveKind, IdeModel, MachineConfig, PortsConfig, ScsiModel};
 use crate::cpus::Cpus;
 use crate::engine::{Backend, Kind};
+use crate::limit::Limits;
 use crate::network::{self, Nic, NicConfig};
 use crate::serial::CharBackend;
 use crate::stam::Sample;
@@ -212,7 +213,8 @@ impl Machine {
         devices.push(vga);
 
         // Storage.
-        let mut media = Media::new(backend.between());
+        let limits = Limits::new(&timers);
+        let mut media = Media::new(backend.between(), &limits, &config.disk_limits);
         let mut controllers = Controllers::default();
         if let Some((model, drives)) = &config.ide {
             let ide_wiring = ide::Wiring {
@@ -289,7 +291,14 @@ impl Machine {
         }
 
         // Network.
-        let nic_wiring = network::Wiring { pgm: &pgm, iom: &iom, irqs: &wiring, timers: &timers, pci: &pci };
+        let nic_wiring = network::Wiring {
+            pgm: &pgm,
+            iom: &iom,
+            irqs: &wiring,
+            timers: &timers,
+            limits: &limits,
+            pci: &pci,
+        };
         let (nics, cards) = network::build(&config.nics, &nic_wiring)?;
         devices.extend(cards);
 

@@ -23,7 +23,8 @@ use settings::words as w;
 use settings::{MachineSettings, NetworkAdapter};
 use vbox_types::Port;
 
-use crate::wire::{Limits, Wire, WireConfig};
+use crate::limit::Limits;
+use crate::wire::{Wire, WireConfig};
 
 /// Base port and interrupt of each ISA card: those of the NE2100.
 const ISA_PLACES: [(u16, u8); 4] = [(0x300, 3), (0x320, 5), (0x340, 9), (0x360, 4)];
@@ -366,12 +367,12 @@ pub struct Wiring<'a> {
     pub iom: &'a Iom,
     pub irqs: &'a dev_pc::piix3::Wiring,
     pub timers: &'a Arc<tm::TimerQueue>,
+    pub limits: &'a Arc<Limits>,
     pub pci: &'a PciBus,
 }
 
 /// Builds all cards of a machine. The second list has them as devices.
 pub fn build(configs: &[NicConfig], wiring: &Wiring<'_>) -> Result<(Vec<Nic>, Vec<Arc<Mutex<dyn Device>>>)> {
-    let limits = Limits::default();
     let mut isa = ISA_PLACES.into_iter();
     let mut built = (Vec::new(), Vec::new());
     for config in configs {
@@ -384,7 +385,7 @@ pub fn build(configs: &[NicConfig], wiring: &Wiring<'_>) -> Result<(Vec<Nic>, Ve
             (_, Some(place)) => Place::Pci(place),
             (_, None) => bail!("network adapter {number} does not exist: there are eight"),
         };
-        let (nic, device) = Nic::build(config, place, wiring, &limits)?;
+        let (nic, device) = Nic::build(config, place, wiring)?;
         built.0.push(nic);
         built.1.push(device);
     }
@@ -430,9 +431,8 @@ impl Nic {
         config: &NicConfig,
         place: Place,
         wiring: &Wiring<'_>,
-        limits: &Limits,
     ) -> Result<(Self, Arc<Mutex<dyn Device>>)> {
-        let Wiring { pgm, iom, irqs, timers, pci } = *wiring;
+        let Wiring { pgm, iom, irqs, timers, limits, pci } = *wiring;
         let pgm = pgm.clone();
         let irq = match place {
             Place::Pci(place) => irqs.intx(place, 1),
@@ -460,7 +460,7 @@ impl Nic {
             }
             (model, Place::Isa(..)) => bail!("network adapter {}: {model:?} is no ISA card", config.slot + 1),
         };
-        let wire = Wire::new(card.port(), mac, &config.wire, limits.clone(), timers)
+        let wire = Wire::new(card.port(), mac, &config.wire, limits)
             .with_context(|| format!("network adapter {}", config.slot + 1))?;
         let nic = Self {
             slot: config.slot,

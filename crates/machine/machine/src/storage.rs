@@ -20,6 +20,7 @@ use crate::block::ImageDriver;
 use crate::config::{DriveConfig, DriveKind, MachineConfig, PortsConfig, ScsiConfig, ScsiModel};
 use crate::engine::Between;
 use crate::keys::{KeyError, Keys};
+use crate::limit::Limits;
 
 /// A controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,6 +80,7 @@ pub struct Storage {
     drives: Mutex<Drives>,
     ejected: Arc<Ejected>,
     keys: Arc<Keys>,
+    limits: Arc<Limits>,
 }
 
 #[derive(Default)]
@@ -158,6 +160,12 @@ fn configs(config: &MachineConfig) -> BTreeMap<Place, DriveConfig> {
         .collect()
 }
 
+fn set_limits(limits: &Limits, rates: &BTreeMap<String, u64>) {
+    for (name, rate) in rates {
+        limits.set(name, *rate);
+    }
+}
+
 fn no_medium(place: &str) -> String {
     format!("the hard disk at {place} has no medium: attach one, or detach the drive")
 }
@@ -175,18 +183,25 @@ fn identity(drive: &DriveConfig) -> DiskIdentity {
 }
 
 /// The images of a machine's drives while it is built.
-#[derive(Default)]
 pub struct Media {
     images: BTreeMap<Place, Arc<ImageDriver>>,
     ejected: Arc<Ejected>,
     keys: Arc<Keys>,
+    limits: Arc<Limits>,
     between: Option<Between>,
 }
 
 impl Media {
-    /// No media yet; `between` stands between them and their controllers.
-    pub fn new(between: Option<Between>) -> Self {
-        Self { between, ..Self::default() }
+    /// No media yet. `between` stands between them and their controllers; `rates` are those of the bandwidth groups of disks.
+    pub fn new(between: Option<Between>, limits: &Arc<Limits>, rates: &BTreeMap<String, u64>) -> Self {
+        set_limits(limits, rates);
+        Self {
+            images: BTreeMap::new(),
+            ejected: Arc::default(),
+            keys: Arc::default(),
+            limits: limits.clone(),
+            between,
+        }
     }
 
     /// Whom controllers tell of ejected discs.
@@ -196,7 +211,7 @@ impl Media {
 
     fn open(&mut self, chip: Chip, drive: &DriveConfig) -> anyhow::Result<Option<Arc<dyn BlockDriver>>> {
         let Some(medium) = &drive.medium else { return Ok(None) };
-        let image = self.keys.open(medium)?;
+        let image = self.keys.open(medium, self.limits.get(&drive.bandwidth_group))?;
         self.images.insert((chip, drive.port, drive.device), image.clone());
         Ok(Some(match &self.between {
             Some(between) => between(image),
@@ -344,7 +359,13 @@ impl Media {
     /// The drives of the machine that was built from the configuration.
     pub fn finish(self, config: &MachineConfig, controllers: Controllers) -> Storage {
         let drives = Drives { configs: configs(config), images: self.images, untold: Vec::new() };
-        Storage { controllers, drives: Mutex::new(drives), ejected: self.ejected, keys: self.keys }
+        Storage {
+            controllers,
+            drives: Mutex::new(drives),
+            ejected: self.ejected,
+            keys: self.keys,
+            limits: self.limits,
+        }
     }
 }
 
@@ -361,6 +382,7 @@ impl Storage {
     pub fn change(&self, config: &MachineConfig, force: bool) -> Result<(), ChangeError> {
         let mut drives = self.drives.lock();
         self.settle_ejects(&mut drives);
+        set_limits(&self.limits, &config.disk_limits);
         let wanted = configs(config);
         let gone: Vec<Place> = drives.configs.keys().filter(|p| !wanted.contains_key(p)).copied().collect();
         for place in gone {
@@ -382,6 +404,11 @@ impl Storage {
             }
         }
         Ok(())
+    }
+
+    /// Another limit holds for a bandwidth group, of disks or of cards.
+    pub fn set_limit(&self, group: &str, rate: u64) {
+        self.limits.set(group, rate);
     }
 
     /// Whether the guest waits for a key. Waits for that at most for `time`.
@@ -452,7 +479,8 @@ impl Storage {
         new: DriveConfig,
         force: bool,
     ) -> Result<(), ChangeError> {
-        let image = new.medium.as_ref().map(|medium| self.keys.open(medium));
+        let limit = || self.limits.get(&new.bandwidth_group);
+        let image = new.medium.as_ref().map(|medium| self.keys.open(medium, limit()));
         let image = image.transpose().map_err(ChangeError::Failed)?;
         let medium: Medium = image.clone().map(|image| image as _);
         let (chip, port, device) = place;
@@ -520,7 +548,7 @@ impl Storage {
 
     fn plug(&self, drives: &mut Drives, place: Place, new: DriveConfig) -> Result<(), ChangeError> {
         let port = usize::from(place.1);
-        let mut media = Media { keys: self.keys.clone(), ..Media::default() };
+        let mut media = Media { keys: self.keys.clone(), ..Media::new(None, &self.limits, &BTreeMap::new()) };
         let mut drive = || media.disk_or_cd(place.0, &new).map_err(ChangeError::Failed);
         match (place.0, &self.controllers.ahci) {
             (Chip::Ahci, Some(ahci)) => {

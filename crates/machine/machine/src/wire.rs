@@ -4,7 +4,7 @@
 //! As with VirtualBox, bandwidth groups concern sending alone, the limit may be shared by several cards, and a card's address is the
 //! one it last sent from.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -15,13 +15,11 @@ use std::time::SystemTime;
 use anyhow::{Context, Result};
 use parking_lot::Mutex;
 use pdm::connector::{NetDriver, NetPort};
-use tm::{Nanos, Timer, TimerHandler, TimerQueue};
+
+use crate::limit::{Limit, Limits, Waiter};
 
 /// Longest part of a frame that is recorded.
 const SNAP_LEN: u32 = 0xffff;
-/// What may be sent at once after a pause, at least.
-const MIN_BURST: u64 = 64 << 10;
-const SECOND: u64 = 1_000_000_000;
 
 /// A recording in the format of libpcap (`pcap-savefile(5)`), microseconds, Ethernet.
 struct Trace {
@@ -56,119 +54,6 @@ impl Trace {
     }
 }
 
-/// The state of a limit: what may be sent before it has to wait. Goes below zero, so that frames longer than a burst pass.
-struct Bucket {
-    /// Bytes per second; 0 for no limit.
-    rate: u64,
-    tokens: i64,
-    filled: Nanos,
-    /// Cards that wait for tokens.
-    waiting: Vec<Weak<dyn NetPort>>,
-}
-
-impl Bucket {
-    fn burst(&self) -> i64 {
-        (self.rate / 10).max(MIN_BURST) as i64
-    }
-
-    /// Adds what time has brought, in whole bytes.
-    fn fill(&mut self, now: Nanos) {
-        let bytes = u128::from(now.saturating_sub(self.filled)) * u128::from(self.rate) / u128::from(SECOND);
-        if bytes > 0 {
-            self.filled += (bytes * u128::from(SECOND) / u128::from(self.rate.max(1))) as u64;
-            let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-            self.tokens = self.tokens.saturating_add(bytes);
-        }
-        if self.tokens >= self.burst() {
-            (self.tokens, self.filled) = (self.burst(), now);
-        }
-    }
-
-    /// When there is a token again.
-    fn ready_at(&self, now: Nanos) -> Nanos {
-        let missing = (1 - self.tokens).max(1) as u128;
-        let wait = (missing * u128::from(SECOND)).div_ceil(u128::from(self.rate.max(1)));
-        now.saturating_add(u64::try_from(wait).unwrap_or(u64::MAX))
-    }
-}
-
-/// A bandwidth group's limit.
-pub struct Limit {
-    timer: Timer,
-    bucket: Mutex<Bucket>,
-}
-
-impl Limit {
-    fn new(rate: u64, timers: &Arc<TimerQueue>) -> Arc<Self> {
-        Arc::new_cyclic(|me: &Weak<Self>| {
-            let timer = timers.create(me.clone(), 0);
-            let bucket = Bucket { rate, tokens: 0, filled: timer.clock().now(), waiting: Vec::new() };
-            let mut bucket = bucket;
-            bucket.tokens = bucket.burst();
-            Self { timer, bucket: Mutex::new(bucket) }
-        })
-    }
-
-    /// Changes the limit; cards that wait go on.
-    fn set_rate(&self, rate: u64) {
-        let mut bucket = self.bucket.lock();
-        let now = self.timer.clock().now();
-        bucket.fill(now);
-        bucket.rate = rate;
-        bucket.tokens = bucket.tokens.min(bucket.burst());
-        if !bucket.waiting.is_empty() {
-            self.timer.arm(now);
-        }
-    }
-
-    /// Whether a frame may pass; if not, `port` is told when the next may.
-    fn is_open(&self, port: &Weak<dyn NetPort>) -> bool {
-        let mut bucket = self.bucket.lock();
-        if bucket.rate == 0 {
-            return true;
-        }
-        let now = self.timer.clock().now();
-        bucket.fill(now);
-        if bucket.tokens > 0 {
-            return true;
-        }
-        if !bucket.waiting.iter().any(|other| other.ptr_eq(port)) {
-            bucket.waiting.push(port.clone());
-        }
-        self.timer.arm(bucket.ready_at(now));
-        false
-    }
-
-    fn charge(&self, len: usize) {
-        let mut bucket = self.bucket.lock();
-        if bucket.rate != 0 {
-            bucket.tokens -= len as i64;
-        }
-    }
-}
-
-impl TimerHandler for Limit {
-    fn timer_fired(&self, _timer: u32, _now: Nanos) {
-        // The cards send from inside `ready`, so the bucket's lock is free then.
-        let waiting = std::mem::take(&mut self.bucket.lock().waiting);
-        waiting.iter().filter_map(Weak::upgrade).for_each(|port| port.ready());
-    }
-}
-
-/// The limits of a machine's bandwidth groups, by their names.
-#[derive(Clone, Default)]
-pub struct Limits(Arc<Mutex<BTreeMap<String, Arc<Limit>>>>);
-
-impl Limits {
-    /// The limit of a group, set to `rate` bytes per second.
-    fn group(&self, name: &str, rate: u64, timers: &Arc<TimerQueue>) -> Arc<Limit> {
-        let mut groups = self.0.lock();
-        let limit = groups.entry(name.to_owned()).or_insert_with(|| Limit::new(rate, timers));
-        limit.set_rate(rate);
-        limit.clone()
-    }
-}
-
 /// What the wire does beside passing frames on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WireConfig {
@@ -183,8 +68,7 @@ pub struct WireConfig {
 /// A card's wire.
 pub struct Wire {
     port: Arc<dyn NetPort>,
-    limits: Limits,
-    timers: Arc<TimerQueue>,
+    limits: Arc<Limits>,
     config: Mutex<WireConfig>,
     /// Frames are recorded or limited: the fields below are looked at.
     busy: AtomicBool,
@@ -208,13 +92,11 @@ impl Wire {
         port: Arc<dyn NetPort>,
         mac: [u8; 6],
         config: &WireConfig,
-        limits: Limits,
-        timers: &Arc<TimerQueue>,
+        limits: &Arc<Limits>,
     ) -> Result<Arc<Self>> {
         let wire = Arc::new(Self {
             port,
-            limits,
-            timers: timers.clone(),
+            limits: limits.clone(),
             config: Mutex::default(),
             busy: AtomicBool::new(false),
             trace: Mutex::default(),
@@ -234,7 +116,7 @@ impl Wire {
             let trace = new.trace.as_deref().map(Trace::create).transpose()?;
             *self.trace.lock() = trace;
         }
-        let limit = new.group.as_ref().map(|(name, rate)| self.limits.group(name, *rate, &self.timers));
+        let limit = new.group.as_ref().map(|(name, rate)| self.limits.set(name, *rate));
         self.busy.store(new.trace.is_some() || limit.is_some(), Ordering::Release);
         *self.limit.lock() = limit;
         self.promiscuous.store(new.promiscuous, Ordering::Relaxed);
@@ -246,8 +128,8 @@ impl Wire {
     pub fn driver(self: &Arc<Self>, driver: Arc<dyn NetDriver>) -> Arc<dyn NetDriver> {
         // What another network was offering is gone.
         *self.cut.lock() = None;
-        let port: Arc<dyn NetPort> = self.clone();
-        Arc::new(Outlet { wire: self.clone(), port: Arc::downgrade(&port), driver })
+        let waiter: Arc<dyn Waiter> = self.clone();
+        Arc::new(Outlet { wire: self.clone(), waiter: Arc::downgrade(&waiter), driver })
     }
 
     fn is_for_others(&self, frame: &[u8]) -> bool {
@@ -317,10 +199,16 @@ impl NetPort for Wire {
     }
 }
 
+impl Waiter for Wire {
+    fn go_on(&self) {
+        self.port.ready();
+    }
+}
+
 /// The card's end of the wire.
 struct Outlet {
     wire: Arc<Wire>,
-    port: Weak<dyn NetPort>,
+    waiter: Weak<dyn Waiter>,
     driver: Arc<dyn NetDriver>,
 }
 
@@ -334,7 +222,7 @@ impl NetDriver for Outlet {
             return self.driver.send(frame);
         }
         let limit = wire.limit.lock().clone();
-        if limit.as_ref().is_some_and(|limit| !limit.is_open(&self.port)) {
+        if limit.as_ref().is_some_and(|limit| !limit.is_open(&self.waiter)) {
             return Err(frame);
         }
         let len = frame.len();
@@ -361,7 +249,9 @@ impl NetDriver for Outlet {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tm::Clock;
+    use tm::{Clock, TimerQueue};
+
+    const SECOND: u64 = 1_000_000_000;
 
     const MAC: [u8; 6] = [8, 0, 0x27, 1, 2, 3];
 
@@ -417,7 +307,7 @@ mod tests {
     fn bench(config: &WireConfig) -> Bench {
         let ends = Arc::new(Ends::default());
         let timers = TimerQueue::new(Clock::manual());
-        let wire = Wire::new(ends.clone(), MAC, config, Limits::default(), &timers).unwrap();
+        let wire = Wire::new(ends.clone(), MAC, config, &Limits::new(&timers)).unwrap();
         let driver = wire.driver(ends.clone());
         Bench { ends, wire, driver, timers }
     }

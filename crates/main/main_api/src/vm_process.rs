@@ -138,6 +138,9 @@ pub trait ConsoleBackend: Send + Sync + 'static {
     /// change while it runs is an error, and stays as it was.
     fn network_adapter_changed(&self, slot: u32, settings: &str) -> ApiResult<()>;
 
+    /// What a bandwidth group may have per second has changed; 0 is no limit.
+    fn set_bandwidth(&self, group: &str, bytes_per_second: u64) -> ApiResult<()>;
+
     /// Plugs a virtual CPU in or out. Takes until the guest has let it go; where it does not, that is an error.
     fn plug_cpu(&self, cpu: u32, plugged: bool) -> ApiResult<()>;
 
@@ -508,6 +511,9 @@ impl Service for ProcessService {
             })
             .add(IVMProcess::NetworkAdapterChange, |shared, (slot, settings)| {
                 shared.backend()?.network_adapter_changed(slot, &settings)
+            })
+            .add(IVMProcess::BandwidthGroupChange, |shared, (group, bytes_per_second)| {
+                shared.backend()?.set_bandwidth(&group, bytes_per_second)
             })
             .add(IVMProcess::CPUChange, |shared, (cpu, plugged)| shared.backend()?.plug_cpu(cpu, plugged))
             .add(IVMProcess::CPUExecutionCapChange, |shared, (cap,)| {

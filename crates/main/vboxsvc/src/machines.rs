@@ -735,7 +735,7 @@ impl Svc {
         Ok(machine.vm().and_then(|vm| vm.peer.clone()).map(|vm| (vm, settings)))
     }
 
-    /// Tells a running VM what has changed in its settings: a network adapter, or the attribute of that name.
+    /// Tells a running VM what has changed in its settings: a network adapter, a bandwidth group, or the attribute of that name.
     pub(crate) fn tell_vm(
         &self,
         peer: u64,
@@ -752,6 +752,12 @@ impl Svc {
                 let text = crate::store::machine_text(&settings)?;
                 let slot = u32::try_from(*slot).unwrap_or(u32::MAX);
                 vm.call(ROOT, IVMProcess::NetworkAdapterChange, (slot, text))
+            }
+            Part::BandwidthGroup(name) => {
+                let Some((vm, settings)) = self.running_vm(peer, reference)? else { return Ok(()) };
+                let groups = &settings.hardware.bandwidth_groups;
+                let Some(group) = groups.iter().find(|g| g.name == *name) else { return Ok(()) };
+                vm.call(ROOT, IVMProcess::BandwidthGroupChange, (name.clone(), group.max_bytes_per_sec))
             }
             Part::Machine if attribute == IMachine::CPUExecutionCap.name => {
                 let Some((vm, settings)) = self.running_vm(peer, reference)? else { return Ok(()) };

@@ -65,6 +65,8 @@ interface! {
             StorageChange(force: bool, settings: String, folder: String) -> ();
             /// A network adapter's settings have changed at run time. `settings` is the text of a `.vbox` file.
             NetworkAdapterChange(slot: u32, settings: String) -> ();
+            /// What a bandwidth group may have has changed at run time; 0 is no limit.
+            BandwidthGroupChange(group: String, bytes_per_second: u64) -> ();
             /// A virtual CPU comes or, when the guest has let it go, goes.
             CPUChange(cpu: u32, plugged: bool) -> ();
             /// Percent of time that guest code may run.

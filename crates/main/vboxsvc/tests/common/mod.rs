@@ -279,6 +279,10 @@ impl ConsoleBackend for FakeVm {
         Ok(())
     }
 
+    fn set_bandwidth(&self, _group: &str, _bytes_per_second: u64) -> ApiResult<()> {
+        Ok(())
+    }
+
     /// This guest lets all CPUs go but the third.
     fn plug_cpu(&self, cpu: u32, plugged: bool) -> ApiResult<()> {
         if cpu == 2 && !plugged {
