@@ -291,3 +291,7 @@ pub(crate) trait Layout: Send + Sync {
         Ok(false)
     }
 }
+/// Whether a checksum is the one that is stored. It tells accidents, not attacks, so a fuzzer need not find the right one.
+pub(crate) fn sums_agree(stored: u32, computed: u32) -> bool {
+    cfg!(fuzzing) || stored == computed
+}

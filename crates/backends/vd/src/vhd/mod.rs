@@ -20,7 +20,7 @@ use uuid::Uuid;
 use crate::bitmaps::{Bitmaps, First};
 use crate::error::Error;
 use crate::file::FileIo;
-use crate::format::{Begin, Extent, Facts, Format, Ids, Layout, NewParent, Place, Step, Variant};
+use crate::format::{Begin, Extent, Facts, Format, Ids, Layout, NewParent, Place, Step, Variant, sums_agree};
 use crate::units::{MapFault, UnitFormat, Units};
 
 const SECTOR: u64 = 512;
@@ -112,7 +112,7 @@ impl Footer {
     fn read(file: &dyn FileIo, at: u64) -> io::Result<Option<Self>> {
         let mut raw = [0; FOOTER];
         file.read_at(at, &mut raw)?;
-        let sound = raw.starts_with(COOKIE) && be32(&raw, 64) == checksum(&raw, 64);
+        let sound = raw.starts_with(COOKIE) && sums_agree(be32(&raw, 64), checksum(&raw, 64));
         Ok(sound.then(|| Self { kind: be32(&raw, 60), size: be64(&raw, 48), raw }))
     }
 
@@ -283,7 +283,7 @@ fn read_header(
     }
     let mut header = [0; HEADER];
     file.read_at(header_at, &mut header).map_err(host)?;
-    if !header.starts_with(HEADER_COOKIE) || be32(&header, 36) != checksum(&header, 36) {
+    if !header.starts_with(HEADER_COOKIE) || !sums_agree(be32(&header, 36), checksum(&header, 36)) {
         return Err(damaged(path, header_at, "the header's signature or checksum is wrong".into()));
     }
     Ok((header_at, header))

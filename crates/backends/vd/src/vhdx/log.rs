@@ -11,6 +11,7 @@ use std::ops::Range;
 
 use super::crc32c::crc32c;
 use crate::file::FileIo;
+use crate::format::sums_agree;
 use crate::two_level::invalid;
 
 const SECTOR: u64 = 4096;
@@ -49,8 +50,8 @@ impl Log {
         out
     }
 
-    /// The valid entry at `at`.
-    fn entry(&self, ring: &[u8], at: u64) -> Option<Entry> {
+    /// The valid entry at `at`. `budget` is how many more bytes are looked at for it and for others.
+    fn entry(&self, ring: &[u8], at: u64, budget: &mut u64) -> Option<Entry> {
         let head = self.read(ring, at, 64);
         let len = u64::from(u32_at(&head, 8));
         if !head.starts_with(b"loge")
@@ -61,10 +62,11 @@ impl Log {
         {
             return None;
         }
+        *budget = budget.checked_sub(len)?;
         let bytes = self.read(ring, at, len);
         let tail = u64::from(u32_at(&bytes, 12));
         let descriptors = u64::from(u32_at(&bytes, 24));
-        let sound = u32_at(&bytes, 4) == crc32c(&bytes, 4)
+        let sound = sums_agree(u32_at(&bytes, 4), crc32c(&bytes, 4))
             && tail < self.len
             && tail.is_multiple_of(SECTOR)
             && 64 + 32 * descriptors <= len;
@@ -74,13 +76,15 @@ impl Log {
     /// The entries to be carried out: the sequence with the highest number that is whole.
     fn active(&self, ring: &[u8]) -> Vec<Entry> {
         let mut best: Vec<Entry> = Vec::new();
+        // Entries do not overlap, and each is looked at twice at most. A hostile log could have a long bad one at every sector.
+        let mut budget = 4 * self.len;
         let mut start = 0;
         while start < self.len {
             let mut run: Vec<Entry> = Vec::new();
             let (mut at, mut used) = (start, 0);
-            while let Some(entry) = self.entry(ring, at % self.len) {
+            while let Some(entry) = self.entry(ring, at % self.len, &mut budget) {
                 used += entry.len;
-                let follows = run.last().is_none_or(|last| entry.sequence == last.sequence + 1);
+                let follows = run.last().is_none_or(|last| entry.sequence == last.sequence.wrapping_add(1));
                 if !follows || used > self.len {
                     break;
                 }
@@ -121,6 +125,10 @@ impl Log {
         }
         if updates.len > file_len.saturating_add(1 << 40) {
             return Err(invalid("the log asks for a file that is too long".into()));
+        }
+        let end = updates.len.max(file_len);
+        if updates.sectors.last_key_value().is_some_and(|(at, _)| at.saturating_add(SECTOR) > end) {
+            return Err(invalid("the log has a sector behind the end of the file".into()));
         }
         Ok(updates)
     }
@@ -314,6 +322,31 @@ mod tests {
         let mut now = vec![0; 8192];
         file.read_at(4000, &mut now).unwrap();
         assert_eq!(now, seen);
+    }
+
+    #[test]
+    fn hostile_entries_are_refused_before_they_cost_much() {
+        let len = 65536 + 32768;
+        assert!(log().updates(&ring(&[(0, entry(8, 0, len - 4096, 2, len))])).is_ok());
+        assert!(log().updates(&ring(&[(0, entry(8, 0, len, 2, len))])).is_err(), "behind the end");
+        // The numbers of entries may go round.
+        let last = [(0, entry(u64::MAX, 0, 4096, 2, len)), (8192, entry(0, 0, 4096, 2, len))];
+        assert!(log().updates(&ring(&last)).is_ok());
+        // A head at every sector, each of an entry as long as the log.
+        let mut bytes = vec![0; len as usize];
+        for head in bytes[65536..].chunks_mut(4096) {
+            head[..64].copy_from_slice(&entry(8, 0, 4096, 2, len)[..64]);
+            head[8..12].copy_from_slice(&32768u32.to_le_bytes());
+        }
+        let mut budget = 4 * 32768;
+        let log = log();
+        let looked = (0..8).filter(|_| {
+            let before = budget;
+            assert!(log.entry(&bytes[65536..], 0, &mut budget).is_none());
+            budget != before
+        });
+        assert_eq!(looked.count(), 4);
+        assert!(log.updates(&MemoryFile::new(&bytes)).is_err());
     }
 
     #[test]

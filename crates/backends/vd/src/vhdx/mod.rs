@@ -30,7 +30,7 @@ use uuid::{Uuid, uuid};
 use crate::bitmaps::{Bitmaps, First};
 use crate::error::Error;
 use crate::file::FileIo;
-use crate::format::{Begin, Extent, Facts, Format, Ids, Layout, NewParent, Place, Step, Variant};
+use crate::format::{Begin, Extent, Facts, Format, Ids, Layout, NewParent, Place, Step, Variant, sums_agree};
 use crate::units::{MapFault, UnitFormat, Units};
 use crc32c::crc32c;
 use log::{Log, MAX_LOG, Replayed};
@@ -105,7 +105,7 @@ fn read_header(file: &dyn FileIo, path: &Path) -> Result<(usize, Vec<u8>), Error
     for (index, at) in HEADERS.into_iter().enumerate() {
         let mut raw = vec![0; HEADER_LEN];
         file.read_at(at, &mut raw).map_err(host)?;
-        let sound = raw.starts_with(b"head") && u32_at(&raw, 4) == crc32c(&raw, 4);
+        let sound = raw.starts_with(b"head") && sums_agree(u32_at(&raw, 4), crc32c(&raw, 4));
         if sound && found.as_ref().is_none_or(|(_, other)| u64_at(other, 8) < u64_at(&raw, 8)) {
             found = Some((index, raw));
         }
@@ -233,7 +233,7 @@ fn regions(file: &dyn FileIo, path: &Path) -> Result<Vec<u8>, Error> {
     for at in REGIONS {
         let mut raw = vec![0; REGION_LEN];
         file.read_at(at, &mut raw).map_err(|e| Error::host("read from", path, e))?;
-        if raw.starts_with(b"regi") && u32_at(&raw, 4) == crc32c(&raw, 4) {
+        if raw.starts_with(b"regi") && sums_agree(u32_at(&raw, 4), crc32c(&raw, 4)) {
             return Ok(raw);
         }
     }
@@ -245,7 +245,8 @@ fn read_meta(file: &dyn FileIo, path: &Path, header: &[u8]) -> Result<Meta, Erro
     let file_len = file.len().map_err(host)?;
     let raw = regions(file, path)?;
     let (mut table, mut metadata) = (None, None);
-    let mut data = (REGIONS[1] + REGION_LEN as u64).max(u64_at(header, 72) + u64::from(u32_at(header, 68)));
+    let mut data = (REGIONS[1] + REGION_LEN as u64)
+        .max(u64_at(header, 72).saturating_add(u64::from(u32_at(header, 68))));
     for entry in raw[16..].chunks_exact(32).take(u32_at(&raw, 8) as usize) {
         let (at, len) = (u64_at(entry, 16), u64::from(u32_at(entry, 24)));
         if at < MIB || !at.is_multiple_of(MIB) || at.checked_add(len).is_none_or(|end| end > file_len) {
@@ -266,8 +267,12 @@ fn read_meta(file: &dyn FileIo, path: &Path, header: &[u8]) -> Result<Meta, Erro
     };
     let mut raw = vec![0; REGION_LEN.min(metadata_len as usize)];
     file.read_at(metadata, &mut raw).map_err(host)?;
-    if !raw.starts_with(b"metadata") {
-        return Err(damaged(path, metadata, "the metadata's signature is missing".into()));
+    if !raw.starts_with(b"metadata") || raw.len() < 32 {
+        return Err(damaged(
+            path,
+            metadata,
+            "the metadata's signature is missing, or their table is cut short".into(),
+        ));
     }
     let count = usize::from(u16::from_le_bytes([raw[10], raw[11]]));
     let (mut parameters, mut size, mut sector, mut locator) = (None, None, None, None);
@@ -481,7 +486,10 @@ fn open_units(file: &dyn FileIo, path: &Path, meta: Meta) -> Result<(Units<Meta>
             let at = 8 * meta.bitmap_word(block);
             let word = u64_at(&bytes, at as usize);
             let bitmap = (word >> 20) * MIB;
-            if (word & 7) as u32 != state::PRESENT || bitmap < meta.data || bitmap + MIB > file_len {
+            if (word & 7) as u32 != state::PRESENT
+                || bitmap < meta.data
+                || bitmap.saturating_add(MIB) > file_len
+            {
                 let what =
                     format!("block {block} is present in parts, and its bitmap at 0x{bitmap:x} is not there");
                 return Err(damaged(path, meta.table + at, what));
@@ -726,5 +734,41 @@ impl Layout for Vhdx {
             self.units.compact(file, child, step)?;
         }
         Ok(growing)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::file::MemoryFile;
+
+    /// What a new image says when `change` was made at `at` in the structure of `len` bytes that lies there, with its checksum put right.
+    fn opened(places: &[u64], len: usize, at: usize, change: &[u8]) -> Result<(), Error> {
+        let file = MemoryFile::default();
+        assert!(create(&file, 16 * MIB, Variant::Dynamic, None).unwrap());
+        for place in places {
+            let mut raw = vec![0; len];
+            file.read_at(*place, &mut raw).unwrap();
+            raw[at..at + change.len()].copy_from_slice(change);
+            let sum = crc32c(&raw, 4);
+            raw[4..8].copy_from_slice(&sum.to_le_bytes());
+            file.write_at(*place, &raw).unwrap();
+        }
+        Vhdx::open(&file, Path::new("t"), true).map(drop)
+    }
+
+    #[test]
+    fn structures_with_right_checksums_and_impossible_places_are_refused() {
+        // As it was made.
+        opened(&REGIONS, REGION_LEN, 12, &[0; 4]).unwrap();
+        let metadata_len = 16 + 32 + 24;
+        for len in [0, 7, 8, 11, 31] {
+            let error = opened(&REGIONS, REGION_LEN, metadata_len, &u32::to_le_bytes(len)).unwrap_err();
+            assert!(error.to_string().contains("metadata"), "{error}");
+        }
+        // A log without an id is not read, wherever it lies, but data cannot lie behind it.
+        let _ = opened(&HEADERS, HEADER_LEN, 72, &[0xff; 8]);
+        let pending = [&[1; 16][..], &[0, 0, 1, 0], &(MIB as u32).to_le_bytes(), &[0xff; 8]].concat();
+        assert!(opened(&HEADERS, HEADER_LEN, 48, &pending).is_err());
     }
 }
