@@ -5,6 +5,8 @@
 //! vd_corpus DIRECTORY
 //! ```
 //!
+//! For `vd_iscsi`, what a target says while its disk is looked at, read, and written.
+//!
 //! QED images are made by `qemu-img`; where that is not installed their seeds stay as they are.
 
 use std::path::Path;
@@ -46,6 +48,42 @@ fn save(out: &Path, target: &str, name: &str, image: &Path) -> Result<()> {
     std::fs::create_dir_all(&folder)?;
     std::fs::write(folder.join(name), encode(&std::fs::read(image)?))?;
     Ok(())
+}
+
+/// What a target of iSCSI says in a session without faults, as records that `vd::exercise_iscsi` makes PDUs of.
+fn iscsi_session(eager: bool) -> Vec<u8> {
+    const NOP_IN: u8 = 0;
+    const RESPONSE: u8 = 1;
+    const DATA_IN: u8 = 3;
+    const R2T: u8 = 5;
+    let mut out = vec![if eager { 7 } else { 5 }];
+    let mut put = |opcode: u8, flags: u8, tag: u8, words: [u32; 3], data: &[u8]| {
+        out.extend([opcode, flags, 0, tag, data.len() as u8]);
+        out.extend(words.map(u32::to_be_bytes).concat());
+        out.extend(data);
+    };
+    // Inquiry, readiness, capacity (8 blocks, thin), mode, provisioning, limits.
+    let (mut capacity, mut limits) = ([0; 32], [0; 64]);
+    (capacity[7], capacity[10], capacity[14]) = (7, 2, 0xc0);
+    (limits[1], limits[23], limits[27]) = (0xb0, 16, 1);
+    put(DATA_IN, 0x81, 2, [0; 3], &[0; 36]);
+    put(RESPONSE, 0x80, 3, [0; 3], &[]);
+    put(DATA_IN, 0x81, 4, [0; 3], &capacity);
+    put(DATA_IN, 0x81, 5, [0; 3], &[3, 0, 0, 0]);
+    put(DATA_IN, 0x81, 6, [0; 3], &[0, 0xb2, 0, 4, 0, 0x80, 0, 0]);
+    put(DATA_IN, 0x81, 7, [0; 3], &limits);
+    // A read in eight parts, a write, a discard, a flush.
+    put(NOP_IN, 0x80, 0xff, [0; 3], b"ping");
+    for part in 0..8 {
+        put(DATA_IN, if part == 7 { 0x81 } else { 0 }, 8, [part, part * 128, 0], &[part as u8; 128]);
+    }
+    let first = if eager { 1024 } else { 0 };
+    put(R2T, 0x80, 9, [0, first, 1024], &[]);
+    put(R2T, 0x80, 9, [1, 1024, 1024], &[]);
+    for tag in 9..12 {
+        put(RESPONSE, 0x80, tag, [0; 3], &[]);
+    }
+    out
 }
 
 /// A differencing VHDX image as Hyper-V leaves it: its first block of 1 MiB is present in parts, by a bitmap behind it. The block table
@@ -140,6 +178,10 @@ fn main() -> Result<()> {
                 save(out, target, &format!("{format}-qemu-written"), &path)?;
             }
         }
+    }
+    std::fs::create_dir_all(out.join("vd_iscsi"))?;
+    for (name, eager) in [("asked", false), ("eager", true)] {
+        std::fs::write(out.join("vd_iscsi").join(name), iscsi_session(eager))?;
     }
     std::fs::remove_dir_all(&dir)?;
     Ok(())

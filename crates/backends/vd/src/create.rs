@@ -114,7 +114,7 @@ pub fn can_create(format: Format, variant: Variant) -> bool {
         Format::Parallels => variant == Variant::Dynamic,
         Format::Vmdk => true,
         Format::Qcow => matches!(variant, Variant::Dynamic | Variant::Differencing),
-        Format::Qed | Format::Dmg => false,
+        Format::Qed | Format::Dmg | Format::Iscsi => false,
     }
 }
 
@@ -219,7 +219,7 @@ fn fill(
             }
         }
         // Refused above.
-        Format::Qed | Format::Dmg => {
+        Format::Qed | Format::Dmg | Format::Iscsi => {
             return Err(Error::NoSuchVariant { format: options.format, variant: options.variant });
         }
     }

@@ -28,6 +28,11 @@ pub(crate) trait FileIo: Send + Sync {
     /// Reserves storage for the range, extending the file.
     fn reserve(&self, offset: u64, len: u64) -> io::Result<()>;
 
+    /// Gives storage of the range back where that costs little; each of its bytes reads as zero or as before.
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.zero(offset, len)
+    }
+
     /// The first stretch of the range that may hold something else than zeros. Files that cannot tell name all of it.
     fn data(&self, offset: u64, len: u64) -> io::Result<Option<Range<u64>>> {
         Ok((len > 0).then_some(offset..offset + len))
@@ -62,17 +67,18 @@ impl HostFile {
         }
         Ok(Self { fd, device })
     }
+}
 
-    fn write_zeros(&self, offset: u64, len: u64) -> io::Result<()> {
-        let zeros = vec![0; ZEROS.min(usize::try_from(len).unwrap_or(ZEROS))];
-        let mut done = 0;
-        while done < len {
-            let count = (len - done).min(zeros.len() as u64);
-            self.write_at(offset + done, &zeros[..count as usize])?;
-            done += count;
-        }
-        Ok(())
+/// Writes zeros to the range.
+pub(crate) fn write_zeros(file: &dyn FileIo, offset: u64, len: u64) -> io::Result<()> {
+    let zeros = vec![0; ZEROS.min(usize::try_from(len).unwrap_or(ZEROS))];
+    let mut done = 0;
+    while done < len {
+        let count = (len - done).min(zeros.len() as u64);
+        file.write_at(offset + done, &zeros[..count as usize])?;
+        done += count;
     }
+    Ok(())
 }
 
 impl Drop for HostFile {
@@ -141,7 +147,7 @@ impl FileIo for HostFile {
             Ok(()) => Ok(()),
             // What the file has of the range is overwritten; what lies past its end reads as zero anyway.
             Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::NODEV) => {
-                self.write_zeros(offset, len.min(self.len()?.saturating_sub(offset)))
+                write_zeros(self, offset, len.min(self.len()?.saturating_sub(offset)))
             }
             Err(error) => Err(error.into()),
         }
@@ -150,7 +156,7 @@ impl FileIo for HostFile {
     fn reserve(&self, offset: u64, len: u64) -> io::Result<()> {
         match rustix::fs::fallocate(&self.fd, FallocateFlags::empty(), offset, len) {
             Ok(()) => Ok(()),
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => self.write_zeros(offset, len),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => write_zeros(self, offset, len),
             Err(error) => Err(error.into()),
         }
     }
@@ -236,6 +242,11 @@ impl FileIo for Arc<FileSet> {
     fn reserve(&self, offset: u64, len: u64) -> io::Result<()> {
         let (file, offset) = self.split(offset)?;
         file.reserve(offset, len)
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        let (file, offset) = self.split(offset)?;
+        file.discard(offset, len)
     }
 
     fn data(&self, offset: u64, len: u64) -> io::Result<Option<Range<u64>>> {

@@ -23,6 +23,8 @@ pub enum Format {
     Qcow,
     Qed,
     Dmg,
+    /// A disk of an iSCSI target, no file.
+    Iscsi,
 }
 
 impl Format {
@@ -38,12 +40,13 @@ impl Format {
             Self::Qcow => "QCOW",
             Self::Qed => "QED",
             Self::Dmg => "DMG",
+            Self::Iscsi => "iSCSI",
         }
     }
 
     /// The format with this name in any case.
     pub fn from_name(name: &str) -> Option<Self> {
-        const ALL: [Format; 9] = [
+        const ALL: [Format; 10] = [
             Format::Raw,
             Format::Vdi,
             Format::Vmdk,
@@ -53,6 +56,7 @@ impl Format {
             Format::Qcow,
             Format::Qed,
             Format::Dmg,
+            Format::Iscsi,
         ];
         ALL.into_iter().find(|f| f.name().eq_ignore_ascii_case(name))
     }

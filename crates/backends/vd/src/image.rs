@@ -16,6 +16,7 @@ use crate::dmg::{self, Dmg};
 use crate::error::Error;
 use crate::file::{FileIo, HostFile, Located, SparseFile};
 use crate::format::{Begin, Extent, Facts, Format, Layout, Place, Variant, probe_file};
+use crate::iscsi::{Disk, Target};
 use crate::parallels::{self, Parallels};
 use crate::qcow::{self, Qcow};
 use crate::qed::{self, Qed};
@@ -37,6 +38,40 @@ pub enum OpenMode {
     ReadWrite,
     /// Reading and writing beside others that open it the same way (media of the type "shareable"; fixed images only).
     Shareable,
+}
+
+/// Where an image is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// The file; a name for messages where there is a target.
+    pub path: PathBuf,
+    pub format: Format,
+    /// Of the format iSCSI: what to log in to.
+    pub target: Option<Target>,
+}
+
+impl From<(PathBuf, Format)> for Source {
+    fn from((path, format): (PathBuf, Format)) -> Self {
+        Self { path, format, target: None }
+    }
+}
+
+impl Source {
+    /// As [`info`]; a target is asked for its disk.
+    pub fn info(&self) -> Result<MediumInfo, Error> {
+        match self.target {
+            Some(_) => Image::open_source(self, OpenMode::ReadOnly, None)?.info(),
+            None => info(&self.path, Some(self.format)),
+        }
+    }
+}
+
+/// Refuses what can be done with files alone.
+pub(crate) fn check_file(path: &Path, format: Format) -> Result<(), Error> {
+    match format {
+        Format::Iscsi => Err(Error::unsupported(path, "this for a disk of an iSCSI target")),
+        _ => Ok(()),
+    }
 }
 
 /// What is known about an image without opening it for use.
@@ -121,7 +156,9 @@ fn layout_with(
     further: vmdk::Opener<'_>,
 ) -> Result<(Box<dyn FileIo>, Box<dyn Layout>), Error> {
     let layout: Box<dyn Layout> = match format {
-        Format::Raw => Box::new(Raw::open(&*file).map_err(|e| Error::host("read from", path, e))?),
+        Format::Raw | Format::Iscsi => {
+            Box::new(Raw::open(&*file).map_err(|e| Error::host("read from", path, e))?)
+        }
         Format::Vdi => Box::new(Vdi::open(&*file, path)?),
         Format::Vmdk => return vmdk::open(file, path, further),
         Format::Vhd => Box::new(Vhd::open(&*file, path)?),
@@ -153,6 +190,7 @@ impl Image {
 
     /// Opens an image without its parent, for its metadata.
     pub(crate) fn open_alone(path: &Path, mode: OpenMode, format: Format) -> Result<Self, Error> {
+        check_file(path, format)?;
         let file = open_file(path, mode)?;
         let (file, layout) = layout(Box::new(file), path, mode, format)?;
         Ok(Self::from_layout(file, layout, path, mode, format, None))
@@ -160,6 +198,7 @@ impl Image {
 
     /// As [`Image::open_alone`], for writing, if all files of the image lie in `folder`.
     pub(crate) fn open_within(path: &Path, format: Format, folder: &Path) -> Result<Self, Error> {
+        check_file(path, format)?;
         let mode = OpenMode::ReadWrite;
         let further = |file: &Path| -> Result<Box<dyn FileIo>, Error> {
             if file.parent() != Some(folder) {
@@ -179,8 +218,20 @@ impl Image {
         format: Format,
         parent: Option<Arc<Image>>,
     ) -> Result<Self, Error> {
+        check_file(path, format)?;
         let file = open_file(path, mode)?;
         Self::from_file(Box::new(file), path, mode, format, parent)
+    }
+
+    /// Opens an image, on top of its opened parent if it has one.
+    pub fn open_source(source: &Source, mode: OpenMode, parent: Option<Arc<Image>>) -> Result<Self, Error> {
+        let path = &source.path;
+        let Some(target) = source.target.as_ref().filter(|_| source.format == Format::Iscsi) else {
+            return Self::open_with(path, mode, source.format, parent);
+        };
+        let disk =
+            Disk::open(target, mode != OpenMode::ReadOnly).map_err(|e| Error::host("open", path, e))?;
+        Self::from_file(Box::new(disk), path, mode, source.format, parent)
     }
 
     pub(crate) fn from_file(
@@ -559,7 +610,7 @@ impl Image {
                 let end = (at + extent.len) / DISCARD_UNIT * DISCARD_UNIT;
                 if start < end {
                     self.file
-                        .zero(start, end - start)
+                        .discard(start, end - start)
                         .map_err(|e| Error::host("discard in", &self.path, e))?;
                 }
             }
@@ -709,17 +760,18 @@ fn medium_info(format: Format, facts: Facts, len: u64) -> MediumInfo {
 }
 
 /// Opens a chain of images, the base first. All but the last are opened for reading, the last one in `mode`.
-pub fn open_chain(files: &[(PathBuf, Format)], mode: OpenMode) -> Result<Arc<Image>, Error> {
+pub fn open_chain<S: Clone + Into<Source>>(images: &[S], mode: OpenMode) -> Result<Arc<Image>, Error> {
     let mut below: Option<Arc<Image>> = None;
-    for (number, (path, format)) in files.iter().enumerate() {
-        let mode = if number + 1 == files.len() { mode } else { OpenMode::ReadOnly };
-        below = Some(Arc::new(Image::open_with(path, mode, *format, below.take())?));
+    for (number, image) in images.iter().enumerate() {
+        let mode = if number + 1 == images.len() { mode } else { OpenMode::ReadOnly };
+        below = Some(Arc::new(Image::open_source(&image.clone().into(), mode, below.take())?));
     }
     below.ok_or_else(|| Error::host("open", "", std::io::Error::from(std::io::ErrorKind::InvalidInput)))
 }
 
 /// Tells what a file is. Works while a VM uses it. `format` as for [`Image::open`]; `None` probes.
 pub fn info(path: &Path, format: Option<Format>) -> Result<MediumInfo, Error> {
+    format.map_or(Ok(()), |format| check_file(path, format))?;
     let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())
         .map_err(|e| Error::host("open", path, e))?;
     let file = HostFile::new(fd).map_err(|e| Error::host("open", path, e))?;
@@ -730,7 +782,7 @@ pub fn info(path: &Path, format: Option<Format>) -> Result<MediumInfo, Error> {
     };
     let mut len = file.len().map_err(host)?;
     let facts = match format {
-        Format::Raw => Raw::open(&file).map_err(host)?.facts(),
+        Format::Raw | Format::Iscsi => Raw::open(&file).map_err(host)?.facts(),
         Format::Vdi => vdi::read_facts(&file, path)?,
         Format::Vmdk => {
             for further in vmdk::further_files(&file, path)? {
@@ -750,6 +802,7 @@ pub fn info(path: &Path, format: Option<Format>) -> Result<MediumInfo, Error> {
 
 /// Every file of an image, the one that names it first.
 pub fn files(path: &Path, format: Format) -> Result<Vec<PathBuf>, Error> {
+    check_file(path, format)?;
     let mut files = vec![path.to_owned()];
     if format == Format::Vmdk {
         let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())
@@ -762,6 +815,7 @@ pub fn files(path: &Path, format: Format) -> Result<Vec<PathBuf>, Error> {
 
 /// Deletes an image with all its files. A file whose further files cannot be told goes alone.
 pub fn delete(path: &Path, format: Format) -> Result<(), Error> {
+    check_file(path, format)?;
     let mut files = files(path, format).unwrap_or_else(|_| vec![path.to_owned()]);
     // The one that names the others last.
     files.reverse();

@@ -8,7 +8,8 @@
 //!
 //! **Formats.** Raw (disks, ISO images, floppies, block devices), VDI, VHD (both dynamic, fixed, differencing), VMDK (one sparse
 //! file, flat, split, raw disk, differencing; stream-optimized for reading, written by [`write_stream_optimized`]), QCOW2 (with backing
-//! files), VHDX (dynamic, fixed, differencing), Parallels; for reading QCOW, QED and DMG.
+//! files), VHDX (dynamic, fixed, differencing), Parallels; for reading QCOW, QED and DMG. A disk of an iSCSI target stands where a raw
+//! image would ([`Source`], [`Target`]).
 //!
 //! **Durability.** [`Image::flush`] returns when every write that had returned before is on stable storage together
 //! with the metadata that finds it. Metadata goes to the file only after the data it refers to is stable, so a power
@@ -24,6 +25,7 @@ mod fat;
 mod file;
 mod format;
 mod image;
+mod iscsi;
 mod maintain;
 #[cfg(test)]
 mod power_cut;
@@ -48,7 +50,8 @@ pub use crypt::{Algorithm, Dek, KeyStore, KeyStoreError};
 pub use error::Error;
 pub use fat::format_fat;
 pub use format::{Format, Ids, Variant, probe};
-pub use image::{Image, MediumInfo, OpenMode, delete, files, info, open_chain};
+pub use image::{Image, MediumInfo, OpenMode, Source, delete, files, info, open_chain};
+pub use iscsi::{SettingsError, Target};
 pub use maintain::{compact, merge_down, merge_up, rename, repair, resize, set_ids};
 pub use queue::{Done, Op, Queue};
 pub use recrypt::Recrypted;
@@ -57,4 +60,10 @@ pub use recrypt::Recrypted;
 #[doc(hidden)]
 pub fn exercise(format: Format, len: u64, pieces: &[(u64, &[u8])]) {
     image::exercise(format, len, pieces);
+}
+
+/// Has an iSCSI target of untrusted answers work in memory, for fuzzing. The first byte says how `input` is taken.
+#[doc(hidden)]
+pub fn exercise_iscsi(input: &[u8]) {
+    iscsi::exercise(input);
 }

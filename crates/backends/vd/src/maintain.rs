@@ -111,6 +111,7 @@ pub fn set_ids(path: &Path, format: Format, ids: &Ids) -> Result<(), Error> {
 
 /// Mends what can be mended without guessing; returns how many places were mended. What they held reads as zeros, or as the parent's.
 pub fn repair(path: &Path, format: Format) -> Result<u64, Error> {
+    crate::image::check_file(path, format)?;
     if format == Format::Vmdk {
         // Its files are several.
         let image = Image::open_alone(path, OpenMode::ReadWrite, format)?;
@@ -131,7 +132,7 @@ pub(crate) fn repair_file(file: &dyn FileIo, path: &Path, format: Format) -> Res
         Format::Vhd => flushed(&Vhd::open(file, path)?),
         Format::Vhdx => flushed(&Vhdx::open(file, path, true)?),
         Format::Parallels => flushed(&Parallels::open(file, path)?),
-        Format::Raw | Format::Vmdk | Format::Qed | Format::Dmg => Ok(0),
+        Format::Raw | Format::Vmdk | Format::Qed | Format::Dmg | Format::Iscsi => Ok(0),
     }
 }
 

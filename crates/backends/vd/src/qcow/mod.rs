@@ -117,7 +117,7 @@ pub(crate) fn create(
             Format::Parallels => b"parallels",
             Format::Qed => b"qed",
             Format::Dmg => b"dmg",
-            Format::Raw => b"raw",
+            Format::Raw | Format::Iscsi => b"raw",
         };
         put(72, &0xe279_2acau32.to_be_bytes());
         put(76, &(kind.len() as u32).to_be_bytes());

@@ -61,7 +61,7 @@ pub fn qemu_img(args: &[&str]) -> Option<(bool, String)> {
 /// QEMU's name of a format.
 pub fn qemu_name(format: Format) -> &'static str {
     match format {
-        Format::Raw => "raw",
+        Format::Raw | Format::Iscsi => "raw",
         Format::Vdi => "vdi",
         Format::Vmdk => "vmdk",
         Format::Vhd => "vpc",
