@@ -301,9 +301,31 @@ mod tests {
         files: RefCell<BTreeMap<PathBuf, Rc<str>>>,
         left: Cell<usize>,
         taken: RefCell<Vec<String>>,
+        /// The directory as it was last brought to the disk, and what was done to it since: a name that went, one that came, and of what.
+        synced: RefCell<BTreeMap<PathBuf, Rc<str>>>,
+        since: RefCell<Vec<(Option<PathBuf>, Option<PathBuf>, Rc<str>)>>,
     }
 
     impl PowerCut {
+        fn note(&self, gone: Option<&Path>, new: Option<&Path>, content: &Rc<str>) {
+            self.since.borrow_mut().push((gone.map(Into::into), new.map(Into::into), content.clone()));
+        }
+
+        /// The directories that the disk may hold: any of the changes since the last sync may be missing.
+        fn directories(&self) -> Vec<BTreeMap<PathBuf, Rc<str>>> {
+            let since = self.since.borrow();
+            let one = |mask: u32| {
+                let mut names = self.synced.borrow().clone();
+                for (_, (gone, new, content)) in since.iter().enumerate().filter(|(i, _)| mask & 1 << i != 0)
+                {
+                    gone.as_ref().map(|name| names.remove(name));
+                    new.as_ref().map(|name| names.insert(name.clone(), content.clone()));
+                }
+                names
+            };
+            (0..1 << since.len()).map(one).collect()
+        }
+
         fn step(&self, what: &str, path: &Path) -> io::Result<()> {
             let left = self.left.get().checked_sub(1).ok_or(io::ErrorKind::Other)?;
             self.left.set(left);
@@ -324,7 +346,10 @@ mod tests {
             let text = std::str::from_utf8(bytes).unwrap();
             self.files.borrow_mut().insert(path.into(), text[..text.len() / 2].into());
             self.step("sync", path)?;
-            self.files.borrow_mut().insert(path.into(), text.into());
+            let content: Rc<str> = text.into();
+            // What a name stands for that came before its content was there can be of no file that counts.
+            self.note(None, Some(path), &content);
+            self.files.borrow_mut().insert(path.into(), content);
             Ok(())
         }
 
@@ -335,6 +360,7 @@ mod tests {
         fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
             self.step("link", to)?;
             let content = self.files.borrow()[from].clone();
+            self.note(None, Some(to), &content);
             assert!(
                 self.files.borrow_mut().insert(to.into(), content).is_none(),
                 "link over {}",
@@ -351,18 +377,24 @@ mod tests {
                 return Ok(());
             }
             files.remove(from);
+            self.note(Some(from), Some(to), &content);
             files.insert(to.into(), content);
             Ok(())
         }
 
         fn remove(&self, path: &Path) -> io::Result<()> {
             self.step("remove", path)?;
-            self.files.borrow_mut().remove(path);
+            if let Some(content) = self.files.borrow_mut().remove(path) {
+                self.note(Some(path), None, &content);
+            }
             Ok(())
         }
 
         fn sync_directory(&self, directory: &Path) -> io::Result<()> {
-            self.step("sync directory", directory)
+            self.step("sync directory", directory)?;
+            self.since.borrow_mut().clear();
+            self.synced.replace(self.files.borrow().clone());
+            Ok(())
         }
     }
 
@@ -397,6 +429,26 @@ mod tests {
             cuts += 1;
         }
         assert!(cuts >= 7, "only {cuts} cuts tried");
+    }
+
+    #[test]
+    fn whatever_of_the_directory_a_cut_loses_the_file_is_whole() {
+        let mut tried = 0;
+        for steps in 0.. {
+            let disk = PowerCut::default();
+            assert!(write(&disk, "first", usize::MAX) && write(&disk, "second", usize::MAX));
+            let done = write(&disk, "third", steps);
+            for names in disk.directories() {
+                let file = names.get(Path::new("/m/x.vbox")).expect("the file is never missing");
+                assert!(["second", "third"].contains(&&**file), "after {:?}: {names:?}", disk.taken.borrow());
+                assert!(!done || &**file == "third", "what was saved is lost: {names:?}");
+                tried += 1;
+            }
+            if done {
+                break;
+            }
+        }
+        assert!(tried >= 30, "only {tried} states tried");
     }
 
     #[test]
