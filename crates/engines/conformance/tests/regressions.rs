@@ -102,3 +102,14 @@ fn a_bit_string_with_a_32_bit_address_lies_in_its_segment() {
         agree(&Case::of(Mode::Kernel64, program, 5));
     }
 }
+
+#[test]
+fn a_read_that_faults_on_its_second_page_reads_no_register_on_the_first() {
+    // The registers' page, and one that only the kernel may read.
+    let linear = (Mode::User64.linear() + DATA + 11 * 0x1000 + 0xffc) as i64;
+    let operand = MemoryOperand::new(Register::RIP, Register::None, 1, linear, 8, false, Register::None);
+    let read = Instruction::with2(Code::Mov_r64_rm64, Register::RAX, operand);
+    let outcome = agree(&Case::of(Mode::User64, items(vec![read]), 5));
+    assert_eq!(outcome.log.first().map(|v| v & 0xff), Some(14));
+    assert!(outcome.accesses.is_empty(), "{:x?}", outcome.accesses);
+}

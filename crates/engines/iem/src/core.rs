@@ -672,8 +672,13 @@ impl Core {
         self.write_pages(cpu, linear, &bytes[..T::BYTES], who)
     }
 
-    /// Reads any number of bytes after the checks that do not depend on paging.
+    /// Reads any number of bytes after the checks that do not depend on paging; all pages are translated before the first is read, which may
+    /// have registers.
     fn read_pages(&mut self, cpu: &CpuState, linear: u64, out: &mut [u8], who: Who) -> Result<(), Fault> {
+        let first = (0x1000 - (linear & 0xfff)) as usize;
+        for at in std::iter::once(0).chain((first..out.len()).step_by(0x1000)).filter(|_| first < out.len()) {
+            self.place(cpu, self.wrap(cpu, linear.wrapping_add(at as u64)), Kind::Read, who)?;
+        }
         let mut done = 0;
         while done < out.len() {
             let at = self.wrap(cpu, linear.wrapping_add(done as u64));

@@ -91,6 +91,25 @@ impl Iem {
         })
     }
 
+    /// Delivers an exception that another engine's CPU has raised: CR2 and DR6 are as it left them.
+    pub fn deliver_exception(&mut self, cpu: &mut CpuState, fault: Fault) -> Result<(), Exit> {
+        self.deliver(cpu, |core, cpu| {
+            core.fault_address = cpu.cr2;
+            event::raise(core, cpu, fault)
+        })
+    }
+
+    /// Has `deliver` deliver an event between two instructions.
+    fn deliver<R>(&mut self, cpu: &mut CpuState, deliver: impl FnOnce(&mut Core, &mut CpuState) -> R) -> R {
+        self.core.link.enter_guest();
+        self.core.take_flush_requests();
+        self.core.update_mode(cpu);
+        let result = deliver(&mut self.core, cpu);
+        self.core.resync = true;
+        self.core.link.leave_guest();
+        result
+    }
+
     /// Looks at what other threads want; gives the exit if EM must act.
     #[cold]
     pub fn attend(&mut self, cpu: &CpuState, pending: ForcedActions) -> Option<Exit> {
@@ -510,22 +529,16 @@ impl Engine for Iem {
     }
 
     fn inject(&mut self, cpu: &mut CpuState, what: Event) -> Result<(), Exit> {
-        self.core.link.enter_guest();
-        self.core.take_flush_requests();
-        self.core.update_mode(cpu);
         if cpu.activity == Activity::Halted {
             cpu.activity = Activity::Running;
         }
-        let result = match what {
-            Event::Interrupt(vector) => event::interrupt(&mut self.core, cpu, vector),
+        self.deliver(cpu, |core, cpu| match what {
+            Event::Interrupt(vector) => event::interrupt(core, cpu, vector),
             Event::Nmi => {
                 cpu.nmi_blocked = true;
-                event::interrupt(&mut self.core, cpu, Vector::Nmi as u8)
+                event::interrupt(core, cpu, Vector::Nmi as u8)
             }
-        };
-        self.core.resync = true;
-        self.core.link.leave_guest();
-        result
+        })
     }
 
     fn state_changed(&mut self, _cpu: &CpuState) {

@@ -25,6 +25,13 @@ pub enum Vector {
 }
 
 impl Vector {
+    /// The exception with this vector, if there is one.
+    pub fn of(number: u8) -> Option<Self> {
+        use Vector::*;
+        let all = [De, Db, Nmi, Bp, Of, Br, Ud, Nm, Df, Ts, Np, Ss, Gp, Pf, Mf, Ac, Mc, Xm];
+        all.into_iter().find(|vector| *vector as u8 == number)
+    }
+
     /// Whether the exception pushes an error code.
     pub const fn has_error_code(self) -> bool {
         matches!(self, Self::Df | Self::Ts | Self::Np | Self::Ss | Self::Gp | Self::Pf | Self::Ac)
