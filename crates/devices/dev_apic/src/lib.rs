@@ -45,7 +45,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use cpum::{ForcedActions, VcpuLink};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use pdm::irq::IrqPin;
 use pdm::msix::MsiSink;
 use pdm::{Device, ExtInt, InterruptController, IrqLine, IrqSink, LocalApics};
@@ -93,7 +93,7 @@ pub struct Apic {
     /// Breaks ties in lowest-priority delivery, so that equals take turns.
     turn: AtomicU32,
     /// Stand in for the local APICs, with the routes that they know.
-    remote: OnceLock<remote::Stand>,
+    remote: RwLock<Option<Arc<remote::Stand>>>,
 }
 
 /// Where the local APICs' page is mapped besides its place after reset.
@@ -126,7 +126,7 @@ impl Apic {
                 this: this.clone(),
                 pages: Mutex::default(),
                 turn: AtomicU32::new(0),
-                remote: OnceLock::new(),
+                remote: RwLock::new(None),
             }
         })
     }
@@ -192,14 +192,18 @@ impl Apic {
         }
     }
 
+    fn is_lent(&self) -> bool {
+        self.remote.read().is_some()
+    }
+
     /// Whether the vCPU has to come for an interrupt: remote APICs see to their own.
     fn wants(&self, state: &local::State) -> bool {
-        if self.remote.get().is_some() { state.external() } else { state.has_interrupt() }
+        if self.is_lent() { state.external() } else { state.has_interrupt() }
     }
 
     /// Has the timer thread come when the APIC's timer is due; remote APICs have their own timers.
     fn arm(&self, local: &Local, state: &local::State) {
-        local.timer.set(state.deadline().filter(|_| self.remote.get().is_none()));
+        local.timer.set(state.deadline().filter(|_| !self.is_lent()));
     }
 
     /// Runs `change` on a vCPU's APIC and applies what follows, outside its lock where others are concerned.
@@ -237,7 +241,7 @@ impl Apic {
     fn deliver(&self, from: Option<usize>, message: Message) -> bool {
         let count = self.locals.len();
         // The 8259 pair, which an ExtINT message is about, is on this side.
-        if let Some(stand) = self.remote.get()
+        if let Some(stand) = self.stand()
             && message.mode != DeliveryMode::ExtInt
         {
             let one = |at: usize| stand.send(Message { destination: Destination::of(at as u32), ..message });
@@ -360,8 +364,7 @@ impl InterruptController for Apic {
     fn acknowledge(&self, vcpu: VcpuId) -> Option<u8> {
         let local = self.locals.get(vcpu.index())?;
         let mut state = local.state.lock();
-        let found =
-            if self.remote.get().is_some() { state.acknowledge_external() } else { state.acknowledge() };
+        let found = if self.is_lent() { state.acknowledge_external() } else { state.acknowledge() };
         self.sync(local, &state);
         drop(state);
         match found {
@@ -448,7 +451,7 @@ impl TimerHandler for Apic {
     fn timer_fired(&self, timer: u32, now: Nanos) {
         let Some(local) = self.locals.get(timer as usize) else { return };
         let mut state = local.state.lock();
-        if self.remote.get().is_some() {
+        if self.is_lent() {
             return;
         }
         state.timer_fired(now);

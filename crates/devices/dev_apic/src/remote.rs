@@ -35,22 +35,68 @@ pub(crate) fn encode(message: Message) -> (u64, u32) {
 pub(crate) struct Stand {
     apics: Arc<dyn RemoteApics>,
     routes: Mutex<Vec<(u64, u32)>>,
+    early: Mutex<Option<Early>>,
+}
+
+/// What has come before all APICs that stand in had started from ours: they would not take it.
+struct Early {
+    /// vCPUs whose APICs have yet to start.
+    waits_for: Vec<VcpuId>,
+    messages: Vec<(u64, u32)>,
 }
 
 impl Stand {
+    fn new(apics: Arc<dyn RemoteApics>, vcpus: usize) -> Self {
+        let waits_for = (0..vcpus as u32).map(VcpuId).collect();
+        let early = Mutex::new(Some(Early { waits_for, messages: Vec::new() }));
+        Self { apics, routes: Mutex::default(), early }
+    }
+
     pub(crate) fn send(&self, message: Message) -> bool {
         if matches!(message.mode, DeliveryMode::Smi | DeliveryMode::Reserved) {
             return false;
         }
         let (address, data) = encode(message);
+        let mut early = self.early.lock();
+        if let Some(early) = &mut *early {
+            early.messages.push((address, data));
+            return true;
+        }
+        drop(early);
         self.apics.send(address, data)
+    }
+
+    fn started(&self, vcpu: VcpuId) {
+        let mut early = self.early.lock();
+        let Some(waiting) = &mut *early else { return };
+        waiting.waits_for.retain(|&other| other != vcpu);
+        if waiting.waits_for.is_empty() {
+            for (address, data) in waiting.messages.drain(..) {
+                self.apics.send(address, data);
+            }
+            *early = None;
+        }
     }
 }
 
 impl Apic {
+    /// Who stands in for the local APICs.
+    pub(crate) fn stand(&self) -> Option<Arc<Stand>> {
+        self.remote.read().clone()
+    }
+
+    /// Requests and timers are seen to here, or not any more.
+    fn sync_all(&self) {
+        for local in &self.locals {
+            let state = local.state.lock();
+            self.sync(local, &state);
+            self.arm(local, &state);
+        }
+    }
+
     /// Tells the remote APICs where the I/O APIC's inputs lead, if that has changed. Masks do not matter to them.
     pub(crate) fn tell_routes(&self, io: &ioapic::State) {
-        let Some(stand) = self.remote.get() else { return };
+        let Some(stand) = self.stand() else { return };
         let routes: Vec<_> = io.messages().map(encode).collect();
         let mut known = stand.routes.lock();
         if *known != routes {
@@ -62,13 +108,21 @@ impl Apic {
 
 impl LocalApics for Apic {
     fn lend(&self, remote: Arc<dyn RemoteApics>) {
-        if self.remote.set(Stand { apics: remote, routes: Mutex::default() }).is_ok() {
-            self.tell_routes(&self.io.lock());
-            for local in &self.locals {
-                let state = local.state.lock();
-                self.sync(local, &state);
-                self.arm(local, &state);
-            }
+        *self.remote.write() = Some(Arc::new(Stand::new(remote, self.locals.len())));
+        self.tell_routes(&self.io.lock());
+        self.sync_all();
+    }
+
+    fn take_back(&self) {
+        *self.remote.write() = None;
+        self.sync_all();
+    }
+
+    fn accept(&self, vcpu: VcpuId, vector: u8, level: bool) {
+        if let Some(local) = self.locals.get(vcpu.index()) {
+            let mut state = local.state.lock();
+            state.accept(vector, level);
+            self.sync(local, &state);
         }
     }
 
@@ -87,6 +141,9 @@ impl LocalApics for Apic {
     fn exported(&self, vcpu: VcpuId) {
         if let Some(local) = self.locals.get(vcpu.index()) {
             local.replaced.store(false, Ordering::SeqCst);
+        }
+        if let Some(stand) = self.stand() {
+            stand.started(vcpu);
         }
     }
 

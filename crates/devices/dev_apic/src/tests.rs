@@ -456,6 +456,8 @@ fn remote_apics_get_the_io_apics_messages_and_end_them() {
     vm.enable();
     let elsewhere = Arc::new(Elsewhere::default());
     vm.apic.lend(elsewhere.clone());
+    vm.apic.exported(BSP);
+    vm.apic.exported(AP);
     assert_eq!(elsewhere.routes.lock().len(), ioapic::PINS);
     // Level-triggered, logical destination 3, vector 0x51.
     vm.redirect(11, 3 << 56 | 1 << 15 | 1 << 11 | 0x51);
@@ -483,6 +485,42 @@ fn the_8259_pair_is_asked_here_while_the_apics_are_elsewhere() {
     assert!(vm.wants(BSP));
     assert_eq!(vm.apic.acknowledge(BSP), Some(0x38));
     assert!(!vm.wants(BSP));
+}
+
+#[test]
+fn what_comes_before_the_remote_apics_have_started_reaches_them_then() {
+    let vm = vm(2);
+    vm.enable();
+    vm.redirect(11, 1 << 56 | 0x51);
+    let elsewhere = Arc::new(Elsewhere::default());
+    vm.apic.lend(elsewhere.clone());
+    vm.apic.exported(BSP);
+    let pin = vm.apic.io_apic().unwrap();
+    pin.set_level(11, true);
+    assert!(elsewhere.sent.lock().is_empty());
+    vm.apic.exported(AP);
+    assert_eq!(*elsewhere.sent.lock(), [(0xfee0_1000, 0x51)]);
+}
+
+#[test]
+fn apics_that_are_taken_back_serve_their_requests_and_timers_here_again() {
+    let vm = vm(1);
+    vm.enable();
+    vm.write(BSP, reg::LVT_TIMER, 0x4_0041);
+    let elsewhere = Arc::new(Elsewhere::default());
+    vm.apic.lend(elsewhere.clone());
+    let (mut registers, _) = vm.apic.export(BSP);
+    vm.apic.exported(BSP);
+    registers.deadline = 5_000_000;
+    vm.apic.import(BSP, &registers);
+    vm.apic.take_back();
+    assert!(!vm.wants(BSP));
+    vm.apic.accept(BSP, 0x71, false);
+    assert_eq!(vm.apic.acknowledge(BSP), Some(0x71));
+    vm.write(BSP, reg::EOI, 0);
+    vm.advance(5_000_000);
+    assert_eq!(vm.apic.acknowledge(BSP), Some(0x41), "the timer runs here");
+    assert!(elsewhere.sent.lock().is_empty());
 }
 
 #[test]

@@ -61,6 +61,15 @@ fn merge(page: &mut Page, taken: &Page, now: &Page) {
     }
 }
 
+/// The requests that `now` has and `taken` has not: the vectors, and whether they are level-triggered.
+fn arrived(taken: &Page, now: &Page) -> Vec<(u8, bool)> {
+    let is_set = |page: &Page, set: usize, vector: u8| {
+        word(page, set + 16 * usize::from(vector / 32)) >> (vector % 32) & 1 != 0
+    };
+    let new = |vector: &u8| is_set(now, IRR, *vector) && !is_set(taken, IRR, *vector);
+    (0..=u8::MAX).filter(new).map(|vector| (vector, is_set(now, TMR, vector))).collect()
+}
+
 fn read(vcpu: &VcpuFd) -> Result<Page, Error> {
     Ok(vcpu.get_lapic()?.regs.map(|byte| byte as u8))
 }
@@ -145,10 +154,10 @@ impl Lent {
     pub(crate) fn refresh(&mut self, vcpu: &VcpuFd, ctx: &VmContext, cpu: &CpuState) -> Result<(), Error> {
         let Some(apics) = ctx.irq.local_apics() else { return Ok(()) };
         let now = read(vcpu)?;
-        let (mut registers, replaced) = apics.export(VcpuId(cpu.id));
-        if !replaced {
-            merge(&mut registers.page, &self.taken, &now);
-            apics.import(VcpuId(cpu.id), &registers);
+        if !apics.export(VcpuId(cpu.id)).1 {
+            for (vector, level) in arrived(&self.taken, &now) {
+                apics.accept(VcpuId(cpu.id), vector, level);
+            }
         }
         self.taken = now;
         Ok(())
@@ -172,5 +181,6 @@ mod tests {
         put_word(&mut page, TMR + 0x10, 0b1000);
         merge(&mut page, &taken, &now);
         assert_eq!((word(&page, IRR + 0x10), word(&page, TMR + 0x10)), (0b1110, 0b1100));
+        assert_eq!(arrived(&taken, &now), [(34, true)]);
     }
 }

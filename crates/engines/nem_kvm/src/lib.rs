@@ -24,4 +24,4 @@ mod state;
 mod sys;
 mod vcpu;
 
-pub use probe::{Host, Paravirt, Unusable};
+pub use probe::{Host, Paravirt, Unusable, on_emulated_cpu};

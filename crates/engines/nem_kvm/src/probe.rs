@@ -37,6 +37,10 @@ pub enum Unusable {
         feature: &'static str,
         module: &'static str,
     },
+    /// The CPU has it, but the kernel found it switched off, and locked so.
+    OffInFirmware {
+        feature: &'static str,
+    },
     NoPermission,
     /// Somebody else has the CPU's virtualization extension.
     Busy,
@@ -65,6 +69,11 @@ impl fmt::Display for Unusable {
                 f,
                 "there is no /dev/kvm although the CPU has {feature}; load the kernel module with \"modprobe {module}\", and if that \
                  fails, switch {feature} on in the firmware"
+            ),
+            Self::OffInFirmware { feature } => write!(
+                f,
+                "the CPU has {feature}, but the firmware keeps it off; switch it on in the firmware's setup (often called \
+                 virtualization technology or SVM mode) and switch the host off and on"
             ),
             Self::NoPermission => {
                 f.write_str("/dev/kvm may not be opened; add yourself to the group kvm and log in again")
@@ -103,10 +112,8 @@ pub struct Host {
 impl Host {
     /// Opens KVM and makes a VM, for a moment, to see whether it works.
     pub fn probe() -> Result<Self, Unusable> {
-        let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let device = Path::new("/dev/kvm");
-        let module = hardware(&cpuinfo).ok_or(Unusable::NoHardware { kvm: device.exists() })?;
-        let kvm = Kvm::new().map_err(|error| opening(error.errno(), module))?;
+        let hardware = Signs::here().hardware()?;
+        let kvm = Kvm::new().map_err(|error| opening(error.errno(), hardware))?;
         if kvm.get_api_version() != API_VERSION {
             return Err(Unusable::TooOld { lacks: "the stable interface".into() });
         }
@@ -237,10 +244,7 @@ pub struct Paravirt {
 
 /// A VM without vCPUs, and with what vCPUs need to exist before them.
 fn make_vm(kvm: &Kvm, apics: Apics) -> Result<VmFd, Unusable> {
-    let vm = kvm.create_vm().map_err(|error| match error.errno() {
-        libc::EBUSY => Unusable::Busy,
-        _ => failed("make a virtual machine", error),
-    })?;
+    let vm = kvm.create_vm().map_err(|error| making("make a virtual machine", error))?;
     vm.set_identity_map_address(IDENTITY_MAP_ADDRESS)
         .and_then(|()| vm.set_tss_address(TSS_ADDRESS))
         .map_err(|error| failed("reserve its pages", error))?;
@@ -265,10 +269,7 @@ fn enable(vm: &VmFd, cap: u32, argument: u64) -> Result<(), kvm_ioctls::Error> {
 }
 
 fn make_vcpu(vm: &VmFd, id: u64) -> Result<VcpuFd, Unusable> {
-    vm.create_vcpu(id).map_err(|error| match error.errno() {
-        libc::EBUSY => Unusable::Busy,
-        _ => failed("make a virtual CPU", error),
-    })
+    vm.create_vcpu(id).map_err(|error| making("make a virtual CPU", error))
 }
 
 fn supports(cpuid: &CpuId, feature: FeatureBit) -> bool {
@@ -306,10 +307,78 @@ pub(crate) fn cpuid_entries(table: &CpuidTable, cpu: &cpum::CpuState) -> Vec<kvm
         .collect()
 }
 
+/// Whether the host's CPU is one that QEMU emulates, as in `tools/kvm-test`, with the AMD-V that it emulates: some of what KVM relies on is
+/// not there.
+pub fn on_emulated_cpu() -> bool {
+    const HYPERVISOR: u32 = 1 << 31;
+    let vendor = || iem::host_cpuid(0x4000_0000, 0);
+    iem::host_cpuid(1, 0).ecx & HYPERVISOR != 0 && is_tcg(vendor())
+}
+
+fn is_tcg(leaf: cpum::cpuid::Leaf) -> bool {
+    [leaf.ebx, leaf.ecx, leaf.edx]
+        == [u32::from_le_bytes(*b"TCGT"), u32::from_le_bytes(*b"CGTC"), u32::from_le_bytes(*b"GTCG")]
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Hardware {
     Intel,
     Amd,
+}
+
+impl Hardware {
+    fn feature(self) -> &'static str {
+        match self {
+            Self::Intel => "VT-x",
+            Self::Amd => "AMD-V",
+        }
+    }
+
+    fn module(self) -> &'static str {
+        match self {
+            Self::Intel => "kvm_intel",
+            Self::Amd => "kvm_amd",
+        }
+    }
+}
+
+/// What tells of the host before KVM is opened.
+struct Signs {
+    /// `/proc/cpuinfo`: what the kernel uses.
+    cpuinfo: String,
+    /// What the CPU itself shows.
+    cpuid: Option<Hardware>,
+    /// There is a /dev/kvm.
+    device: bool,
+}
+
+impl Signs {
+    fn here() -> Self {
+        const VMX: u32 = 1 << 5;
+        const SVM: u32 = 1 << 2;
+        let cpuid = if iem::host_cpuid(1, 0).ecx & VMX != 0 {
+            Some(Hardware::Intel)
+        } else if iem::host_cpuid(0x8000_0001, 0).ecx & SVM != 0 {
+            Some(Hardware::Amd)
+        } else {
+            None
+        };
+        Self {
+            cpuinfo: std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default(),
+            cpuid,
+            device: Path::new("/dev/kvm").exists(),
+        }
+    }
+
+    /// The hardware that KVM may use.
+    fn hardware(&self) -> Result<Hardware, Unusable> {
+        match (hardware(&self.cpuinfo), self.cpuid) {
+            (Some(hardware), _) => Ok(hardware),
+            // The kernel takes the flag back where the firmware has locked the extension off.
+            (None, Some(has)) => Err(Unusable::OffInFirmware { feature: has.feature() }),
+            (None, None) => Err(Unusable::NoHardware { kvm: self.device }),
+        }
+    }
 }
 
 /// What the host's CPU has, as `/proc/cpuinfo` tells.
@@ -326,17 +395,23 @@ fn hardware(cpuinfo: &str) -> Option<Hardware> {
 
 /// What an error on opening /dev/kvm means.
 fn opening(errno: i32, hardware: Hardware) -> Unusable {
-    let (feature, module) = match hardware {
-        Hardware::Intel => ("VT-x", "kvm_intel"),
-        Hardware::Amd => ("AMD-V", "kvm_amd"),
-    };
     match errno {
         libc::EACCES | libc::EPERM => Unusable::NoPermission,
         libc::EBUSY => Unusable::Busy,
-        libc::ENOENT | libc::ENXIO | libc::ENODEV => Unusable::NoDevice { feature, module },
+        libc::ENOENT | libc::ENXIO | libc::ENODEV => {
+            Unusable::NoDevice { feature: hardware.feature(), module: hardware.module() }
+        }
         other => {
             Unusable::Failed { what: "open /dev/kvm", why: io::Error::from_raw_os_error(other).to_string() }
         }
+    }
+}
+
+/// What an error on making a VM or a vCPU means, for which KVM switches the extension on.
+fn making(what: &'static str, error: kvm_ioctls::Error) -> Unusable {
+    match error.errno() {
+        libc::EBUSY => Unusable::Busy,
+        _ => failed(what, error),
     }
 }
 
@@ -356,16 +431,64 @@ mod tests {
     }
 
     #[test]
-    fn every_reason_says_what_to_do() {
-        for (errno, mend) in [
-            (libc::EACCES, "group kvm"),
-            (libc::ENOENT, "modprobe kvm_amd"),
-            (libc::EBUSY, "end it"),
-            (libc::EIO, "error"),
+    fn every_state_of_a_host_is_told_in_one_clause_with_its_mend() {
+        let signs = |flags: &str, cpuid, device| Signs {
+            cpuinfo: format!("flags\t\t: fpu {flags}\n"),
+            cpuid,
+            device,
+        };
+        let before = |signs: Signs| signs.hardware().expect_err("not usable").to_string();
+        let busy = || kvm_ioctls::Error::new(libc::EBUSY);
+        for (state, text, mends) in [
+            ("no extension", before(signs("sse", None, false)), ["shows neither", "nested virtualization"]),
+            (
+                "software KVM",
+                before(signs("sse", None, true)),
+                ["emulates instructions", "nested virtualization"],
+            ),
+            (
+                "VT-x off",
+                before(signs("sse", Some(Hardware::Intel), false)),
+                ["has VT-x", "firmware's setup"],
+            ),
+            ("AMD-V off", before(signs("sse", Some(Hardware::Amd), true)), ["has AMD-V", "firmware's setup"]),
+            (
+                "no module",
+                opening(libc::ENOENT, Hardware::Amd).to_string(),
+                ["no /dev/kvm", "modprobe kvm_amd"],
+            ),
+            (
+                "module off",
+                opening(libc::ENXIO, Hardware::Intel).to_string(),
+                ["no /dev/kvm", "modprobe kvm_intel"],
+            ),
+            (
+                "permission",
+                opening(libc::EACCES, Hardware::Amd).to_string(),
+                ["may not be opened", "group kvm"],
+            ),
+            ("taken", opening(libc::EBUSY, Hardware::Amd).to_string(), ["another hypervisor", "end it"]),
+            (
+                "taken later",
+                making("make a virtual machine", busy()).to_string(),
+                ["another hypervisor", "end it"],
+            ),
+            (
+                "old",
+                Unusable::TooOld { lacks: "immediate exits".into() }.to_string(),
+                ["lacks immediate exits", "Linux 5.16"],
+            ),
+            (
+                "unknown",
+                opening(libc::EIO, Hardware::Amd).to_string(),
+                ["open /dev/kvm", "Input/output error"],
+            ),
         ] {
-            let text = opening(errno, Hardware::Amd).to_string();
-            assert!(text.contains(mend), "{text}");
+            for mend in mends {
+                assert!(text.contains(mend), "{state}: {text}");
+            }
+            assert!(!text.contains(". ") && !text.ends_with('.'), "{state}: {text}");
         }
-        assert!(Unusable::NoHardware { kvm: true }.to_string().contains("emulates"));
+        assert!(matches!(signs("svm", Some(Hardware::Amd), false).hardware(), Ok(Hardware::Amd)));
     }
 }

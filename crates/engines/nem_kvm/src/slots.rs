@@ -128,6 +128,11 @@ impl Slots {
         Ok(())
     }
 
+    /// Marks all pages whose writes KVM was to note.
+    pub(crate) fn mark_logged(&self) {
+        self.list.iter().filter(|s| s.logged).for_each(Slot::mark_all);
+    }
+
     /// See [`pgm::Backlog::collect_dirty`].
     pub(crate) fn collect_dirty(&mut self, vm: &VmFd, memory: &HostMemory) -> Result<(), kvm_ioctls::Error> {
         let base = memory.base().addr();

@@ -4,9 +4,9 @@ use cpum::cpuid::bit;
 use cpum::state::{TableRegister, XsaveArea, cr0, cr4, efer, rflags, seg};
 use cpum::{CpuState, CpuidTable, Descriptor, Segment};
 use kvm_bindings::{
-    KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW, KVM_X86_SHADOW_INT_MOV_SS,
-    KVM_X86_SHADOW_INT_STI, Msrs, kvm_debugregs, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs,
-    kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    KVM_MP_STATE_RUNNABLE, KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW,
+    KVM_X86_SHADOW_INT_MOV_SS, KVM_X86_SHADOW_INT_STI, Msrs, kvm_debugregs, kvm_dtable, kvm_mp_state,
+    kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{Error, VcpuFd};
 use pgm::Pgm;
@@ -35,6 +35,18 @@ fn segment(s: &Segment) -> kvm_segment {
         unusable: (s.attr.unusable() || !s.attr.present()).into(),
         padding: 0,
     }
+}
+
+/// The task register. An emulated AMD-V wants the type that LTR finds in memory, without the busy bit, and else stops the whole emulated
+/// host when a guest's exception changes to an inner privilege level in 32-bit mode (`get_ss_esp_from_tss` in QEMU: "invalid tss type").
+/// AMD's CPUs have no use for the bit, and KVM shows it as set in any case.
+fn task_register(s: &Segment) -> kvm_segment {
+    const BUSY: u8 = 2;
+    let mut tr = segment(s);
+    if crate::on_emulated_cpu() {
+        tr.type_ &= !BUSY;
+    }
+    tr
 }
 
 fn from_segment(s: &kvm_segment) -> Segment {
@@ -67,7 +79,7 @@ fn sregs(cpu: &CpuState, cr8: u64) -> kvm_sregs {
         fs: segment(&cpu.seg[seg::FS]),
         gs: segment(&cpu.seg[seg::GS]),
         ss: segment(&cpu.seg[seg::SS]),
-        tr: segment(&cpu.tr),
+        tr: task_register(&cpu.tr),
         ldt: segment(&cpu.ldtr),
         gdt: table(&cpu.gdtr),
         idt: table(&cpu.idtr),
@@ -279,12 +291,50 @@ pub(crate) fn take(vcpu: &VcpuFd, cpu: &mut CpuState, cpuid: &CpuidTable, pgm: &
     Ok(())
 }
 
-/// What is on its way to the vCPU and has no place in [`CpuState`]: an interrupt or exception that will be delivered at the next entry.
-pub(crate) fn is_delivering(events: &kvm_vcpu_events) -> bool {
+/// What is on its way to the vCPU and has no place in [`CpuState`]: what the next entry would deliver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Delivery {
+    Exception(u8, u32),
+    Interrupt(u8),
+    Nmi,
+}
+
+/// Takes it from KVM, and an NMI that waits behind it: whether there was one.
+pub(crate) fn take_delivery(vcpu: &VcpuFd) -> Result<(Option<Delivery>, bool), Error> {
+    let mut events = vcpu.get_vcpu_events()?;
+    let (found, nmi_waits) = (delivery(&events), events.nmi.pending != 0);
+    if found.is_some() || events.interrupt.injected != 0 || nmi_waits {
+        events.exception = Default::default();
+        (events.interrupt.injected, events.interrupt.nr, events.interrupt.soft) = (0, 0, 0);
+        (events.nmi.injected, events.nmi.pending) = (0, 0);
+        events.flags = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW;
+        vcpu.set_vcpu_events(&events)?;
+    }
+    Ok((found, nmi_waits))
+}
+
+/// Has the next entry deliver an external interrupt, which ends HLT.
+pub(crate) fn deliver(vcpu: &VcpuFd, vector: u8) -> Result<(), Error> {
+    let mut events = vcpu.get_vcpu_events()?;
+    (events.interrupt.injected, events.interrupt.nr, events.interrupt.soft) = (1, vector, 0);
+    events.flags = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW;
+    vcpu.set_vcpu_events(&events)?;
+    vcpu.set_mp_state(kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE })
+}
+
+/// INT n whose delivery was interrupted is left out: RIP is at it still, and it is executed again.
+fn delivery(events: &kvm_vcpu_events) -> Option<Delivery> {
     let kvm_vcpu_events { exception, interrupt, nmi, .. } = events;
-    [exception.injected, exception.pending, interrupt.injected, nmi.injected, nmi.pending]
-        .iter()
-        .any(|&e| e != 0)
+    if exception.injected != 0 || exception.pending != 0 {
+        let code = if exception.has_error_code != 0 { exception.error_code } else { 0 };
+        Some(Delivery::Exception(exception.nr, code))
+    } else if interrupt.injected != 0 && interrupt.soft == 0 {
+        Some(Delivery::Interrupt(interrupt.nr))
+    } else if nmi.injected != 0 {
+        Some(Delivery::Nmi)
+    } else {
+        None
+    }
 }
 
 #[cfg(test)]
@@ -311,6 +361,19 @@ mod tests {
         assert_eq!(segment(&s).g, 0);
         (s.limit, s.attr) = (0xffff_ffff, s.attr.with_granular(false));
         assert_eq!(segment(&s).g, 1);
+    }
+
+    #[test]
+    fn what_is_on_its_way_is_found_and_an_int_instruction_is_done_again() {
+        let mut events = kvm_vcpu_events::default();
+        assert_eq!(delivery(&events), None);
+        (events.interrupt.injected, events.interrupt.nr) = (1, 0x41);
+        assert_eq!(delivery(&events), Some(Delivery::Interrupt(0x41)));
+        events.interrupt.soft = 1;
+        assert_eq!(delivery(&events), None);
+        (events.exception.pending, events.exception.nr) = (1, 14);
+        (events.exception.has_error_code, events.exception.error_code) = (1, 6);
+        assert_eq!(delivery(&events), Some(Delivery::Exception(14, 6)));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use cpum::state::rflags;
 use cpum::{Activity, CpuState, ForcedActions, VcpuLink};
 use em::{Engine, Event, Exit, VmContext};
-use kvm_bindings::{CpuId, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, kvm_guest_debug};
+use kvm_bindings::CpuId;
 use kvm_ioctls::{Cap, Error, VcpuExit, VcpuFd, VmFd};
 use parking_lot::Mutex;
 use pdm::Width;
@@ -17,14 +17,11 @@ use vbox_types::{GuestPhys, Port, VcpuId};
 
 use crate::apic::Lent;
 use crate::msr::{self, After};
+use crate::probe;
 use crate::probe::Apics;
 use crate::slots::Slots;
+use crate::state::{self, Delivery};
 use crate::sys::{self, Ring, RunPage};
-use crate::{probe, state};
-
-/// Single steps that bring an interrupt or exception on its way into the guest. Each can at most raise the next: contributory faults, then
-/// a double fault, then a triple fault.
-const STEPS: usize = 64;
 
 /// KVM's internal error for an instruction that it cannot emulate.
 const EMULATION: u32 = 1;
@@ -75,6 +72,13 @@ impl Backlog for Machine {
     }
 }
 
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // Nobody can ask KVM any more.
+        self.slots.lock().mark_logged();
+    }
+}
+
 /// Through which other threads fetch a vCPU out of guest code.
 struct Gate {
     page: RunPage,
@@ -106,6 +110,7 @@ struct Stats {
     interrupts: u64,
     ended: u64,
     interpreted: u64,
+    delivered: u64,
 }
 
 /// One vCPU under KVM.
@@ -122,8 +127,6 @@ struct Vcpu {
     lent: Option<Lent>,
     /// IA32_TSC_DEADLINE in the vCPU's own ticks, for KVM when the counter has its offset.
     deadline: Option<u64>,
-    /// KVM was given a vector of the 8259 pair, and may not have looked at it yet.
-    external: bool,
     /// The last exit is completed by the next entry: the registers are not those of an instruction boundary yet.
     unfinished: bool,
     /// What the counter's offset was computed from.
@@ -152,12 +155,6 @@ pub(crate) fn engines(
     };
     let machine = Arc::new(Machine { vm, slots: Mutex::default(), apics, stable, ring });
     let backlog: Arc<dyn Backlog> = machine.clone();
-    ctx.pgm.set_backlog(Arc::downgrade(&backlog));
-    if apics == Apics::Kernel
-        && let Some(local) = ctx.irq.local_apics()
-    {
-        local.lend(machine.clone());
-    }
     let mut list: Vec<Box<dyn Engine>> = Vec::new();
     for ((fd, link), id) in descriptors.into_iter().zip(&ctx.links).zip(0..) {
         let entries = probe::cpuid_entries(&ctx.cpuid, &CpuState::reset(id));
@@ -177,7 +174,6 @@ pub(crate) fn engines(
             with_kvm: false,
             lent: (apics == Apics::Kernel).then(Lent::new),
             deadline: None,
-            external: false,
             unfinished: false,
             anchor: None,
             deferred: None,
@@ -185,7 +181,20 @@ pub(crate) fn engines(
             stats: Stats::default(),
         }));
     }
+    // Nothing fails from here on.
+    if apics == Apics::Kernel
+        && let Some(local) = ctx.irq.local_apics()
+    {
+        local.lend(machine.clone());
+    }
+    ctx.pgm.set_backlog(Arc::downgrade(&backlog));
     Ok(list)
+}
+
+impl Drop for Vcpu {
+    fn drop(&mut self) {
+        self.link.clear_notifier();
+    }
 }
 
 /// What one stay in the guest led to.
@@ -223,7 +232,6 @@ impl Vcpu {
                     .map_err(|e| fatal("take the vCPU's interrupt controller", e))?;
                 self.deadline = Some(deadline);
             }
-            self.external = false;
             self.with_kvm = true;
             self.anchor = None;
             // So that it tells whether interrupts can be delivered.
@@ -509,20 +517,19 @@ impl Vcpu {
         let mut iem = iem::Iem::new(self.ctx.clone(), self.id)
             .map_err(|e| fatal("have an instruction interpreted", e))?;
         let mut result = Ok(());
-        self.link.enter_guest();
         for _ in 0..count {
             self.stats.interpreted += 1;
-            result = iem.step(cpu);
-            if let Some(exit) = iem.core().exit.take() {
+            if let Some(exit) = iem.run_instruction(cpu) {
                 result = Err(exit);
+                break;
             }
-            if result.is_err() || cpu.activity != Activity::Running || !self.link.pending().is_empty() {
+            if cpu.activity != Activity::Running || !self.link.pending().is_empty() {
                 break;
             }
         }
-        iem.core().sync_flags(cpu);
-        self.link.leave_guest();
         self.with_kvm = false;
+        // The interpreter has taken requests to look at the memory map anew.
+        self.update_slots().map_err(|e| fatal("map the guest's memory", e))?;
         // HLT waits where this engine waits.
         match result {
             Err(Exit::Halt) if self.lent.is_some() => self.load(cpu),
@@ -531,27 +538,35 @@ impl Vcpu {
         }
     }
 
-    /// Brings what is on its way to the vCPU into the guest, since the state has no place for it: one instruction at a time.
-    fn deliver(&mut self, cpu: &mut CpuState) -> Result<(), Error> {
-        for _ in 0..STEPS {
-            if self.unfinished {
-                self.settle(cpu);
-            }
-            if !self.external && !state::is_delivering(&self.fd.get_vcpu_events()?) {
-                break;
-            }
-            let step = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP;
-            self.fd.set_guest_debug(&kvm_guest_debug { control: step, ..Default::default() })?;
-            self.gate.page.take_immediate_exit();
-            let outcome = self.stay(cpu);
-            self.external = false;
-            self.fd.set_guest_debug(&kvm_guest_debug::default())?;
-            if let Outcome::Exit(exit) = outcome {
+    /// Takes the state from KVM, and tells what the vCPU waits for if KVM has its APIC. What is on its way to the vCPU, for which the state has
+    /// no place, the interpreter brings into the guest; KVM then has the state no more.
+    fn take(&mut self, cpu: &mut CpuState) -> Result<Option<u32>, Error> {
+        if self.unfinished {
+            self.settle(cpu);
+        }
+        let (delivery, nmi_waits) = state::take_delivery(&self.fd)?;
+        if nmi_waits {
+            self.link.raise(ForcedActions::NMI);
+        }
+        let waits = self.lent.as_ref().map(|_| self.fd.get_mp_state()).transpose()?;
+        state::take(&self.fd, cpu, &self.ctx.cpuid, &self.ctx.pgm)?;
+        if let Some(delivery) = delivery {
+            self.stats.delivered += 1;
+            self.with_kvm = false;
+            let mut iem = iem::Iem::new(self.ctx.clone(), self.id).map_err(|_| Error::new(libc::ENOMEM))?;
+            let result = match delivery {
+                Delivery::Interrupt(vector) => iem.inject(cpu, Event::Interrupt(vector)),
+                Delivery::Nmi => iem.inject(cpu, Event::Nmi),
+                Delivery::Exception(number, code) => match iem::Vector::of(number) {
+                    Some(vector) => iem.deliver_exception(cpu, iem::Fault::new(vector, code as u16)),
+                    None => Err(fatal("deliver an exception", format!("there is none with vector {number}"))),
+                },
+            };
+            if let Err(exit) = result {
                 self.deferred = Some(exit);
-                break;
             }
         }
-        Ok(())
+        Ok(waits.map(|waits| waits.mp_state))
     }
 }
 
@@ -591,8 +606,6 @@ impl Engine for Vcpu {
             let outcome =
                 if self.link.pending().0 == pending.0 & !settled { self.stay(cpu) } else { Outcome::Again };
             self.gate.running.store(false, Ordering::SeqCst);
-            // A thread that was fetched may have come out of HLT without a look at the vector.
-            self.external &= matches!(outcome, Outcome::Fetched);
             if matches!(outcome, Outcome::Unemulated) {
                 match self.interpret(cpu) {
                     Ok(()) => continue,
@@ -616,8 +629,12 @@ impl Engine for Vcpu {
             Event::Interrupt(vector) => {
                 // The next one has to wait until KVM has delivered this.
                 self.fd.get_kvm_run().ready_for_interrupt_injection = 0;
-                self.external = self.lent.is_some();
-                sys::interrupt(&self.fd, vector).map_err(|e| fatal("deliver an interrupt", e))
+                let delivered = match &self.lent {
+                    // KVM would keep it to itself until it can deliver it, and tell nobody.
+                    Some(_) => state::deliver(&self.fd, vector).map_err(io::Error::from),
+                    None => sys::interrupt(&self.fd, vector),
+                };
+                delivered.map_err(|e| fatal("deliver an interrupt", e))
             }
             Event::Nmi => self.fd.nmi().map_err(|e| fatal("deliver an NMI", e)),
         }
@@ -638,16 +655,12 @@ impl Engine for Vcpu {
             return;
         }
         let activity = cpu.activity;
-        let mut taken = self.deliver(cpu).and_then(|()| {
-            let waits = self.lent.as_ref().map(|_| self.fd.get_mp_state()).transpose()?;
-            state::take(&self.fd, cpu, &self.ctx.cpuid, &self.ctx.pgm)?;
-            Ok(waits)
-        });
+        let mut taken = self.take(cpu);
         if self.deferred.is_none() {
             cpu.activity = activity;
         }
         if let (Ok(Some(waits)), Some(lent)) = (&taken, &mut self.lent) {
-            taken = lent.take(&self.fd, &self.ctx, cpu, waits.mp_state).map(|()| None);
+            taken = lent.take(&self.fd, &self.ctx, cpu, *waits).map(|()| None);
         }
         if let Err(error) = taken {
             self.deferred = Some(fatal("give the vCPU's state", error));
@@ -659,8 +672,20 @@ impl Engine for Vcpu {
     }
 
     fn statistics(&self) -> Vec<(&'static str, u64)> {
-        let Stats { exits, port, mmio, halt, msr, window, fetched, settled, interrupts, ended, interpreted } =
-            self.stats;
+        let Stats {
+            exits,
+            port,
+            mmio,
+            halt,
+            msr,
+            window,
+            fetched,
+            settled,
+            interrupts,
+            ended,
+            interpreted,
+            delivered,
+        } = self.stats;
         vec![
             ("exits", exits),
             ("port", port),
@@ -673,6 +698,7 @@ impl Engine for Vcpu {
             ("interrupts", interrupts),
             ("ended", ended),
             ("interpreted", interpreted),
+            ("delivered by the interpreter", delivered),
         ]
     }
 }

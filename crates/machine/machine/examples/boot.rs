@@ -1,9 +1,11 @@
 //! Boots an ISO image without service and settings, for work on devices and engines: first serial port on standard output.
 //!
 //!     cargo run --release -p machine --example boot -- IMAGE.iso [--cpus N] [--memory MIB] [--hpet] [--disk IMAGE]
-//!         [--ahci | --scsi lsilogic|sas|buslogic|virtio] [--screen FILE.png] [--seconds N] [--no-ioapic] [--interpreter | --kvm] [--paravirt kvm|hyperv|minimal]
+//!         [--ahci | --scsi lsilogic|sas|buslogic|virtio] [--screen FILE.png] [--seconds N] [--no-ioapic] [--interpreter | --kvm]
+//!         [--switch MS] [--paravirt kvm|hyperv|minimal]
 //!
-//! `--ahci` attaches the drives to an AHCI controller instead of an IDE controller, `--scsi` to a SCSI controller. `--screen` writes a screenshot once a second; `--seconds` powers off after that time. Statistics come at the end, on
+//! `--ahci` attaches the drives to an AHCI controller instead of an IDE controller, `--scsi` to a SCSI controller. `--switch` has the recompiler and the first
+//! engine take turns, for about so long each. `--screen` writes a screenshot once a second; `--seconds` powers off after that time. Statistics come at the end, on
 //! standard error. BOXWOOD_LOG=debug and so on chooses what is logged, to standard error.
 
 use std::path::PathBuf;
@@ -69,7 +71,7 @@ fn main() -> Result<()> {
 
     let mut config = MachineConfig::bare("boot", ByteSize::mib(512));
     let (mut drives, mut screen, mut limit) = (Vec::new(), None, None);
-    let (mut ahci, mut scsi) = (false, None);
+    let (mut ahci, mut scsi, mut switch) = (false, None, None);
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
@@ -79,6 +81,7 @@ fn main() -> Result<()> {
             "--hpet" => config.hpet = true,
             "--no-ioapic" => config.ioapic = false,
             "--interpreter" => config.engine = machine::config::EngineChoice::Interpreter,
+            "--switch" => switch = Some(Duration::from_millis(value()?.parse()?)),
             "--kvm" => config.engine = machine::config::EngineChoice::Kvm,
             "--paravirt" => {
                 config.paravirt = match value()?.as_str() {
@@ -134,6 +137,23 @@ fn main() -> Result<()> {
             }
         }
     });
+    if let Some(pause) = switch {
+        let switched = machine.clone();
+        std::thread::spawn(move || {
+            let engines = [machine::engine::Kind::Recompiler, switched.engine()];
+            for (round, kind) in engines.into_iter().cycle().enumerate() {
+                // Not in step with anything.
+                std::thread::sleep(pause / 2 + pause * (round as u32 * 37 % 64) / 64);
+                if switched.em().state() == RunState::PoweredOff {
+                    return;
+                }
+                if let Err(error) = switched.change_engine(kind) {
+                    eprintln!("the engine was not changed: {error:#}");
+                    return;
+                }
+            }
+        });
+    }
     machine.em().wait_for_power_off();
     machine.close()?;
     let seconds = started.elapsed().as_secs_f64();

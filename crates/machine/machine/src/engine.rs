@@ -77,6 +77,16 @@ impl Backend {
         }
     }
 
+    /// The engine of this kind, for a machine that runs already.
+    pub fn of(kind: Kind) -> Result<Self> {
+        const CHANGED: &str = "changed while the machine runs";
+        Ok(match kind {
+            Kind::Kvm => Self::Kvm(Box::new(nem_kvm::Host::probe()?)),
+            Kind::Recompiler => Self::Recompiler { why: CHANGED.into() },
+            Kind::Interpreter => Self::Interpreter { why: CHANGED.into() },
+        })
+    }
+
     /// The engine of machines that leave the choice to us.
     pub fn default_here() -> Self {
         match nem_kvm::Host::probe() {

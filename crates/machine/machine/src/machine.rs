@@ -76,7 +76,9 @@ const BOOT_MENU_WAIT: u16 = 500;
 pub struct Machine {
     folder: PathBuf,
     em: Arc<Em>,
-    engine: Kind,
+    engine: Mutex<Kind>,
+    /// The engine that the machine was built for: what its CPU shows is that engine's.
+    built_for: Kind,
     /// In the order of their reset.
     devices: Vec<Arc<Mutex<dyn Device>>>,
     pci: Arc<PciBus>,
@@ -368,7 +370,8 @@ impl Machine {
         let machine = Arc::new(Self {
             folder: config.folder.clone(),
             em,
-            engine,
+            engine: Mutex::new(engine),
+            built_for: engine,
             devices,
             pci,
             display,
@@ -387,7 +390,7 @@ impl Machine {
 
     fn log(&self, config: &MachineConfig, tsc: Hz, engine: &str) {
         tracing::info!(target: "em", "engine: {engine}");
-        for line in hwvirt::describe(self.engine, &config.hw_virt) {
+        for line in hwvirt::describe(self.engine(), &config.hw_virt) {
             tracing::info!(target: "hm", "{line}");
         }
         tracing::info!(target: "cpum", "{} vCPUs, time-stamp counter {tsc}", config.cpus);
@@ -408,7 +411,25 @@ impl Machine {
 
     /// What guest code runs on.
     pub fn engine(&self) -> Kind {
-        self.engine
+        *self.engine.lock()
+    }
+
+    /// Has another engine go on with the guest where it is. To KVM only goes what began there: the guest knows that CPU and its counter.
+    pub fn change_engine(&self, kind: Kind) -> Result<()> {
+        let mut engine = self.engine.lock();
+        if *engine == kind {
+            return Ok(());
+        }
+        anyhow::ensure!(
+            kind != Kind::Kvm || self.built_for == Kind::Kvm,
+            "a machine that did not start under KVM cannot go on there; start it with --vm-execution-engine hwvirt"
+        );
+        let backend = Backend::of(kind)?;
+        let described = backend.describe();
+        self.em.change_engines(|context, timers| backend.engines(context, timers))?;
+        tracing::info!(target: "em", "the guest goes on under another engine: {described}");
+        *engine = kind;
+        Ok(())
     }
 
     pub fn em(&self) -> &Arc<Em> {

@@ -4,11 +4,10 @@
 //! Any thread may raise actions at any time. The engine polls [`VcpuLink::pending`] at block boundaries and
 //! acts on what is its own (TLB flush) or returns to EM. A halted vCPU sleeps in [`VcpuLink::wait`].
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, RwLock};
 
 /// A set of actions, one bit each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,7 +61,7 @@ pub struct VcpuLink {
     /// The shoot-down epoch whose flush the engine has carried out.
     flushed_epoch: AtomicU64,
     /// Fetches the vCPU's thread out of guest code that polls nothing; see [`VcpuLink::set_notifier`].
-    notifier: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    notifier: RwLock<Option<Box<dyn Fn() + Send + Sync>>>,
     sleep: Mutex<()>,
     wake: Condvar,
 }
@@ -73,7 +72,7 @@ impl VcpuLink {
         let before = self.actions.fetch_or(actions.0, Ordering::SeqCst);
         self.kick.store(1, Ordering::SeqCst);
         if before & actions.0 != actions.0 {
-            if let Some(notify) = self.notifier.get() {
+            if let Some(notify) = &*self.notifier.read() {
                 notify();
             }
             let _guard = self.sleep.lock();
@@ -82,9 +81,14 @@ impl VcpuLink {
     }
 
     /// Has `notify` called, on any thread, after an action was raised: for an engine whose guest code does not look at
-    /// [`VcpuLink::pending`]. Only the first call counts.
+    /// [`VcpuLink::pending`].
     pub fn set_notifier(&self, notify: Box<dyn Fn() + Send + Sync>) {
-        let _ = self.notifier.set(notify);
+        *self.notifier.write() = Some(notify);
+    }
+
+    /// The engine that asked to be notified runs the vCPU no more.
+    pub fn clear_notifier(&self) {
+        *self.notifier.write() = None;
     }
 
     /// Takes actions back. Whoever clears [`ForcedActions::INTERRUPT`] must re-check the controller afterwards.

@@ -299,6 +299,47 @@ impl Em {
         }
     }
 
+    /// Has other engines go on with the guest where it is, made by `make` while all vCPUs are stopped; virtual time goes on. If that fails the
+    /// old ones go on. Old and new engines may not both be the host's hypervisor's. Not to be called on a vCPU's thread.
+    pub fn change_engines<E>(
+        &self,
+        make: impl FnOnce(&Arc<VmContext>, &Arc<TimerQueue>) -> Result<Vec<Box<dyn Engine>>, E>,
+    ) -> Result<(), E> {
+        let mut control = self.control.lock();
+        while control.busy {
+            self.changed.wait(&mut control);
+        }
+        control.busy = true;
+        self.summon();
+        while control.parked + control.ended < self.vcpus.len() {
+            self.changed.wait(&mut control);
+        }
+        let result = MutexGuard::unlocked(&mut control, || {
+            let mut vcpus: Vec<_> = self.vcpus.iter().map(|vcpu| vcpu.lock()).collect();
+            for Vcpu { state, engine } in vcpus.iter_mut().map(|vcpu| &mut **vcpu) {
+                engine.complete(state);
+                engine.state_changed(state);
+            }
+            let engines = make(&self.context, &self.timers)?;
+            for (vcpu, new) in vcpus.iter_mut().zip(engines) {
+                let Vcpu { state, engine } = &mut **vcpu;
+                let mut old = std::mem::replace(engine, new);
+                if old.waits_itself() {
+                    if let Some(apics) = self.context.irq.local_apics() {
+                        apics.take_back();
+                    }
+                    // What has come to it meanwhile.
+                    old.complete(state);
+                }
+                engine.state_changed(state);
+            }
+            Ok(())
+        });
+        control.busy = false;
+        self.changed.notify_all();
+        result
+    }
+
     /// Looks at a stopped vCPU's state; `None` while it runs.
     pub fn with_state<R>(&self, vcpu: VcpuId, look: impl FnOnce(&mut CpuState) -> R) -> Option<R> {
         let mut vcpu = self.vcpus.get(vcpu.index())?.try_lock()?;
@@ -715,6 +756,45 @@ mod tests {
         assert_eq!(em.state(), RunState::Running);
         em.power_off();
         em.wait_for_power_off();
+    }
+
+    #[test]
+    fn other_engines_go_on_where_the_first_stopped_and_stay_if_there_are_none() {
+        let (em, hooks, rounds) = vm(2, u64::MAX);
+        em.resume();
+        wait_for(|| rounds.load(Ordering::SeqCst) > 2);
+        assert_eq!(em.change_engines(|_, _| Err("none")), Err("none"));
+        let then = rounds.load(Ordering::SeqCst);
+        wait_for(|| rounds.load(Ordering::SeqCst) > then + 2);
+        let later = Arc::new(AtomicU64::new(0));
+        let mut before = 0;
+        em.change_engines(|context, _| {
+            before = rounds.load(Ordering::SeqCst);
+            let engine = |link: &Arc<VcpuLink>| {
+                Box::new(Spin { link: link.clone(), rounds: later.clone(), fail_at: u64::MAX })
+                    as Box<dyn Engine>
+            };
+            Ok::<_, ()>(context.links.iter().map(engine).collect())
+        })
+        .unwrap();
+        wait_for(|| later.load(Ordering::SeqCst) > 2);
+        assert_eq!(rounds.load(Ordering::SeqCst), before, "the first engines run no more");
+        let counted: u64 = (0..2).map(|id| em.look_at(VcpuId(id), |s| s.gpr[0]).unwrap()).sum();
+        assert!(counted > before, "the state went along");
+        em.pause();
+        em.change_engines(|context, _| {
+            let engine = |link: &Arc<VcpuLink>| {
+                Box::new(Spin { link: link.clone(), rounds: rounds.clone(), fail_at: u64::MAX })
+                    as Box<dyn Engine>
+            };
+            Ok::<_, ()>(context.links.iter().map(engine).collect())
+        })
+        .unwrap();
+        assert_eq!(em.state(), RunState::Paused);
+        em.power_off();
+        em.wait_for_power_off();
+        use RunState as S;
+        assert_eq!(*hooks.states.lock(), [S::Running, S::Paused, S::PoweredOff]);
     }
 
     #[test]

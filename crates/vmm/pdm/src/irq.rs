@@ -141,8 +141,14 @@ impl ApicRegisters {
 /// The machine's local APICs while others stand in for them. From [`LocalApics::lend`] on, messages go to the remote APICs, and these
 /// here only keep what was last taken from there; LINT0, at which the 8259 pair is, stays here.
 pub trait LocalApics: Send + Sync {
-    /// Has `remote` stand in for the local APICs. Only the first call counts.
+    /// Has `remote` stand in for the local APICs.
     fn lend(&self, remote: Arc<dyn RemoteApics>);
+
+    /// Nobody stands in for the local APICs any more. Each has been imported; messages that come from here on stay here.
+    fn take_back(&self);
+
+    /// A fixed interrupt that had reached the vCPU's remote APIC after it was imported.
+    fn accept(&self, vcpu: VcpuId, vector: u8, level: bool);
 
     /// What the vCPU's remote APIC is to start from, and whether that replaces all that has reached it meanwhile (the machine was reset, or a
     /// state loaded).

@@ -1,11 +1,11 @@
 //! The guest physical address space.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwap;
 use cpum::{ForcedActions, VcpuLink};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use vbox_types::{GuestPhys, VcpuId};
 
 use crate::memory::{CodeWrites, HostMemory, PAGE_SIZE};
@@ -166,8 +166,8 @@ pub struct Pgm {
     a20: AtomicBool,
     epoch: AtomicU64,
     links: Vec<Arc<VcpuLink>>,
-    /// The engine's, if it has one. The engine lives as long as the machine runs.
-    backlog: OnceLock<Weak<dyn Backlog>>,
+    /// The engine's, if it has one.
+    backlog: RwLock<Option<Weak<dyn Backlog>>>,
 }
 
 #[derive(Default)]
@@ -186,7 +186,7 @@ impl Pgm {
             a20: AtomicBool::new(true),
             epoch: AtomicU64::new(0),
             links,
-            backlog: OnceLock::new(),
+            backlog: RwLock::new(None),
         })
     }
 
@@ -335,13 +335,13 @@ impl Pgm {
         }
     }
 
-    /// Introduces what an engine keeps to itself, once.
+    /// Introduces what an engine keeps to itself, until it is dropped.
     pub fn set_backlog(&self, backlog: Weak<dyn Backlog>) {
-        let _ = self.backlog.set(backlog);
+        *self.backlog.write() = Some(backlog);
     }
 
     fn backlog(&self) -> Option<Arc<dyn Backlog>> {
-        self.backlog.get()?.upgrade()
+        self.backlog.read().as_ref()?.upgrade()
     }
 
     /// Has registers take the writes that an engine has held back for them. Not to be called with a device's lock held.
