@@ -57,8 +57,9 @@ fn main() -> ExitCode {
     }
     println!("seed {seed}, {instructions} instructions, {:?}", template.engines);
     let fresh = Session::new(Mode::User64, template.engines, 0, 0);
-    template.tolerance.flags_at_faults = !exact && fresh.tolerance.flags_at_faults;
-    modes.retain(|m| template.disturbance.fits(*m));
+    template.tolerance = fresh.tolerance;
+    template.tolerance.flags_at_faults &= !exact;
+    modes.retain(|m| template.disturbance.fits(*m) && template.tolerance.allowance.mode(*m));
     let each = instructions / modes.len().max(1) as u64;
     let mut failed = false;
     for mode in modes {
@@ -69,7 +70,7 @@ fn main() -> ExitCode {
             println!("\n{kind} ({count} times)\n{text}");
         }
         println!(
-            "{mode:?}: {} instructions in {} programs, {:.1} s; exceptions {:?}; {} times disturbed; {} lost {}; {} kinds of differences",
+            "{mode:?}: {} instructions in {} programs, {:.1} s; exceptions {:?}; {} times disturbed; {} lost {}; excused {:?}; {} kinds of differences",
             report.instructions,
             report.cases,
             start.elapsed().as_secs_f64(),
@@ -77,6 +78,7 @@ fn main() -> ExitCode {
             report.disturbed,
             report.lost.0,
             report.lost.1,
+            report.excused,
             report.failures.len()
         );
         failed |= !report.failures.is_empty();

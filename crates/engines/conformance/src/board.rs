@@ -217,6 +217,15 @@ impl Board {
         assert!(self.ram.write(offset, bytes), "0x{offset:x}");
     }
 
+    /// Has engines that keep what they have decoded decode all of it anew.
+    pub fn forget_code(&self) {
+        for page in 0..self.ram.len() / PAGE_SIZE {
+            if self.ram.code_page(page).is_some_and(pgm::CodePage::has_code) {
+                self.ram.forget_code(page);
+            }
+        }
+    }
+
     /// Reads RAM.
     ///
     /// # Panics

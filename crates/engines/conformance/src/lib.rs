@@ -5,13 +5,16 @@
 //!   defines.
 //! * [`windows`] compares an engine with the interpreter on pieces of what a real machine runs.
 //! * [`kernels`] are small guest programs whose speed says what an engine's parts cost.
+//! * [`allowance`] is what may differ under KVM, and why.
 //! * `random` is the seedable source of it all.
 #![forbid(unsafe_code)]
 
+pub mod allowance;
 pub mod board;
 pub mod kernels;
 pub mod random;
 pub mod stream;
 pub mod windows;
 
+pub use allowance::Allowance;
 pub use board::{Board, Kind};

@@ -2,17 +2,22 @@
 
 use cpum::CpuState;
 use cpum::state::XsaveArea;
-use cpum::state::rflags;
+use cpum::state::{rflags, seg};
 
 use super::guest::Outcome;
-use super::mode::{DATA, Mode, PROGRAM, STACK, STACK_TOP};
+use super::mode::{DATA, Mode, PROGRAM, REGISTERS, STACK, STACK_TOP};
 use super::monitor::has_error_code;
 use super::program::Assembled;
+use crate::allowance::Allowance;
 
 const NAMES: [&str; 16] = [
     "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
     "r15",
 ];
+
+/// Bits of a page's entry.
+const ACCESSED: u8 = 1 << 5;
+const DIRTY: u8 = 1 << 6;
 
 /// What may differ.
 #[derive(Clone, Copy, Debug, Default)]
@@ -22,6 +27,7 @@ pub struct Tolerance {
     pub flags_at_faults: bool,
     /// The frames' places on the stack, the log, and the memory they leave: for runs with interrupts of their own.
     pub frames: bool,
+    pub allowance: Allowance,
 }
 
 /// What differs, one line each; empty if the sides agree.
@@ -49,18 +55,21 @@ pub fn differences(
             } else {
                 assembled.undefined_at(full(mode, ip))
             };
-            word & !(loose as u32)
+            word & !(loose as u32) & tolerance.allowance.pushed_flags()
         };
         loop {
             let (x, y) = (record(mode, &a.log[at..]), record(mode, &b.log[at.min(b.log.len())..]));
             let len = x.len().max(1);
             let text = |r: &[u32]| {
-                let r: Vec<_> = r
-                    .iter()
-                    .enumerate()
-                    .map(|(n, w)| if Some(n) == flags_word(mode) { flags(*w, r[ip_word(mode)]) } else { *w })
-                    .collect();
-                describe(mode, &r)
+                let mut words = r.to_vec();
+                if let Some(word) = flags_word(mode).and_then(|n| words.get_mut(n)) {
+                    *word = flags(*word, r[ip_word(mode)]);
+                }
+                let whole = Record { mode, words: r };
+                if whole.error().is_some() {
+                    words[1] &= tolerance.allowance.error_code(&whole, assembled);
+                }
+                describe(mode, &words)
             };
             let (p, q) = (text(x), text(y));
             if p != q {
@@ -83,7 +92,15 @@ pub fn differences(
         differ(&format!("device access {n}"), text(a), text(b));
     }
     if a.end.is_ok() && b.end.is_ok() {
-        state(&a.cpu, &b.cpu, &mut differ);
+        let mut other = b.cpu.clone();
+        if tolerance.allowance.kvm && mode == Mode::Real {
+            let kind = a.cpu.seg[seg::CS].attr.kind();
+            other.seg[seg::CS].attr.set_kind(kind);
+        }
+        if !tolerance.allowance.stack_segment(mode) {
+            other.seg[seg::SS] = a.cpu.seg[seg::SS];
+        }
+        state(&a.cpu, &other, &mut differ);
     }
     memory("program", PROGRAM, &a.program, &b.program, &mut differ);
     memory("data", DATA, &a.data, &b.data, &mut differ);
@@ -97,13 +114,15 @@ pub fn differences(
     }
     // A processor may set the accessed bit of a page that an instruction would have touched if it had not faulted otherwise.
     let wide = mode != Mode::Paged32;
+    let (entry, kvm) = (if wide { 8 } else { 4 }, tolerance.allowance.kvm);
     let settled = |tables: &[u8]| {
-        let entry = if wide { 8 } else { 4 };
+        let mut tables = tables.to_vec();
+        for bytes in tables.chunks_exact_mut(entry) {
+            let page = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) & !0xfff;
+            let dirty = if kvm && u64::from(page) == REGISTERS { DIRTY } else { 0 };
+            bytes[0] &= !(ACCESSED | dirty);
+        }
         tables
-            .iter()
-            .enumerate()
-            .map(|(n, b)| if n % entry == 0 { b & !0x20 } else { *b })
-            .collect::<Vec<_>>()
     };
     memory("page tables", super::mode::TABLES, &settled(&a.tables), &settled(&b.tables), &mut differ);
     list
@@ -112,6 +131,52 @@ pub fn differences(
 /// An offset in CS from the 32 bits that the log has.
 fn full(mode: Mode, ip: u32) -> u64 {
     if mode.bits() == 64 { mode.linear() & !0xffff_ffff | u64::from(ip) } else { ip.into() }
+}
+
+/// What a handler has recorded of an exception.
+pub struct Record<'a> {
+    mode: Mode,
+    words: &'a [u32],
+}
+
+impl Record<'_> {
+    pub fn vector(&self) -> u8 {
+        self.words.first().map_or(0, |w| *w as u8)
+    }
+
+    /// The error code, if the exception has one and the mode's handlers record it.
+    pub fn error(&self) -> Option<u32> {
+        let has = self.mode != Mode::Real && has_error_code(self.vector());
+        self.words.get(1).copied().filter(|_| has)
+    }
+
+    /// Whether an operand of `size` bytes around CR2 lies in two pages.
+    pub fn crosses(&self, size: usize) -> bool {
+        let place = match self.mode.monitor_bits() {
+            16 => return false,
+            32 if self.mode.user() => 7,
+            32 => 5,
+            _ => 8,
+        };
+        let address = self.words.get(place).map_or(0, |w| *w as usize & 0xfff);
+        // The first byte of the second page, or near the end of the first.
+        address == 0 && size > 1 || address + size > 0x1000
+    }
+
+    /// Offset in CS of the instruction that a fault is about.
+    pub fn ip(&self) -> u64 {
+        full(self.mode, self.words.get(ip_word(self.mode)).copied().unwrap_or(0))
+    }
+}
+
+/// The records of a log.
+pub fn records(mode: Mode, log: &[u32]) -> impl Iterator<Item = Record<'_>> {
+    let mut rest = log;
+    std::iter::from_fn(move || {
+        let words = record(mode, rest);
+        rest = &rest[words.len()..];
+        (!words.is_empty()).then_some(Record { mode, words })
+    })
 }
 
 /// Where the handlers of a mode put RFLAGS and RIP in a record.

@@ -10,6 +10,7 @@ use iem::unit::{Features, classify};
 
 use super::mode::*;
 use super::program::{Case, Group, Item, SCRATCH, Start, absolute};
+use crate::allowance::Allowance;
 use crate::random::Random;
 
 /// What to draw from.
@@ -33,6 +34,7 @@ pub struct Generator {
     pub random: Random,
     pub(super) mode: Mode,
     focus: Focus,
+    pub(super) allowance: Allowance,
     integer: Vec<Code>,
     sse: Vec<Code>,
     avx: Vec<Code>,
@@ -80,11 +82,12 @@ pub(super) fn general(n: usize, bytes: usize) -> Register {
 }
 
 impl Generator {
-    pub fn new(mode: Mode, seed: u64, focus: Focus) -> Self {
+    pub fn new(mode: Mode, seed: u64, focus: Focus, allowance: Allowance) -> Self {
         let mut generator = Self {
             random: Random(seed),
             mode,
             focus,
+            allowance,
             integer: Vec::new(),
             sse: Vec::new(),
             avx: Vec::new(),
@@ -100,8 +103,10 @@ impl Generator {
             };
             let vex = op.encoding() == EncodingKind::VEX;
             if !valid
-                || !(vex && mode != Mode::Real || op.encoding() == EncodingKind::Legacy)
+                || !(vex && mode != Mode::Real && allowance.vex(mode.bits())
+                    || op.encoding() == EncodingKind::Legacy)
                 || excluded(code)
+                || !allowance.form(code)
             {
                 continue;
             }
@@ -115,12 +120,15 @@ impl Generator {
                 match class.kind {
                     Kind::X87 | Kind::X87NoWait | Kind::Wait => generator.x87.push(code),
                     Kind::Avx => generator.avx.push(code),
-                    Kind::Mmx => generator.mmx.push(code),
+                    Kind::Mmx if allowance.mmx() => generator.mmx.push(code),
+                    Kind::Mmx => {}
                     Kind::Sse => {
                         if (0..op.op_count())
                             .any(|i| matches!(op.op_kind(i), K::mm_reg | K::mm_or_mem | K::mm_rm))
                         {
-                            generator.mmx.push(code);
+                            if allowance.mmx() {
+                                generator.mmx.push(code);
+                            }
                         } else {
                             generator.sse.push(code);
                         }
@@ -147,7 +155,7 @@ impl Generator {
         let start = self.start();
         let groups = (0..groups).map(|_| self.group()).collect();
         let functions = (0..2).map(|_| self.function()).collect();
-        Case { mode: self.mode, start, groups, functions }
+        Case { mode: self.mode, start, groups, functions, own_time: self.allowance.kvm }
     }
 
     fn start(&mut self) -> Start {
@@ -161,7 +169,8 @@ impl Generator {
         if random.percent(20) {
             mxcsr |= (random.word() as u32) & 0xe040;
         }
-        if random.percent(4) {
+        let unmask = self.allowance.unmasks();
+        if random.percent(4) && unmask {
             mxcsr &= !(random.word() as u32 & 0x1f80);
         }
         if random.percent(20) {
@@ -172,7 +181,7 @@ impl Generator {
         if random.percent(20) {
             control = control & !0xf00 | random.pick(&[0, 0x200, 0x300]) | (random.word() as u16 & 0xc00);
         }
-        if random.percent(4) {
+        if random.percent(4) && unmask {
             control &= !(random.word() as u16 & 0x3f);
         }
         xsave.0[..2].copy_from_slice(&control.to_le_bytes());
@@ -524,6 +533,7 @@ impl Generator {
         if insn.code().op_code().can_use_lock_prefix()
             && insn.op0_kind() == OpKind::Memory
             && self.random.percent(20)
+            && self.allowance.locks()
         {
             insn.set_has_lock_prefix(true);
         }

@@ -32,7 +32,7 @@ impl Generator {
             2 => self.skip(&mut d),
             3 => self.repeat(&mut d),
             4 => self.transfer(&mut d),
-            5 => self.patch(&mut d),
+            5 if self.allowance.patches() => self.patch(&mut d),
             6 => self.string(&mut d),
             7 => self.stack(&mut d),
             8 => self.system(&mut d),
@@ -376,7 +376,7 @@ impl Generator {
             Scasq_RAX_m64,
         ]);
         let op = code.op_code();
-        if self.bits() != 64 && !op.mode32() {
+        if self.bits() != 64 && !op.mode32() || !self.allowance.form(code) {
             return self.string(d);
         }
         let mut insn = Instruction::default();
@@ -576,7 +576,9 @@ impl Generator {
             }
             1 => {
                 let cr = control(self.random.pick(&[0, 2, 3, 4, 8, 5]));
-                let cr = if cr == Register::CR8 && !long { Register::CR0 } else { cr };
+                let other =
+                    cr == Register::CR8 && !long || cr == Register::CR5 && !self.allowance.control_5();
+                let cr = if other { Register::CR0 } else { cr };
                 d.items.extend(Instruction::with2(from_cr, register, cr).map(Item::Insn));
             }
             2 | 3 => {
@@ -621,8 +623,11 @@ impl Generator {
                     self.random.pick(&[0x10u64, 0x174, 0x277, 0xc000_0080, 0xc000_0082, 0xc000_0102, 0x1234]);
                 let set = self.set(Register::ECX, msr);
                 d.insn(set);
-                d.insn(Instruction::with(Rdmsr));
-                if !matches!(msr, 0x10) && self.random.percent(40) {
+                let counter = msr == 0x10;
+                if !(counter && self.allowance.kvm) {
+                    d.insn(Instruction::with(Rdmsr));
+                }
+                if !counter && self.random.percent(40) {
                     d.insn(Instruction::with(Wrmsr));
                 }
             }
@@ -750,7 +755,7 @@ impl Generator {
         self.one(d);
         let insn = match self.random.below(5) {
             0 => Instruction::with(Int3),
-            1 => Instruction::with(Int1),
+            1 if self.allowance.form(Int1) => Instruction::with(Int1),
             2 if self.bits() != 64 => Instruction::with(Into),
             3 => Instruction::with(Ud2),
             _ => {

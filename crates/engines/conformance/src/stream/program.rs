@@ -63,6 +63,8 @@ pub struct Case {
     pub start: Start,
     pub groups: Vec<Group>,
     pub functions: Vec<Group>,
+    /// The time-stamp counter is not the board's: programs throw away what they read of it.
+    pub own_time: bool,
 }
 
 /// An instruction's place.
@@ -247,6 +249,11 @@ impl Assembler<'_> {
                     }
                     self.emit(insn);
                     self.account(insn);
+                    if self.case.own_time && matches!(insn.mnemonic(), Mnemonic::Rdtsc | Mnemonic::Rdtscp) {
+                        for register in [Register::EAX, Register::EDX] {
+                            self.emit(&Instruction::with2(Code::Mov_r32_imm32, register, 0).expect("a move"));
+                        }
+                    }
                 }
                 Item::Branch(code, to) => {
                     let target = self.target(owner, group, *to);
@@ -385,7 +392,7 @@ impl Case {
             offset: 0x800,
             filler: 0x90,
         };
-        Self { mode, start, groups: vec![Group { items }], functions: Vec::new() }
+        Self { mode, start, groups: vec![Group { items }], functions: Vec::new(), own_time: false }
     }
 
     /// Encodes the program. `None` if it does not fit into its room.
@@ -423,6 +430,11 @@ impl Case {
 }
 
 impl Assembled {
+    /// The instruction at an offset in CS.
+    pub fn at(&self, ip: u64) -> Option<&Instruction> {
+        self.placed.iter().find(|p| p.ip == ip).map(|p| &p.insn)
+    }
+
     /// Flags that are undefined before the instruction at `ip`.
     pub fn undefined_at(&self, ip: u64) -> u64 {
         let at = self.placed.iter().rev().find(|p| p.ip <= ip);

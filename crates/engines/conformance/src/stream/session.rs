@@ -9,10 +9,8 @@ use super::generate::{Focus, Generator};
 use super::guest::{Disturbance, Guest, HANGS, Outcome};
 use super::mode::Mode;
 use super::program::{Assembled, Case, Item};
+use crate::allowance::Allowance;
 use crate::board::Kind;
-
-/// Groups in a program.
-const GROUPS: usize = 14;
 
 /// What to run.
 #[derive(Clone)]
@@ -41,6 +39,8 @@ pub struct Report {
     pub disturbed: u64,
     /// Programs that did not end as they should, on both sides alike, and the last such end.
     pub lost: (u64, String),
+    /// Programs whose differences are excused ([`Allowance::excuse`]), by reason.
+    pub excused: BTreeMap<&'static str, u64>,
     /// Failures as text, by the instructions involved; how often each came up.
     pub failures: BTreeMap<String, (String, u64)>,
     pub statistics: Vec<(&'static str, u64)>,
@@ -56,6 +56,7 @@ impl Session {
             focus: Focus::All,
             tolerance: Tolerance {
                 flags_at_faults: engines.contains(&Kind::Recompiler),
+                allowance: Allowance::of(&engines),
                 ..Tolerance::default()
             },
             disturbance: Disturbance::None,
@@ -81,14 +82,15 @@ impl Session {
         guests: &mut [Guest; 2],
         case: &Case,
         assembled: &Assembled,
-        report: Option<&mut Report>,
+        mut report: Option<&mut Report>,
     ) -> Vec<String> {
         let [a, b] = guests;
         let x = a.run(&case.start, assembled);
         let y = b.run(&case.start, assembled);
+        let excuse = self.tolerance.allowance.excuse(self.mode, assembled, &x);
         let hangs = |o: &Outcome| o.end.as_ref().is_err_and(|e| e.starts_with(HANGS));
         let lost = hangs(&x) && hangs(&y);
-        if let Some(report) = report {
+        if let Some(report) = report.as_deref_mut() {
             if let Err(end) = &x.end {
                 let last = compare::last(self.mode, &x.log);
                 report.lost =
@@ -99,17 +101,27 @@ impl Session {
             }
         }
         // Where both were stopped for taking too long, they stand anywhere.
-        if lost { Vec::new() } else { differences(self.mode, assembled, &x, &y, self.tolerance) }
+        let found = if lost { Vec::new() } else { differences(self.mode, assembled, &x, &y, self.tolerance) };
+        if let Some(why) = excuse.filter(|_| !found.is_empty()) {
+            if let Some(report) = report {
+                *report.excused.entry(why).or_default() += 1;
+            }
+            // The second side may have destroyed anything.
+            *guests = self.guests();
+            return Vec::new();
+        }
+        found
     }
 
     /// Runs cases until the instructions are used up or enough has failed.
     pub fn run(&self) -> Report {
         let mut report = Report::default();
-        let mut generator = Generator::new(self.mode, self.seed, self.focus);
+        let allowance = self.tolerance.allowance;
+        let mut generator = Generator::new(self.mode, self.seed, self.focus, allowance);
         let mut guests = self.guests();
         let mut history: Vec<Case> = Vec::new();
         while report.instructions < self.instructions && report.failures.len() < self.most {
-            let case = generator.case(GROUPS);
+            let case = generator.case(allowance.groups());
             let Some(assembled) = case.assemble() else { continue };
             report.instructions += assembled.placed.len() as u64;
             report.cases += 1;
