@@ -4,7 +4,7 @@
 //! 0x40000000): the heavy test runs KVM on an AMD-V which that emulates, and what differs there is TCG's doing, neither KVM's nor ours. Each
 //! names its place in QEMU 7.2's `target/i386/tcg`.
 
-use iced_x86::{Code, Instruction, InstructionInfoFactory, MemorySize, Mnemonic, OpAccess};
+use iced_x86::{Code, Instruction, InstructionInfoFactory, Mnemonic, OpAccess};
 
 use crate::Kind;
 use crate::stream::Mode;
@@ -26,7 +26,10 @@ pub struct Allowance {
 /// The kind of a write to a device register in memory, without its width.
 const MMIO_WRITE: u8 = 0x30;
 
-/// Vectors.
+/// Bytes of the operands that have to be aligned.
+const VECTOR: usize = 16;
+
+/// Exceptions' vectors.
 const DEBUG: u8 = 1;
 const STACK: u8 = 12;
 const PROTECTION: u8 = 13;
@@ -48,8 +51,9 @@ impl Allowance {
 
     /// Whether programs may have this form. What an instruction computes is the CPU's business, not KVM's or the engine's, and TCG is no
     /// measure of it: among what differed were #XM (never raised), the exponents of the x87 registers behind MMX, the upper half behind MOVBE with
-    /// 16 bits, reserved flags behind CMPXCHG8B, the order of CMPS's operands, INT1 and the second encoding of TEST with an immediate (#UD). On TCG programs therefore consist of what it does as the
-    /// manuals say, for its exits, faults and state: moves, integer arithmetic, strings, moves and logic of vectors.
+    /// 16 bits, reserved flags behind CMPXCHG8B, the order of CMPS's operands, INT1 and the second encoding of TEST with an immediate (#UD). On
+    /// TCG programs therefore consist of what it does as the manuals say, for its exits, faults and state: moves, integer arithmetic, strings,
+    /// moves and logic of vectors.
     pub fn form(self, code: Code) -> bool {
         use Mnemonic::*;
         if !self.tcg {
@@ -223,26 +227,17 @@ impl Allowance {
         }
         records(mode, &oracle.log).find_map(|record| {
             let insn = assembled.at(record.ip());
-            let info = insn.map(|insn| InstructionInfoFactory::new().info(insn).clone());
-            let memory = info.as_ref().is_some_and(|info| !info.used_memory().is_empty());
-            let vector = insn.is_some_and(|insn| {
-                insn.mnemonic() == Mnemonic::Cmpxchg16b
-                    || matches!(
-                        insn.memory_size(),
-                        MemorySize::UInt128 | MemorySize::Int128 | MemorySize::Float128
-                    )
-                    || insn.memory_size().size() >= 16
-            });
+            let memory =
+                insn.is_some_and(|insn| !InstructionInfoFactory::new().info(insn).used_memory().is_empty());
+            let size = insn.map_or(0, |insn| insn.memory_size().size());
             match record.vector() {
                 ALIGNMENT => Some("alignment checks"),
                 STACK | PROTECTION if record.error() != Some(0) && mode != Mode::Real => None,
                 STACK | PROTECTION if memory && mode.bits() != 64 => Some("limits and types of segments"),
-                PAGE if insn.is_some_and(updates)
-                    && record.crosses(insn.map_or(0, |i| i.memory_size().size())) =>
-                {
+                PAGE if insn.is_some_and(updates) && record.crosses(size) => {
                     Some("operands that are read and written in two pages")
                 }
-                PROTECTION if vector => Some("alignment of vectors"),
+                PROTECTION if size >= VECTOR => Some("alignment of vectors"),
                 _ => None,
             }
         })
