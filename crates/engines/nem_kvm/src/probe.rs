@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::LazyLock;
 
 use cpum::CpuidTable;
 use cpum::cpuid::{FeatureBit, OutputRegister, bit};
@@ -311,8 +312,11 @@ pub(crate) fn cpuid_entries(table: &CpuidTable, cpu: &cpum::CpuState) -> Vec<kvm
 /// not there.
 pub fn on_emulated_cpu() -> bool {
     const HYPERVISOR: u32 = 1 << 31;
-    let vendor = || iem::host_cpuid(0x4000_0000, 0);
-    iem::host_cpuid(1, 0).ecx & HYPERVISOR != 0 && is_tcg(vendor())
+    // Where a hypervisor is below, CPUID costs a thousand times what it does elsewhere.
+    static FOUND: LazyLock<bool> = LazyLock::new(|| {
+        iem::host_cpuid(1, 0).ecx & HYPERVISOR != 0 && is_tcg(iem::host_cpuid(0x4000_0000, 0))
+    });
+    *FOUND
 }
 
 fn is_tcg(leaf: cpum::cpuid::Leaf) -> bool {
