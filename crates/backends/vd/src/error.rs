@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use uuid::Uuid;
 
 use crate::format::{Format, Variant};
+use crate::iscsi::SettingsError;
 
 /// A failure, naming the file and, where there is one, the offset in it and the mend.
 #[derive(Debug, thiserror::Error)]
@@ -15,6 +16,12 @@ pub enum Error {
         path: PathBuf,
         #[source]
         source: std::io::Error,
+    },
+    #[error("the iSCSI medium '{path}' cannot be reached as it is set up")]
+    Settings {
+        path: PathBuf,
+        #[source]
+        source: SettingsError,
     },
     #[error("'{path}' already exists; choose another name or remove it")]
     Exists { path: PathBuf },

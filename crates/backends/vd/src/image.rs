@@ -57,6 +57,13 @@ impl From<(PathBuf, Format)> for Source {
 }
 
 impl Source {
+    /// A disk of an iSCSI target, with VirtualBox's properties of such media.
+    pub fn iscsi<'a>(path: &Path, property: impl Fn(&str) -> Option<&'a str>) -> Result<Self, Error> {
+        let target =
+            Target::new(property).map_err(|source| Error::Settings { path: path.to_owned(), source })?;
+        Ok(Self { path: path.to_owned(), format: Format::Iscsi, target: Some(target) })
+    }
+
     /// As [`info`]; a target is asked for its disk.
     pub fn info(&self) -> Result<MediumInfo, Error> {
         match self.target {

@@ -151,10 +151,13 @@ static TOPICS: &[Topic] = &[
              [--medium=<none | emptydrive | additions | uuid | filename | host:drive | iscsi>] \
              [--mtype=<normal | writethrough | immutable | shareable | readonly | multiattach>] \
              [--nonrotational=<on | off>] [--passthrough=<on | off>] [--port=number] [--setparentuuid=uuid] \
-             [--setuuid=uuid] [--tempeject=<on | off>] [--type=<dvddrive | fdd | hdd>]",
+             [--setuuid=uuid] [--tempeject=<on | off>] [--type=<dvddrive | fdd | hdd>] [--server=host] \
+             [--target=name] [--tport=port] [--lun=number] [--encodedlun=number] [--username=name] \
+             [--password=password | --passwordfile=file] [--initiator=name] [--intnet]",
         ],
         description: "Connects a medium to a port of a controller. --medium none takes away what is there, emptydrive \
-                      leaves a drive without a medium. A running machine can only change DVDs and floppies.",
+                      leaves a drive without a medium; iscsi stands for the disk of a target that --server, --target and the \
+                      options behind them name. A running machine can only change DVDs and floppies.",
     },
     Topic {
         name: "createmedium",

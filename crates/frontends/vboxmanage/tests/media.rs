@@ -218,7 +218,7 @@ fn every_backend_is_listed_with_what_it_can_do() {
     let home = Home::new();
     let listed = home.manage("list hddbackends").ok();
     assert!(listed.starts_with("Supported hard disk backends:\n\nBackend 0: id='VMDK' description='VMDK' capabilities=0x0a7f extensions='vmdk (HardDisk)' properties=("));
-    for format in ["VDI", "VHD", "Parallels", "DMG", "QED", "QCOW", "VHDX", "RAW"] {
+    for format in ["VDI", "VHD", "Parallels", "DMG", "QED", "QCOW", "VHDX", "RAW", "iSCSI"] {
         assert!(listed.contains(&format!(": id='{format}' ")), "{format}");
     }
     assert!(Path::new(&home.dir).is_dir());
@@ -324,4 +324,79 @@ fn a_service_killed_while_it_encrypts_loses_nothing() {
         assert!(std::fs::read(home.path("out.img")).unwrap() == raw, "round {round}, encrypted: {encrypted}");
     }
     eprintln!("{switched} changes were made, {stayed} were not");
+}
+
+/// Disks of iSCSI targets, here of one that is not there: what is on record of them, and what is said.
+#[test]
+fn disks_of_targets_are_attached_shown_and_closed() {
+    let home = Home::new();
+    home.manage("createvm --name m --register").ok();
+    home.manage("storagectl m --name SATA --add sata").ok();
+    std::fs::write(home.path("secret"), "open sesame\n").unwrap();
+    // Nobody listens at the port that was just given back.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let attach = "storageattach m --storagectl SATA --port 0 --medium iscsi";
+    assert!(
+        home.manage(attach)
+            .fails(1)
+            .contains("Parameters --server and --target are required for iSCSI media")
+    );
+    let made = home
+        .manage(&format!(
+            "{attach} --server 127.0.0.1 --target iqn.2026-11.x:d --tport {port} --lun 3 --username me --passwordfile secret"
+        ))
+        .ok();
+    assert!(made.starts_with("iSCSI disk created. UUID: "), "{made}");
+    let id = id(&made);
+    let location = "127.0.0.1|iqn.2026-11.x:d|3";
+    let info = home.manage(&format!("showmediuminfo {id}")).ok();
+    assert_eq!((field(&info, "UUID:"), field(&info, "State:")), (id.as_str(), "inaccessible"));
+    assert_eq!((field(&info, "Location:"), field(&info, "Storage format:")), (location, "iSCSI"));
+    let error = field(&info, "Access Error:");
+    assert!(
+        error.contains("Could not open the medium") && info.contains("iqn.2026-11.x:d at 127.0.0.1"),
+        "{info}"
+    );
+    assert!(info.contains("cannot be reached") && info.contains("InitiatorUsername=me"), "{info}");
+    assert!(info.contains("InitiatorSecret=(hidden)") && !info.contains("sesame"), "{info}");
+    assert_eq!(field(&home.manage("list hdds").ok(), "Location:"), location);
+    assert!(
+        home.manage("showvminfo m --machinereadable").ok().contains(&format!("\"SATA-0-0\"=\"{location}\""))
+    );
+    // As VirtualBox writes it.
+    let shown = home.manage("showvminfo m").ok();
+    let settings = field(&shown, "Config file:").to_owned();
+    let text = std::fs::read_to_string(&settings).unwrap();
+    assert!(
+        text.contains(&format!(
+            "<HardDisk uuid=\"{{{id}}}\" location=\"{location}\" format=\"iSCSI\" type=\"Normal\">"
+        )),
+        "{text}"
+    );
+    for property in [
+        format!("<Property name=\"TargetAddress\" value=\"127.0.0.1:{port}\"/>"),
+        "<Property name=\"TargetName\" value=\"iqn.2026-11.x:d\"/>".into(),
+        "<Property name=\"LUN\" value=\"3\"/>".into(),
+        "<Property name=\"InitiatorSecret\" value=\"open sesame\"/>".into(),
+    ] {
+        assert!(text.contains(&property), "{property}");
+    }
+    let failed = home.manage("startvm m --type headless").fails(1);
+    assert!(failed.contains(location) && !failed.contains("sesame"), "{failed}");
+    // What only files have.
+    let refused = home.manage(&format!("closemedium {id} --delete")).fails(1);
+    assert!(
+        refused.contains("Cannot delete storage") || refused.contains("does not support storage deletion"),
+        "{refused}"
+    );
+    home.manage("storageattach m --storagectl SATA --port 0 --medium none").ok();
+    let refused = home.manage(&format!("closemedium {id} --delete")).fails(1);
+    assert!(refused.contains("Medium format 'iSCSI' does not support storage deletion"), "{refused}");
+    let refused = home.manage(&format!("modifymedium {id} --resizebyte 104857600")).fails(1);
+    assert!(refused.contains("iSCSI"), "{refused}");
+    home.manage(&format!("closemedium {id}")).ok();
+    assert_eq!(home.manage("list hdds").ok(), "");
+    let made = home.manage(&format!("{attach} --server 127.0.0.1 --target t --intnet")).ok();
+    let info = home.manage(&format!("showmediuminfo {}", self::id(&made))).ok();
+    assert!(info.contains("only the host's own network is supported"), "{info}");
 }

@@ -43,6 +43,7 @@ fn drive(kind: DriveKind, path: PathBuf, port: u8) -> DriveConfig {
         format: if kind == DriveKind::Dvd { "RAW".into() } else { String::new() },
         read_only: kind == DriveKind::Dvd,
         parents: Vec::new(),
+        target: None,
         shareable: false,
         uuid: Uuid::nil(),
         encryption: None,

@@ -443,6 +443,7 @@ fn drive(path: PathBuf) -> DriveConfig {
             format: "RAW".into(),
             read_only: true,
             parents: Vec::new(),
+            target: None,
             shareable: false,
             uuid: Uuid::nil(),
             encryption: None,

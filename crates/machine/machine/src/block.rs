@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use parking_lot::Mutex;
 use pdm::connector::{BlockDone, BlockDriver, BlockError, BlockOp};
 use vbox_types::ByteSize;
-use vd::{Format, Image, KeyStore, KeyStoreError, OpenMode, Queue};
+use vd::{Format, Image, KeyStore, KeyStoreError, OpenMode, Queue, Source};
 
 use crate::config::MediumConfig;
 use crate::limit::{Limit, Waiter};
@@ -16,6 +16,8 @@ use crate::limit::{Limit, Waiter};
 /// Threads for each image. One keeps the order of a guest that expects it from a disk without queueing; more help on hosts with
 /// slow storage.
 const THREADS: usize = 2;
+/// For a disk behind a network, which carries out many requests at a time.
+const NETWORK_THREADS: usize = 16;
 
 /// An opened image as controllers see it.
 pub struct ImageDriver {
@@ -70,15 +72,19 @@ impl ImageDriver {
             MediumConfig { shareable: true, .. } => OpenMode::Shareable,
             _ => OpenMode::ReadWrite,
         };
-        let parents = medium.parents.iter().map(|(path, name)| Ok((path.clone(), format(path, name)?)));
-        let parents = parents.collect::<Result<Vec<_>>>()?;
-        let own = format(path, &medium.format)?;
-        let image = match parents.is_empty() {
-            true => Image::open(path, mode, own),
-            false => vd::open_chain(&parents, OpenMode::ReadOnly)
-                .and_then(|parent| Image::open_child(path, mode, own, parent)),
+        let source = |path: &Path, name: &str| -> Result<Source> {
+            let format = format(path, name)?;
+            let target = medium.target.as_ref().filter(|_| format == Format::Iscsi);
+            Ok(target.cloned().unwrap_or_else(|| (path.to_owned(), format).into()))
         };
+        let parents = medium.parents.iter().map(|(path, name)| source(path, name));
+        let parents = parents.collect::<Result<Vec<_>>>()?;
+        let own = source(path, &medium.format)?;
+        let parent =
+            if parents.is_empty() { None } else { Some(vd::open_chain(&parents, OpenMode::ReadOnly)) };
+        let image = parent.transpose().and_then(|parent| Image::open_source(&own, mode, parent));
         let image = image.with_context(cannot)?;
+        let threads = if medium.target.is_some() { NETWORK_THREADS } else { THREADS };
         let gate = match &medium.encryption {
             None => None,
             Some(encryption) => Some(Gate {
@@ -88,7 +94,7 @@ impl ImageDriver {
                 state: Mutex::default(),
             }),
         };
-        let queue = Queue::new(image, THREADS)?;
+        let queue = Queue::new(image, threads)?;
         Ok(Arc::new_cyclic(|own: &Weak<Self>| {
             let throttle = limit.map(|limit| Throttle { limit, driver: own.clone(), held: Mutex::default() });
             Self { queue, gate, throttle }
@@ -261,6 +267,7 @@ mod tests {
             path,
             format: "VDI".into(),
             parents: Vec::new(),
+            target: None,
             read_only: false,
             shareable: false,
             uuid: uuid::Uuid::nil(),

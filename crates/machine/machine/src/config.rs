@@ -148,6 +148,8 @@ pub struct MediumConfig {
     pub format: String,
     /// The images that a differencing one depends on, with their formats, the base first.
     pub parents: Vec<(PathBuf, String)>,
+    /// The base is a disk of an iSCSI target: this one.
+    pub target: Option<vd::Source>,
     pub read_only: bool,
     /// Other machines may write to it, too.
     pub shareable: bool,
@@ -654,7 +656,19 @@ fn drive(
                     key_id: base.properties.get("CRYPT/KeyId").cloned().unwrap_or_default(),
                 })
             });
-            let file = |m: &&Medium| (folder.join(&m.location), m.format.clone());
+            let is_target = |m: &Medium| vd::Format::from_name(&m.format) == Some(vd::Format::Iscsi);
+            let target = match chain.first().filter(|base| is_target(base)) {
+                None => None,
+                Some(base) => {
+                    let property = |name: &str| base.properties.get(name).map(String::as_str);
+                    let source = vd::Source::iscsi(Path::new(&base.location), property);
+                    Some(source.map_err(|e| format!("the disk at {place} ({:#})", anyhow::Error::new(e)))?)
+                }
+            };
+            let file = |m: &&Medium| match is_target(m) {
+                true => (PathBuf::from(&m.location), m.format.clone()),
+                false => (folder.join(&m.location), m.format.clone()),
+            };
             let mut files: Vec<_> = chain.iter().map(file).collect();
             let (path, format) = files.pop().unwrap_or_default();
             let of_type = |t| chain.last().is_some_and(|m| m.medium_type == t);
@@ -662,6 +676,7 @@ fn drive(
                 path,
                 format,
                 parents: files,
+                target,
                 read_only: kind == DriveKind::Dvd || of_type(w::MediumType::Readonly),
                 shareable: of_type(w::MediumType::Shareable),
                 uuid: id,

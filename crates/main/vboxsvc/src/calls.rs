@@ -58,7 +58,7 @@ pub(crate) fn may_block(interface: &str, method: &str) -> bool {
             )
             | ("IMachine", "LockMachine" | "LaunchVMProcess" | "Unregister")
             | ("ISession", "OpenConsole")
-            | ("IMedium", "CheckEncryptionPassword")
+            | ("IMedium", "CheckEncryptionPassword" | "RefreshState")
     ) || calls_networks::may_block(interface, method)
 }
 
@@ -82,22 +82,25 @@ type MediaList = (
 );
 
 fn list_media(c: &Context, kind: DriveType) -> ApiResult<MediaList> {
-    let files: Vec<(Uuid, PathBuf, String)> = {
+    let media: Vec<_> = {
         let state = c.svc.state.lock();
         let media = state.media.tree_of_kind(kind);
         let found = media.into_iter().filter_map(|id| state.media.find(id));
-        found.map(|m| (m.id, m.location.clone(), m.format.clone())).collect()
+        // A list does not wait for a network where something is known.
+        let looking =
+            |m: &Medium| (m.is_file() || m.info.is_none() && m.last_error.is_empty()).then(|| m.looking());
+        found.map(|m| (m.id, m.location.clone(), looking(m))).collect()
     };
     // Thousands of files take their time: nobody else waits for that.
     let seen: Vec<_> =
-        files.iter().map(|(_, location, format)| crate::media::look(location, format)).collect();
+        media.into_iter().map(|(id, location, look)| (id, location, look.map(|look| look()))).collect();
     let mut state = c.svc.state.lock();
     let mut list = MediaList::default();
-    for ((id, location, _), seen) in files.into_iter().zip(seen) {
+    for (id, location, seen) in seen {
         // One that was closed, or moved, in between is as it is now.
         let encrypted = encryption::settings(&state.media, id).is_some();
         let Ok(medium) = state.media.medium_mut(id) else { continue };
-        if medium.location == location && medium.phase == Phase::There {
+        if let Some(seen) = seen.filter(|_| medium.location == location && medium.phase == Phase::There) {
             medium.saw(seen);
         }
         list.0.push(id.to_string());
@@ -355,7 +358,7 @@ fn parent_of(
         let is_parent = |id: &Uuid| {
             state.media.find(*id).is_some_and(|m| {
                 m.format == vd::Format::Vhdx.name()
-                    && crate::media::look(&m.location, &m.format).is_ok_and(|i| i.modification_uuid == wanted)
+                    && vd::info(&m.location, Some(format)).is_ok_and(|i| i.modification_uuid == wanted)
             })
         };
         let found = state.media.tree_of_kind(DriveType::HardDisk).into_iter().find(is_parent);
@@ -397,7 +400,13 @@ fn create_medium(
     };
     let known = vd::Format::from_name(&format)
         .ok_or_else(|| ApiError::invalid_arg(format!("Invalid medium storage format '{format}'")))?;
-    let location = if location.starts_with('/') {
+    let target = known == vd::Format::Iscsi;
+    if target && kind != DriveType::HardDisk {
+        return Err(ApiError::invalid_arg("A disk of an iSCSI target cannot be a DVD or a floppy"));
+    }
+    let location = if target {
+        PathBuf::from(location)
+    } else if location.starts_with('/') {
         absolute(location)?
     } else {
         state.global.default_machine_folder().join(location)
@@ -416,16 +425,25 @@ fn create_medium(
     }
     let id = Uuid::new_v4();
     let mut medium = Medium::new(id, kind, location, known.name());
-    medium.phase = Phase::NotCreated;
+    // The disk of a target is there without us.
+    medium.phase = if target { Phase::There } else { Phase::NotCreated };
     state.media.insert(medium);
+    if target {
+        state.emit(IEventSource::OnMediumRegistered, (id.to_string(), kind.to_api(), true));
+    }
     Ok(ObjRef::new(medium_path(id)))
 }
 
 fn media(t: &mut CallTable<Context>) {
     t.add(IMedium::Close, |c, ()| close_medium(c))
         .add(IMedium::RefreshState, |c, ()| {
+            // Nobody waits for the network of a target meanwhile.
+            let look = with_medium(c, |m| (m.phase == Phase::There).then(|| m.looking()))?;
+            let seen = look.map(|look| look());
             with_medium(c, |m| {
-                m.refresh();
+                if let Some(seen) = seen.filter(|_| m.phase == Phase::There) {
+                    m.saw(seen);
+                }
                 m.state()
             })
         })
@@ -536,6 +554,16 @@ pub(crate) fn move_medium(c: &Context, location: &str) -> ApiResult<()> {
     {
         let mut state = c.svc.state.lock();
         let medium = state.media.medium(id)?;
+        if !medium.is_file() {
+            return Err(ApiError::new(
+                ResultCode::NotSupported,
+                format!(
+                    "Medium '{}' is no file: change its properties TargetAddress and TargetName instead",
+                    medium.location.display()
+                ),
+            )
+            .on("IMedium"));
+        }
         if !medium.users.is_empty() {
             return Err(ApiError::new(
                 ResultCode::InvalidObjectState,
@@ -704,6 +732,10 @@ fn delete_storage(c: &Context) -> ApiResult<ObjRef<IProgress>> {
                 medium.location.display()
             ),
         ));
+    }
+    if !medium.is_file() {
+        let text = format!("Medium format '{}' does not support storage deletion", medium.format);
+        return Err(ApiError::new(ResultCode::NotSupported, text).on("IMedium"));
     }
     let description = format!("Deleting medium storage unit '{}'", medium.location.display());
     let progress = Arc::new(Progress::new(description, 1, false));

@@ -247,7 +247,7 @@ fn clone_to(
     for medium in [source, target] {
         crate::encryption::refuse(&state.media, medium, "cloned")?;
     }
-    let files = state.media.files(source)?;
+    let files = state.media.images(source)?;
     let from = state.media.medium(source)?.location.display().to_string();
     let medium = state.media.medium(target)?;
     let (location, kind) = (medium.location.clone(), medium.kind);
@@ -261,7 +261,7 @@ fn clone_to(
     let what = format!("Could not create the clone medium '{}' of '{from}'", location.display());
     if medium.phase == Phase::There {
         tasks.extend(writing(&state.media, target)?.into_iter().filter(|(id, _)| *id == target));
-        let into = state.media.files(target)?;
+        let into = state.media.images(target)?;
         let work = move |progress: &Progress| -> ApiResult<()> {
             let result = vd::open_chain(&files, OpenMode::ReadOnly).and_then(|source| {
                 let target = vd::open_chain(&into, OpenMode::ReadWrite)?;
@@ -342,7 +342,7 @@ fn create_diff(c: &Context, target: Uuid) -> ApiResult<ObjRef<IProgress>> {
         return Err(not_supported(format!("Medium format '{format}' does not support differencing images")));
     }
     let location = medium.location.clone();
-    let files = state.media.files(parent)?;
+    let files = state.media.images(parent)?;
     let tasks = reading(&state.media, parent)?;
     let description = format!("Creating differencing medium storage unit '{}'", location.display());
     state.media.medium_mut(target)?.phase = Phase::Creating;
@@ -381,7 +381,7 @@ pub(crate) fn implicit_diff(svc: &Svc, state: &mut State, parent: Uuid, folder: 
     let location = folder.join(format!("{{{id}}}.{extension}"));
     let tasks = reading(&state.media, parent)?;
     state.media.begin(&tasks)?;
-    let files = state.media.files(parent)?;
+    let files = state.media.images(parent)?;
     let made = make_folder(&location).and_then(|()| {
         let below = vd::open_chain(&files, OpenMode::ReadOnly);
         let made = below.and_then(|below| vd::create_child(&location, format, &below, Some(id)));
@@ -411,7 +411,7 @@ pub(crate) fn reset_diff(state: &mut State, id: Uuid) -> ApiResult<()> {
     let format = Format::from_name(&medium.format).ok_or_else(gone)?;
     check_no_children(state, id)?;
     let tasks = writing(&state.media, id)?;
-    let files = state.media.files(parent)?;
+    let files = state.media.images(parent)?;
     state.media.begin(&tasks)?;
     let new = location.with_extension(format!("{}.new", Uuid::new_v4().simple()));
     let made = vd::open_chain(&files, OpenMode::ReadOnly)
@@ -446,13 +446,13 @@ fn reset(c: &Context) -> ApiResult<ObjRef<IProgress>> {
 fn compact(c: &Context) -> ApiResult<ObjRef<IProgress>> {
     let id = own(c)?;
     let state = c.svc.state.lock();
-    let mut files = state.media.files(id)?;
+    let mut files = state.media.images(id)?;
     let tasks = writing(&state.media, id)?;
     let medium = state.media.medium(id)?;
     let description = format!("Compacting medium '{}'", medium.location.display());
     let what = format!("Could not compact medium '{}'", medium.location.display());
     let work = move |progress: &Progress| -> ApiResult<()> {
-        let Some((path, format)) = files.pop() else { return Err(gone()) };
+        let Some(vd::Source { path, format, .. }) = files.pop() else { return Err(gone()) };
         let parent = if files.is_empty() { None } else { Some(vd::open_chain(&files, OpenMode::ReadOnly)) };
         let done = parent.transpose().and_then(|p| vd::compact(&path, format, p, &mut tell(progress)));
         done.map_err(|e| failed(&what, e))
@@ -473,7 +473,7 @@ fn resize(c: &Context, size: u64) -> ApiResult<ObjRef<IProgress>> {
     let mut state = c.svc.state.lock();
     check_no_children(&state, id)?;
     state.media.medium_mut(id)?.refresh();
-    let mut files = state.media.files(id)?;
+    let mut files = state.media.images(id)?;
     let tasks = writing(&state.media, id)?;
     let medium = state.media.medium(id)?;
     let location = medium.location.display().to_string();
@@ -487,7 +487,7 @@ fn resize(c: &Context, size: u64) -> ApiResult<ObjRef<IProgress>> {
     let description = format!("Resizing medium '{location}'");
     let what = format!("Could not resize medium '{location}'");
     let work = move |progress: &Progress| -> ApiResult<()> {
-        let Some((path, format)) = files.pop() else { return Err(gone()) };
+        let Some(vd::Source { path, format, .. }) = files.pop() else { return Err(gone()) };
         let parent = if files.is_empty() { None } else { Some(vd::open_chain(&files, OpenMode::ReadOnly)) };
         let done = parent
             .transpose()

@@ -249,7 +249,7 @@ fn change(c: &Context, wanted: Wanted) -> ApiResult<ObjRef<IProgress>> {
     }
     let chain = media.chain(id)?;
     let mut work = Vec::new();
-    for (number, file) in chain.iter().zip(media.files(id)?) {
+    for (number, file) in chain.iter().zip(media.images(id)?) {
         let medium = media.medium(*number)?;
         let cannot = |why: String| {
             let text = format!("Cannot encrypt medium '{}' because it {why}", medium.location.display());
@@ -273,7 +273,7 @@ fn change(c: &Context, wanted: Wanted) -> ApiResult<ObjRef<IProgress>> {
         let (old, new) = wanted.keys(store.as_deref())?;
         let mut made: Vec<Recrypted> = Vec::new();
         let count = work.len() as u64;
-        for (number, ((path, format), folder)) in work.into_iter().enumerate() {
+        for (number, (vd::Source { path, format, .. }, folder)) in work.into_iter().enumerate() {
             let mut tell = |done: u64, of: u64| {
                 let whole =
                     (u128::from(number as u64) * 100 + u128::from(done) * 100 / u128::from(of.max(1))) as u64;

@@ -283,7 +283,7 @@ fn image_file(
         .map_err(|e| fail("Could not create the file", &e))?;
     made.file(part);
     if disk.dvd {
-        let (source, _) = chain.last().ok_or_else(gone)?;
+        let source = &chain.last().ok_or_else(gone)?.path;
         let mut file = File::open(source).map_err(|e| file_error("Could not open the medium", source, &e))?;
         std::io::copy(&mut file, &mut out).map_err(|e| fail("Could not write the file", &e))?;
     } else {

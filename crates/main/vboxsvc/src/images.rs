@@ -1,6 +1,6 @@
 //! Whole images: copies for clones, imports and exports.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use main_api::error::{ApiError, ApiResult};
@@ -10,19 +10,19 @@ use vbox_types::ResultCode;
 use crate::media::{MediaPool, open_error};
 use crate::svc::{State, Svc};
 
-/// A chain of images, the base first, as paths with formats.
-pub(crate) type Chain = Vec<(PathBuf, vd::Format)>;
+/// A chain of images, the base first.
+pub(crate) type Chain = Vec<vd::Source>;
 
 /// Where the image and those below it lie.
 pub(crate) fn chain(media: &MediaPool, id: Uuid) -> ApiResult<Chain> {
     crate::encryption::refuse(media, id, "copied")?;
-    media.files(id)
+    media.images(id)
 }
 
 /// Opens the last image of the chain for reading, on top of the others.
 pub(crate) fn open(chain: &Chain) -> ApiResult<Arc<vd::Image>> {
     vd::open_chain(chain, vd::OpenMode::ReadOnly).map_err(|e| {
-        let path = chain.last().map(|(path, _)| path.as_path()).unwrap_or(Path::new(""));
+        let path = chain.last().map(|image| image.path.as_path()).unwrap_or(Path::new(""));
         ApiError::new(ResultCode::FileError, open_error(path, &e)).on("IMedium")
     })
 }

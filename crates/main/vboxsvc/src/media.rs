@@ -25,7 +25,7 @@ pub(crate) struct Info {
 pub(crate) struct Medium {
     pub(crate) id: Uuid,
     pub(crate) kind: DriveType,
-    /// Absolute.
+    /// Absolute; of a target, what VirtualBox calls it (`HOST|TARGET` or `HOST|TARGET|LUN`).
     pub(crate) location: PathBuf,
     /// As settings files write it.
     pub(crate) format: String,
@@ -107,12 +107,49 @@ impl Medium {
         Err(ApiError::new(ResultCode::InvalidObjectState, problem).on("IMedium"))
     }
 
-    /// Looks at the file.
+    /// Whether it is a file. A disk of a target is none, and looking at it takes as long as the network does.
+    pub(crate) fn is_file(&self) -> bool {
+        vd::Format::from_name(&self.format) != Some(vd::Format::Iscsi)
+    }
+
+    /// Looks at the file. Targets are looked at by [`Medium::looking`] alone, without the state's lock.
     pub(crate) fn refresh(&mut self) {
-        if self.phase == Phase::There {
-            let seen = look(&self.location, &self.format);
+        if self.phase == Phase::There && self.is_file() {
+            let seen = self.looking()();
             self.saw(seen);
         }
+    }
+
+    /// What tells how the medium is, which may take a while.
+    pub(crate) fn looking(
+        &self,
+    ) -> impl FnOnce() -> Result<vd::MediumInfo, vd::Error> + Send + 'static + use<> {
+        let (location, format) = (self.location.clone(), vd::Format::from_name(&self.format));
+        let source = (!self.is_file()).then(|| self.target());
+        move || match source {
+            Some(target) => target?.info(),
+            None => vd::info(&location, format),
+        }
+    }
+
+    fn target(&self) -> Result<vd::Source, vd::Error> {
+        vd::Source::iscsi(&self.location, |name| self.properties.get(name).map(String::as_str))
+    }
+
+    /// What has to be opened for its content.
+    fn source(&self) -> ApiResult<vd::Source> {
+        let location = self.location.display();
+        let format = vd::Format::from_name(&self.format).ok_or_else(|| {
+            ApiError::new(
+                ResultCode::NotSupported,
+                format!("Medium '{location}' is of the unknown format '{}'", self.format),
+            )
+        })?;
+        if self.is_file() {
+            return Ok((self.location.clone(), format).into());
+        }
+        self.target()
+            .map_err(|e| ApiError::new(ResultCode::InvalidArg, open_error(&self.location, &e)).on("IMedium"))
     }
 
     /// Takes in what was seen in the file.
@@ -155,13 +192,11 @@ impl Medium {
     }
 
     pub(crate) fn name(&self) -> String {
+        if !self.is_file() {
+            return self.location.display().to_string();
+        }
         self.location.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
     }
-}
-
-/// What the file at `location` says. `format` is what settings files write.
-pub(crate) fn look(location: &Path, format: &str) -> Result<vd::MediumInfo, vd::Error> {
-    vd::info(location, vd::Format::from_name(format))
 }
 
 /// VirtualBox's text for a medium that cannot be opened, with the reason.
@@ -258,23 +293,9 @@ impl MediaPool {
         Ok(chain)
     }
 
-    /// The files of [`Self::chain`] with their formats.
-    pub(crate) fn files(&self, id: Uuid) -> ApiResult<Vec<(PathBuf, vd::Format)>> {
-        let file = |id: Uuid| -> ApiResult<(PathBuf, vd::Format)> {
-            let medium = self.medium(id)?;
-            let format = vd::Format::from_name(&medium.format).ok_or_else(|| {
-                ApiError::new(
-                    ResultCode::NotSupported,
-                    format!(
-                        "Medium '{}' is of the unknown format '{}'",
-                        medium.location.display(),
-                        medium.format
-                    ),
-                )
-            })?;
-            Ok((medium.location.clone(), format))
-        };
-        self.chain(id)?.into_iter().map(file).collect()
+    /// The images of [`Self::chain`].
+    pub(crate) fn images(&self, id: Uuid) -> ApiResult<Vec<vd::Source>> {
+        self.chain(id)?.into_iter().map(|id| self.medium(id)?.source()).collect()
     }
 
     /// Marks media for an operation, all or none.
@@ -354,9 +375,11 @@ impl MediaPool {
                 known.registries.push(owner);
             }
         } else {
-            let location = folder.join(&stored.location);
             let format = if stored.format.is_empty() { default_format(kind) } else { &stored.format };
-            let mut medium = Medium::new(stored.uuid, kind, location, format);
+            let mut medium = Medium::new(stored.uuid, kind, PathBuf::from(&stored.location), format);
+            if medium.is_file() {
+                medium.location = folder.join(&stored.location);
+            }
             if kind == DriveType::HardDisk {
                 medium.medium_type = stored.medium_type;
             }

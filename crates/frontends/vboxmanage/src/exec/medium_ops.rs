@@ -9,7 +9,7 @@ use main_api::enums::*;
 use main_api::idl::*;
 use main_api::{ObjRef, Proxy};
 use vbox_types::{ByteSize, ResultCode};
-use vd::{CreateOptions, Format, Image, KeyStore, OpenMode, Variant};
+use vd::{CreateOptions, Format, Image, KeyStore, OpenMode, Source, Variant};
 
 use super::machine::read_password;
 use super::{Context, Done, Failure, Run, absolute, device_type, named};
@@ -229,9 +229,9 @@ impl Run<'_> {
                 Some(key.map_err(|e| Failure::Text(format!("Cannot open '{}': {e}", request.medium)))?)
             }
         };
-        let files = self.files(medium)?;
+        let images = self.chain(medium)?;
         let mode = if writes { OpenMode::ReadWrite } else { OpenMode::ReadOnly };
-        let image = vd::open_chain(&files, mode).map_err(|e| Failure::Text(text(&e)))?;
+        let image = vd::open_chain(&images, mode).map_err(|e| Failure::Text(text(&e)))?;
         image.set_key(key.as_ref());
         match request.action {
             IoAction::FormatFat => vd::format_fat(&image).map_err(|e| Failure::Text(text(&e))),
@@ -291,9 +291,9 @@ impl Run<'_> {
         self.print("The given password is correct\n")
     }
 
-    /// The files of a medium and of those below it, the base first.
-    fn files(&self, medium: Proxy<IMedium>) -> Result<Vec<(PathBuf, Format)>, Failure> {
-        let mut files = Vec::new();
+    /// The images of a medium and of those below it, the base first.
+    fn chain(&self, medium: Proxy<IMedium>) -> Result<Vec<Source>, Failure> {
+        let mut images = Vec::new();
         let mut next = Some(medium);
         while let Some(medium) = next {
             let all = medium.attributes().context(|| "COMGETTER(Location)".to_owned())?;
@@ -301,12 +301,22 @@ impl Run<'_> {
             let (location, name) = (read(IMedium::Location)?, read(IMedium::Format)?);
             let format = Format::from_name(&name)
                 .ok_or_else(|| Failure::Text(format!("'{location}' is of the unknown format '{name}'")))?;
-            files.push((PathBuf::from(location), format));
+            images.push(match format {
+                Format::Iscsi => {
+                    let properties = medium
+                        .call(IMedium::GetProperties, (String::new(),))
+                        .context(|| "GetProperties(Bstr().raw())".to_owned())?;
+                    let find = |name: &str| properties.0.iter().position(|known| known == name);
+                    let property = |name: &str| properties.1.get(find(name)?).map(String::as_str);
+                    Source::iscsi(Path::new(&location), property).map_err(|e| Failure::Text(text(&e)))?
+                }
+                _ => (PathBuf::from(location), format).into(),
+            });
             let parent = all.read(IMedium::Parent).context(|| "COMGETTER(Parent)".to_owned())?;
             next = parent.non_null().map(|parent| self.client.at(parent));
         }
-        files.reverse();
-        Ok(files)
+        images.reverse();
+        Ok(images)
     }
 }
 

@@ -5,10 +5,11 @@ use main_api::idl::*;
 use main_api::{ApiError, ObjRef, Proxy};
 use vbox_types::ResultCode;
 
-use super::{Context, Done, Failure, Run, absolute, named, not_available};
+use super::{Context, Done, Failure, Run, absolute, named};
 use crate::getopt::parse_uuid;
 use crate::parse::modifyvm::{OldMedium, OldStorage};
-use crate::parse::storage::{MediumSpec, StorageAttach, StorageCtl};
+use crate::parse::storage::{Iscsi, MediumSpec, Password, StorageAttach, StorageCtl};
+use crate::print;
 
 /// Where a drive is: controller, port, device.
 type Place<'a> = (&'a str, i32, i32);
@@ -389,6 +390,7 @@ impl<'a, 'r> Attacher<'a, 'r> {
         let kind = match (attached, medium) {
             (Some(kind), None) => Some(kind),
             (_, Some(MediumSpec::Additions)) => Some(DeviceType::DVD),
+            (_, Some(MediumSpec::Iscsi)) => Some(DeviceType::HardDisk),
             // What is attached tells, if the medium is one of that kind.
             (Some(kind @ (DeviceType::DVD | DeviceType::HardDisk)), Some(MediumSpec::Image(name))) => {
                 self.run.open_medium(name, kind, access_for(kind), false).ok().map(|_| kind)
@@ -417,7 +419,11 @@ impl<'a, 'r> Attacher<'a, 'r> {
         if request.set_uuid.is_some() || request.set_parent_uuid.is_some() {
             Run::set_ids(&medium, request.set_uuid.clone(), request.set_parent_uuid.clone())?;
             // Known by another UUID from now on.
-            medium = self.open(spec, kind)?;
+            medium = match (spec, &request.set_uuid) {
+                (MediumSpec::Iscsi, Some(id)) => self.open(&MediumSpec::Image(id.clone()), kind)?,
+                (MediumSpec::Iscsi, None) => medium,
+                _ => self.open(spec, kind)?,
+            };
         }
         if let Some(name) = request.medium_type {
             let wanted = named(name)?;
@@ -454,7 +460,7 @@ impl<'a, 'r> Attacher<'a, 'r> {
                 &image
             }
             MediumSpec::HostDrive(drive) => return Err(host_drive(kind, drive)),
-            MediumSpec::Iscsi => return Err(not_available("iSCSI")),
+            MediumSpec::Iscsi => return self.iscsi(kind),
             MediumSpec::None | MediumSpec::EmptyDrive => {
                 return Err(Failure::Text("Missing --medium argument".to_owned()));
             }
@@ -462,6 +468,56 @@ impl<'a, 'r> Attacher<'a, 'r> {
         let new_uuid = self.request.set_uuid.is_some();
         let medium = self.run.open_medium(name, kind, access_for(kind), new_uuid)?;
         Ok(self.machine.at(medium))
+    }
+
+    /// A new medium for the disk of a target.
+    fn iscsi(&self, kind: DeviceType) -> Result<Proxy<IMedium>, Failure> {
+        let Iscsi { server, target, port, lun, username, password, initiator, intnet } = &*self.request.iscsi;
+        if server.is_empty() || target.is_empty() {
+            return Err(Failure::Text(
+                "Parameters --server and --target are required for iSCSI media".to_owned(),
+            ));
+        }
+        if self.request.set_uuid.as_ref().is_some_and(String::is_empty) {
+            return Err(Failure::Text("Parameter --setuuid must have a UUID for iSCSI media".to_owned()));
+        }
+        let location = match lun.as_str() {
+            "" | "0" | "enc0" => format!("{server}|{target}"),
+            lun => format!("{server}|{target}|{lun}"),
+        };
+        let password = match password {
+            None => String::new(),
+            Some(Password::Given(password)) => password.clone(),
+            Some(Password::File(file)) => super::machine::read_password_file(file)?,
+        };
+        let medium = self
+            .run
+            .client
+            .virtual_box()
+            .call(
+                IVirtualBox::CreateMedium,
+                ("iSCSI".to_owned(), location.clone(), AccessMode::ReadWrite, kind),
+            )
+            .context(|| format!("CreateMedium(Bstr(\"{location}\").raw(), pMedium2Mount.asOutParam())"))?;
+        let medium = self.machine.at(medium);
+        let address = if port.is_empty() { server.clone() } else { format!("{server}:{port}") };
+        let properties = [
+            ("TargetAddress", address.as_str()),
+            ("TargetName", target),
+            ("LUN", lun),
+            ("InitiatorUsername", username),
+            ("InitiatorSecret", &password),
+            ("InitiatorName", initiator),
+            ("HostIPStack", if *intnet { "0" } else { "" }),
+        ];
+        let given = properties.into_iter().filter(|(_, value)| !value.is_empty());
+        let given = given.map(|(name, value)| (name.to_owned(), value.to_owned())).unzip();
+        medium.call(IMedium::SetProperties, given).context(|| {
+            "SetProperties(ComSafeArrayAsInParam(names), ComSafeArrayAsInParam(values))".to_owned()
+        })?;
+        let id = medium.read(IMedium::Id).context(|| "COMGETTER(Id)(guid.asOutParam())".to_owned())?;
+        print::stdout(&format!("iSCSI disk created. UUID: {id}\n"));
+        Ok(medium)
     }
 
     fn attach(&self, kind: DeviceType, medium: ObjRef<IMedium>) -> Done {

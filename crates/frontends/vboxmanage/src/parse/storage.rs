@@ -42,6 +42,34 @@ pub struct StorageAttach {
     pub comment: Option<String>,
     pub set_uuid: Option<String>,
     pub set_parent_uuid: Option<String>,
+    pub iscsi: Box<Iscsi>,
+}
+
+/// The options of `--medium iscsi`, empty where not given.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Iscsi {
+    pub server: String,
+    pub target: String,
+    pub port: String,
+    pub lun: String,
+    pub username: String,
+    pub password: Option<Password>,
+    pub initiator: String,
+    pub intnet: bool,
+}
+
+/// A password on the command line, or the file that has it.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Password {
+    Given(String),
+    File(String),
+}
+
+/// Passwords stay out of messages.
+impl std::fmt::Debug for Iscsi {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Iscsi({}, {})", self.server, self.target)
+    }
 }
 
 /// What `--medium` names.
@@ -52,6 +80,7 @@ pub enum MediumSpec {
     EmptyDrive,
     Additions,
     HostDrive(String),
+    /// What the other options say.
     Iscsi,
     /// A UUID or a file.
     Image(String),
@@ -205,8 +234,16 @@ pub fn storageattach(words: &[String]) -> Parsed<Request> {
         Comment,
         SetUuid,
         SetParentUuid,
-        /// An iSCSI parameter; such media are refused as a whole.
-        Iscsi,
+        Server,
+        Target,
+        TargetPort,
+        Lun,
+        EncodedLun,
+        Username,
+        Password,
+        PasswordFile,
+        Initiator,
+        Intnet,
     }
     static TABLE: &[Opt<Key>] = &[
         short(&["storagectl"], 's', Want::Text, Key::Controller),
@@ -225,16 +262,16 @@ pub fn storageattach(words: &[String]) -> Parsed<Request> {
         short(&["comment"], 'C', Want::Text, Key::Comment),
         short(&["setuuid"], 'q', Want::Text, Key::SetUuid),
         short(&["setparentuuid"], 'Q', Want::Text, Key::SetParentUuid),
-        short(&["server"], 'S', Want::Text, Key::Iscsi),
-        short(&["target"], 'T', Want::Text, Key::Iscsi),
-        short(&["tport"], 'P', Want::Text, Key::Iscsi),
-        short(&["lun"], 'L', Want::Text, Key::Iscsi),
-        short(&["encodedlun"], 'E', Want::Text, Key::Iscsi),
-        short(&["username"], 'U', Want::Text, Key::Iscsi),
-        short(&["password"], 'W', Want::Text, Key::Iscsi),
-        short(&["passwordfile"], 'w', Want::Text, Key::Iscsi),
-        short(&["initiator"], 'N', Want::Text, Key::Iscsi),
-        opt(&["intnet"], Want::Nothing, Key::Iscsi),
+        short(&["server"], 'S', Want::Text, Key::Server),
+        short(&["target"], 'T', Want::Text, Key::Target),
+        short(&["tport"], 'P', Want::Text, Key::TargetPort),
+        short(&["lun"], 'L', Want::Text, Key::Lun),
+        short(&["encodedlun"], 'E', Want::Text, Key::EncodedLun),
+        short(&["username"], 'U', Want::Text, Key::Username),
+        short(&["password"], 'W', Want::Text, Key::Password),
+        short(&["passwordfile"], 'w', Want::Text, Key::PasswordFile),
+        short(&["initiator"], 'N', Want::Text, Key::Initiator),
+        opt(&["intnet"], Want::Nothing, Key::Intnet),
     ];
     let mut request = StorageAttach {
         vm: String::new(),
@@ -254,6 +291,7 @@ pub fn storageattach(words: &[String]) -> Parsed<Request> {
         comment: None,
         set_uuid: None,
         set_parent_uuid: None,
+        iscsi: Box::default(),
     };
     let (mut vm, mut controller) = (None, None);
     let mut parser = Parser::new(words, TABLE);
@@ -295,7 +333,16 @@ pub fn storageattach(words: &[String]) -> Parsed<Request> {
             Key::Comment => request.comment = Some(value.text()),
             Key::SetUuid => request.set_uuid = Some(value.text()),
             Key::SetParentUuid => request.set_parent_uuid = Some(value.text()),
-            Key::Iscsi => {}
+            Key::Server => request.iscsi.server = value.text(),
+            Key::Target => request.iscsi.target = value.text(),
+            Key::TargetPort => request.iscsi.port = value.text(),
+            Key::Lun => request.iscsi.lun = value.text(),
+            Key::EncodedLun => request.iscsi.lun = format!("enc{}", value.text()),
+            Key::Username => request.iscsi.username = value.text(),
+            Key::Password => request.iscsi.password = Some(Password::Given(value.text())),
+            Key::PasswordFile => request.iscsi.password = Some(Password::File(value.text())),
+            Key::Initiator => request.iscsi.initiator = value.text(),
+            Key::Intnet => request.iscsi.intnet = true,
         }
     }
     request.controller =
@@ -390,6 +437,26 @@ mod tests {
         assert_eq!(request.comment.as_deref(), Some("text"));
         assert_eq!(request.set_uuid.as_deref(), Some("u"));
         assert_eq!(request.set_parent_uuid.as_deref(), Some("p"));
+        let target = attach(
+            "vm --storagectl c --medium iscsi --server h --target iqn.x --tport 9 --encodedlun 7 --username u \
+             --password hush --initiator me --intnet",
+        );
+        let expected = Iscsi {
+            server: "h".into(),
+            target: "iqn.x".into(),
+            port: "9".into(),
+            lun: "enc7".into(),
+            username: "u".into(),
+            password: Some(Password::Given("hush".into())),
+            initiator: "me".into(),
+            intnet: true,
+        };
+        assert_eq!(*target.iscsi, expected);
+        assert!(!format!("{target:?}").contains("hush"));
+        assert_eq!(
+            *attach("vm --storagectl c --lun 3 --passwordfile f").iscsi,
+            Iscsi { lun: "3".into(), password: Some(Password::File("f".into())), ..Iscsi::default() }
+        );
         assert_eq!(
             storageattach(&words("vm --storagectl c --type tape")),
             Err(UsageError::argument("Invalid --type argument 'tape'"))

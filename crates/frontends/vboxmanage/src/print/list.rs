@@ -241,6 +241,23 @@ pub fn hdd_backends() -> String {
             "iso (DVD),cdr (DVD),img (Floppy),ima (Floppy),dsk (Floppy),flp (Floppy),vfd (Floppy)",
         ),
     ];
+    const TARGET: &[(&str, &str, u32, &str)] = &[
+        ("TargetName", "string", 1, ""),
+        ("LUN", "string", 1, "0"),
+        ("TargetAddress", "string", 1, ""),
+        ("InitiatorName", "string", 0, ""),
+        ("InitiatorUsername", "string", 0, ""),
+        ("InitiatorSecret", "byte", 4, ""),
+        ("TargetUsername", "string", 2, ""),
+        ("TargetSecret", "byte", 6, ""),
+        ("WriteSplit", "int", 2, "262144"),
+        ("Timeout", "int", 2, "10000"),
+        ("HostIPStack", "int", 2, "1"),
+        ("DumpMalformedPackets", "int", 2, "0"),
+    ];
+    let properties = TARGET.iter().map(|(name, kind, flags, default)| {
+        format!("\n  name='{name}' desc='' type={kind} flags={flags:#04x} default='{default}'")
+    });
     let mut text = "Supported hard disk backends:\n\n".to_owned();
     for (i, (id, name, capabilities, extensions)) in BACKENDS.iter().enumerate() {
         text.push_str(&format!(
@@ -248,6 +265,11 @@ pub fn hdd_backends() -> String {
              extensions='{extensions}' properties=()\n"
         ));
     }
+    text.push_str(&format!(
+        "Backend {}: id='iSCSI' description='iSCSI' capabilities=0x01a0 extensions='' properties=({})\n",
+        BACKENDS.len(),
+        properties.collect::<Vec<_>>().join(", ")
+    ));
     text
 }
 

@@ -113,6 +113,8 @@ pub fn show(medium: &MediumInfo, long: bool) -> String {
     if long {
         let mut first = "Property:";
         for (name, value) in &medium.properties {
+            // Whoever wants to know a secret has to ask for it (mediumproperty).
+            let value = if name.ends_with("Secret") { "(hidden)" } else { value };
             line(first, &format!("{name}={value}"));
             first = "";
         }
@@ -160,7 +162,7 @@ mod tests {
             variant: vec![MediumVariant::Standard],
             logical_size: 10 << 30,
             size: 2 << 20,
-            properties: vec![("a".into(), "b".into()), ("c".into(), "d".into())],
+            properties: vec![("a".into(), "b".into()), ("InitiatorSecret".into(), "d".into())],
             users: vec![user.clone(), user],
             children: vec![id.clone(), id.clone()],
             encryption: None,
