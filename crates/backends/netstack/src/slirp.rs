@@ -320,6 +320,17 @@ static CALLBACKS: RawCallbacks = RawCallbacks {
     timer_new_opaque,
 };
 
+/// Has the host acknowledge what its peers sent at once. A program that writes little by little (Nagle's algorithm) would otherwise wait
+/// for the delayed acknowledgment, 40 ms, before each piece that the guest does not answer by itself.
+fn acknowledge(fds: &[libc::pollfd]) {
+    for entry in fds.iter().filter(|entry| entry.revents & libc::POLLIN != 0) {
+        // SAFETY: libslirp named the descriptor just now, and nothing has closed it since.
+        let socket = unsafe { BorrowedFd::borrow_raw(entry.fd) };
+        // Sockets of other protocols refuse it.
+        let _ = rustix::net::sockopt::set_tcp_quickack(socket, true);
+    }
+}
+
 /// libslirp's event bits and poll()'s, pair by pair.
 const EVENTS: [(c_int, i16); 5] = [
     (1 << 0, libc::POLLIN),
@@ -526,6 +537,7 @@ impl Slirp {
             self.context().out.borrow_mut().extend(questions);
         }
         if sockets {
+            acknowledge(&self.fds[1..]);
             let failed = c_int::from(result < 0);
             let list: *mut c_void = (&raw mut self.fds).cast();
             // SAFETY: as above.

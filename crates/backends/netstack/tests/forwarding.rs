@@ -200,9 +200,17 @@ fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-/// `parallel` connections at once to begin with, each followed by `rounds` more. `large`: packets of the stack are cut for the guest, as in
-/// machines.
-fn storm(parallel: usize, rounds: usize, large: bool) {
+/// A stack with a guest behind it that serves a port of the host.
+struct Served {
+    to: SocketAddr,
+    wire: Arc<Wire>,
+    stop: Arc<AtomicBool>,
+    guest: std::thread::JoinHandle<()>,
+    nat: Arc<Nat>,
+}
+
+/// `large`: packets of the stack are cut for the guest, as in machines.
+fn served(large: bool) -> Served {
     let wire = Arc::new(Wire::default());
     let mut config = NatConfig::for_slot(0);
     config.large = large;
@@ -218,9 +226,14 @@ fn storm(parallel: usize, rounds: usize, large: bool) {
     })
     .unwrap();
     let stop = Arc::new(AtomicBool::new(false));
-    let (card, guest_stop) = (Card { wire, nat: nat.clone() }, stop.clone());
+    let (card, guest_stop) = (Card { wire: wire.clone(), nat: nat.clone() }, stop.clone());
     let guest = std::thread::spawn(move || guest(card, &guest_stop));
-    let to = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    Served { to: SocketAddr::from((Ipv4Addr::LOCALHOST, port)), wire, stop, guest, nat }
+}
+
+/// `parallel` connections at once to begin with, each followed by `rounds` more. `large` as in [`served`].
+fn storm(parallel: usize, rounds: usize, large: bool) {
+    let Served { to, stop, guest, nat: _nat, .. } = served(large);
     converse(to, &mut Numbers(99), None);
     let before = descriptors();
     let all_open = Arc::new(Barrier::new(parallel));
@@ -252,6 +265,43 @@ fn storm(parallel: usize, rounds: usize, large: bool) {
     converse(to, &mut Numbers(7), None);
     stop.store(true, Ordering::SeqCst);
     guest.join().unwrap();
+}
+
+/// Bytes sent that the peer's host has not acknowledged.
+#[allow(unsafe_code)] // std and rustix do not show TCP_INFO
+fn unacknowledged(stream: &TcpStream) -> u32 {
+    use std::os::fd::AsRawFd;
+    // SAFETY: zero is a valid value of each field.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut len = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: the descriptor is open, and the kernel writes at most `len` bytes.
+    let result = unsafe {
+        libc::getsockopt(stream.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut info).cast(), &mut len)
+    };
+    assert_eq!(result, 0);
+    info.tcpi_unacked
+}
+
+/// A program that writes in pieces (Vagrant's SSH) has its next piece sent only after that.
+#[test]
+fn what_the_guest_does_not_answer_is_acknowledged_by_the_host() {
+    let Served { to, wire, stop, guest, nat: _nat } = served(false);
+    let mut stream = TcpStream::connect(to).unwrap();
+    // After some questions and answers the host delays acknowledgments, to send them with the answers.
+    for round in 0..50 {
+        stream.write_all(&[round]).unwrap();
+        stream.read_exact(&mut [0]).unwrap();
+    }
+    stop.store(true, Ordering::SeqCst);
+    guest.join().unwrap();
+    let data = |frame: &Vec<u8>| frame.len() > 54 && frame[23] == 6 && frame.ends_with(b"\xa5\xa5\xa5\xa5");
+    stream.write_all(&[0xa5; 8]).unwrap();
+    let end = Instant::now() + Duration::from_secs(10);
+    while !wire.frames.lock().unwrap().iter().any(data) {
+        assert!(Instant::now() < end, "the guest gets the data");
+        std::thread::yield_now();
+    }
+    assert_eq!(unacknowledged(&stream), 0);
 }
 
 #[test]
