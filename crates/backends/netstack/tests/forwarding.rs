@@ -276,7 +276,13 @@ fn unacknowledged(stream: &TcpStream) -> u32 {
     let mut len = size_of_val(&info) as libc::socklen_t;
     // SAFETY: the descriptor is open, and the kernel writes at most `len` bytes.
     let result = unsafe {
-        libc::getsockopt(stream.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut info).cast(), &mut len)
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &mut len,
+        )
     };
     assert_eq!(result, 0);
     info.tcpi_unacked

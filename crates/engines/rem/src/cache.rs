@@ -142,6 +142,49 @@ impl Placed {
     }
 }
 
+/// A block that a jump through the jump cache led to, in one piece of memory: what is known of it otherwise lies in several.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Recent {
+    /// As in [`Block`]: host address of its first byte, and its mode. No byte lies at 0.
+    at: u64,
+    mode: u32,
+    pub(crate) entry: u32,
+    pub(crate) checked: u32,
+}
+
+/// Blocks that lie in one page and have something to enter, by their places: the last ones found.
+pub(crate) struct Recents(Box<[Recent]>);
+
+impl Default for Recents {
+    fn default() -> Self {
+        Self(vec![Recent::default(); 1 << Self::BITS].into_boxed_slice())
+    }
+}
+
+impl Recents {
+    const BITS: u32 = 15;
+
+    fn slot(at: u64) -> usize {
+        (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - Self::BITS)) as usize
+    }
+
+    pub(crate) fn get(&self, at: u64, mode: u32) -> Option<Recent> {
+        let recent = self.0[Self::slot(at)];
+        (recent.at == at && recent.mode == mode).then_some(recent)
+    }
+
+    pub(crate) fn put(&mut self, block: &Block) {
+        if let (None, None, Some(checked)) = (block.second, block.interpret, block.checked) {
+            let at = block.page + u64::from(block.start);
+            self.0[Self::slot(at)] = Recent { at, mode: block.mode, entry: block.entry, checked };
+        }
+    }
+
+    pub(crate) fn forget(&mut self, at: u64) {
+        self.0[Self::slot(at)] = Recent::default();
+    }
+}
+
 #[derive(Default)]
 pub(crate) struct Cache {
     pub(crate) blocks: Vec<Block>,
@@ -155,6 +198,7 @@ pub(crate) struct Cache {
     /// Instructions whose memory operands move from page to page too often for that, by host address.
     pub(crate) moving: HashSet<u64, BuildHasherDefault<IntHasher>>,
     pub(crate) by_place: IntMap<(u64, u32), u32>,
+    pub(crate) recent: Recents,
     pub(crate) pages: IntMap<u64, Page>,
     pub(crate) rewritten: IntMap<u64, Rewritten>,
     /// By bank and linear page address.

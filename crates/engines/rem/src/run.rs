@@ -18,7 +18,7 @@ use pgm::CodeWrites;
 use vbox_types::VcpuId;
 
 use crate::asm::Asm;
-use crate::cache::{Cache, IntHasher, Page, PageJumps, Placed};
+use crate::cache::{Cache, IntHasher, Page, PageJumps, Placed, Recent};
 use crate::code::CodeBuffer;
 use crate::context::{
     CodeSegments, Context, JUMP_BANKS, JUMPS, JUMPS_AT, Jump, LIVE_SITES_AT, NO_STACK, SITES, SITES_AT, Site,
@@ -409,6 +409,7 @@ impl Rem {
     fn drop_block(&mut self, index: u32) {
         let block = &mut self.cache.blocks[index as usize];
         let place = (block.page + u64::from(block.start), block.mode);
+        self.cache.recent.forget(place.0);
         if self.cache.by_place.get(&place) == Some(&index) {
             self.cache.by_place.remove(&place);
         }
@@ -692,6 +693,14 @@ impl Rem {
         self.iem.core().sync_flags(cpu);
         let pc = Iem::pc(self.iem.core(), cpu);
         let inside = self.in_segment(cpu, pc, &mut mode);
+        if self.unknown
+            && inside
+            && let Some(recent) = self.recent(pc, mode)
+        {
+            self.unknown = false;
+            self.enter_jump(pc, mode, recent.checked, None);
+            return self.enter(cpu, pc, mode, self.code.base() + u64::from(recent.entry));
+        }
         let Some(index) = inside.then(|| self.find(cpu, pc, mode)).flatten() else {
             self.pending_link = None;
             self.unknown = false;
@@ -728,6 +737,17 @@ impl Rem {
             self.follow();
         }
         self.enter(cpu, pc, mode, entry)
+    }
+
+    /// The block at `pc`, if a jump through the jump cache led to it before, and nothing has to be looked at again.
+    fn recent(&mut self, pc: u64, mode: Mode) -> Option<Recent> {
+        if mode.plain || self.pending_link.is_some() {
+            return None;
+        }
+        let core = self.iem.core();
+        let bank = core.code_bank();
+        let at = core.tlb.fetch(bank, pc)?;
+        self.cache.recent.get(at, mode.number())
     }
 
     /// Sees to what code in segments needs; false if the instruction pointer is outside.

@@ -302,6 +302,14 @@ impl Rem {
             self.cache.blocks[index as usize].checked = Some(entry);
             entry
         };
+        let block = &self.cache.blocks[index as usize];
+        self.cache.recent.put(block);
+        let second = block.second.map(|_| (pc | 0xfff).wrapping_add(1));
+        self.enter_jump(pc, mode, checked, second);
+    }
+
+    /// Enters code at `pc` that reaches into the page `second` into the jump cache.
+    pub(super) fn enter_jump(&mut self, pc: u64, mode: Mode, checked: u32, second: Option<u64>) {
         let slot = (pc & 0xffff) as u16;
         let code = self.code.base() + u64::from(checked);
         self.set_jump(
@@ -310,7 +318,6 @@ impl Rem {
             Jump { tag: (pc | self.code_number).wrapping_neg(), code },
         );
         let code_bank = self.iem.core().code_bank();
-        let second = self.cache.blocks[index as usize].second.map(|_| (pc | 0xfff).wrapping_add(1));
         let tlb = &self.iem.core().tlb;
         let global = tlb.is_global(code_bank, pc) && second.is_none_or(|next| tlb.is_global(code_bank, next));
         let place = Placed::new(mode.bank, tlb.space());
