@@ -1,7 +1,7 @@
 //! What the image formats cost: the same load as `qemu-img bench`, through [`vd::Queue`] as controllers use it.
 //!
 //! ```text
-//! vd_bench bench FORMAT FILE [--write] [--depth N] [--size BYTES] [--step BYTES] [--count N] [--flush-interval N] [--threads N]
+//! vd_bench bench FORMAT FILE [--write] [--uncached] [--depth N] [--size BYTES] [--step BYTES] [--count N] [--flush-interval N] [--threads N]
 //! vd_bench create FORMAT FILE BYTES
 //! vd_bench clone FORMAT FILE FORMAT NEW_FILE
 //! ```
@@ -76,11 +76,15 @@ impl Load {
 
 fn bench(format: Format, path: &Path, options: &[String]) -> Result<()> {
     let (mut write, mut depth, mut len, mut step, mut count) = (false, 64u64, 4096u64, None, 75_000);
-    let (mut flush_interval, mut threads) = (0, 2);
+    let (mut flush_interval, mut threads, mut cached) = (0, 2, true);
     let mut options = options.iter();
     while let Some(option) = options.next() {
-        if option == "--write" {
-            write = true;
+        match option.as_str() {
+            "--write" => write = true,
+            "--uncached" => cached = false,
+            _ => {}
+        }
+        if matches!(option.as_str(), "--write" | "--uncached") {
             continue;
         }
         let value: u64 = options.next().context("a value is missing")?.parse()?;
@@ -95,7 +99,9 @@ fn bench(format: Format, path: &Path, options: &[String]) -> Result<()> {
         }
     }
     let mode = if write { OpenMode::ReadWrite } else { OpenMode::ReadOnly };
-    let queue = Queue::new(Image::open(path, mode, format)?, threads)?;
+    let image = Image::open(path, mode, format)?;
+    image.set_cached(cached);
+    let queue = Queue::new(image, threads)?;
     let (finished, wait) = mpsc::channel();
     let load = Arc::new(Load {
         queue,

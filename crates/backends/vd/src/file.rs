@@ -1,11 +1,15 @@
 //! The file under an image: positioned I/O without a file pointer.
 
-use std::io;
+use std::collections::BTreeSet;
+use std::io::{self, IoSlice};
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{FallocateFlags, FileType, SeekFrom};
+use parking_lot::{Mutex, MutexGuard};
+use rustix::fs::{Advice, FallocateFlags, FileType, SeekFrom};
 use rustix::io::Errno;
 
 /// Largest piece of zeros written at a time where the file system cannot make holes.
@@ -19,6 +23,15 @@ pub(crate) trait FileIo: Send + Sync {
     fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()>;
     /// Writes all of `data` at `offset`.
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()>;
+    /// Writes all pieces, which follow each other, from `offset` on.
+    fn write_pieces_at(&self, mut offset: u64, pieces: &mut [IoSlice<'_>]) -> io::Result<()> {
+        for piece in pieces {
+            self.write_at(offset, piece)?;
+            offset += piece.len() as u64;
+        }
+        Ok(())
+    }
+
     /// Cuts or extends (by zeros, without storage) the file.
     fn set_len(&self, len: u64) -> io::Result<()>;
     /// Makes everything written so far durable, with the length.
@@ -38,10 +51,14 @@ pub(crate) trait FileIo: Send + Sync {
         Ok((len > 0).then_some(offset..offset + len))
     }
 
-    /// The host's descriptor behind `offset`, and the offset in that; files that have none are read by [`FileIo::read_at`] alone.
-    fn located(&self, _offset: u64) -> Option<Located<'_>> {
+    /// The host's descriptor behind `len` bytes from `offset` on, which will be read now, and the offset in that; files that have none
+    /// are read by [`FileIo::read_at`] alone.
+    fn located(&self, _offset: u64, _len: u64) -> Option<Located<'_>> {
         None
     }
+
+    /// Whether the host's page cache may keep what is read and written, as it does to begin with.
+    fn set_cached(&self, _on: bool) {}
 }
 
 /// A place in a file of the host.
@@ -56,6 +73,33 @@ pub(crate) struct HostFile {
     fd: OwnedFd,
     /// A block device has a fixed length that `fstat` does not tell.
     device: bool,
+    cached: AtomicBool,
+    behind: Mutex<Behind>,
+}
+
+/// What of a file was read and written, and may lie in the host's page cache, in extents of 2 MiB: the kernel
+/// forgets none of its large folios in part.
+///
+/// Opening with `O_DIRECT` would keep it out altogether, but takes whole sectors of the host's disk, which the guest's sectors and the
+/// images' maps are not always, and gives up reading ahead.
+#[derive(Default)]
+struct Behind {
+    /// Since extents were dropped last, and their bytes.
+    now: BTreeSet<u64>,
+    bytes: u64,
+    /// Those of the time before. A read may have been on its way then, or what was written not yet in storage.
+    before: BTreeSet<u64>,
+}
+
+impl Behind {
+    const SHIFT: u32 = 21;
+    /// Bytes and extents after which they are dropped.
+    const BYTES: u64 = 32 << 20;
+    const EXTENTS: usize = 4096;
+
+    fn is_due(&self) -> bool {
+        self.bytes >= Self::BYTES || self.now.len() >= Self::EXTENTS
+    }
 }
 
 impl HostFile {
@@ -65,7 +109,35 @@ impl HostFile {
         if !device && kind != FileType::RegularFile {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "neither a file nor a block device"));
         }
-        Ok(Self { fd, device })
+        Ok(Self { fd, device, cached: AtomicBool::new(true), behind: Mutex::default() })
+    }
+
+    /// Takes note of bytes that are read or written, if the host is not to keep them.
+    fn touch(&self, offset: u64, len: usize) {
+        if len == 0 || self.cached.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut behind = self.behind.lock();
+        let last = offset.saturating_add(len as u64 - 1);
+        behind.now.extend(offset >> Behind::SHIFT..=last >> Behind::SHIFT);
+        behind.bytes += len as u64;
+        if behind.is_due() {
+            self.drop_behind(behind);
+        }
+    }
+
+    /// Has the host write what it has of the file, if need be, and forget it; what it still writes is forgotten the next time.
+    fn drop_behind(&self, mut behind: MutexGuard<'_, Behind>) {
+        let now = std::mem::take(&mut behind.now);
+        let mut extents = std::mem::replace(&mut behind.before, now.clone());
+        behind.bytes = 0;
+        drop(behind);
+        extents.extend(now);
+        for extent in extents {
+            let len = NonZeroU64::new(1 << Behind::SHIFT);
+            // The host may keep it all the same.
+            let _ = rustix::fs::fadvise(&self.fd, extent << Behind::SHIFT, len, Advice::DontNeed);
+        }
     }
 }
 
@@ -85,6 +157,7 @@ impl Drop for HostFile {
     /// A process that another thread is just starting may hold a copy of the descriptor until it executes its program. The lock must not
     /// outlive the image for that.
     fn drop(&mut self) {
+        self.drop_behind(self.behind.lock());
         let _ = rustix::fs::flock(&self.fd, rustix::fs::FlockOperation::Unlock);
     }
 }
@@ -98,6 +171,7 @@ impl FileIo for HostFile {
     }
 
     fn read_at(&self, mut offset: u64, mut out: &mut [u8]) -> io::Result<()> {
+        self.touch(offset, out.len());
         while !out.is_empty() {
             match rustix::io::pread(&self.fd, &mut *out, offset) {
                 Ok(0) => {
@@ -116,6 +190,7 @@ impl FileIo for HostFile {
     }
 
     fn write_at(&self, mut offset: u64, mut data: &[u8]) -> io::Result<()> {
+        self.touch(offset, data.len());
         while !data.is_empty() {
             match rustix::io::pwrite(&self.fd, data, offset) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -130,12 +205,33 @@ impl FileIo for HostFile {
         Ok(())
     }
 
+    fn write_pieces_at(&self, mut offset: u64, mut pieces: &mut [IoSlice<'_>]) -> io::Result<()> {
+        self.touch(offset, pieces.iter().map(|piece| piece.len()).sum());
+        IoSlice::advance_slices(&mut pieces, 0);
+        while !pieces.is_empty() {
+            match rustix::io::pwritev(&self.fd, pieces, offset) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => {
+                    offset += count as u64;
+                    IoSlice::advance_slices(&mut pieces, count);
+                }
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
     fn set_len(&self, len: u64) -> io::Result<()> {
         Ok(rustix::fs::ftruncate(&self.fd, len)?)
     }
 
     fn sync(&self) -> io::Result<()> {
-        Ok(rustix::fs::fdatasync(&self.fd)?)
+        rustix::fs::fdatasync(&self.fd)?;
+        if !self.cached.load(Ordering::Relaxed) {
+            self.drop_behind(self.behind.lock());
+        }
+        Ok(())
     }
 
     fn zero(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -178,8 +274,13 @@ impl FileIo for HostFile {
         Ok(Some(start..stop.clamp(start, end)))
     }
 
-    fn located(&self, offset: u64) -> Option<Located<'_>> {
+    fn located(&self, offset: u64, len: u64) -> Option<Located<'_>> {
+        self.touch(offset, usize::try_from(len).ok()?);
         Some(Located { fd: self.fd.as_fd(), at: offset })
+    }
+
+    fn set_cached(&self, on: bool) {
+        self.cached.store(on, Ordering::Relaxed);
     }
 }
 
@@ -225,6 +326,11 @@ impl FileIo for Arc<FileSet> {
         file.write_at(offset, data)
     }
 
+    fn write_pieces_at(&self, offset: u64, pieces: &mut [IoSlice<'_>]) -> io::Result<()> {
+        let (file, offset) = self.split(offset)?;
+        file.write_pieces_at(offset, pieces)
+    }
+
     fn set_len(&self, len: u64) -> io::Result<()> {
         let (file, len) = self.split(len)?;
         file.set_len(len)
@@ -255,9 +361,13 @@ impl FileIo for Arc<FileSet> {
         Ok(file.data(inner, len)?.map(|r| base + r.start..base + r.end))
     }
 
-    fn located(&self, offset: u64) -> Option<Located<'_>> {
+    fn located(&self, offset: u64, len: u64) -> Option<Located<'_>> {
         let (file, offset) = self.split(offset).ok()?;
-        file.located(offset)
+        file.located(offset, len)
+    }
+
+    fn set_cached(&self, on: bool) {
+        self.files.iter().for_each(|file| file.set_cached(on));
     }
 }
 
@@ -265,13 +375,13 @@ impl FileIo for Arc<FileSet> {
 #[cfg(test)]
 #[derive(Default)]
 pub(crate) struct MemoryFile {
-    pub(crate) bytes: parking_lot::Mutex<Vec<u8>>,
+    pub(crate) bytes: Mutex<Vec<u8>>,
 }
 
 #[cfg(test)]
 impl MemoryFile {
     pub(crate) fn new(bytes: &[u8]) -> Self {
-        Self { bytes: parking_lot::Mutex::new(bytes.to_vec()) }
+        Self { bytes: Mutex::new(bytes.to_vec()) }
     }
 }
 
@@ -327,7 +437,7 @@ impl FileIo for MemoryFile {
 /// A file in memory of which only the pages that hold something take memory, for fuzzing.
 #[derive(Clone, Default)]
 pub(crate) struct SparseFile {
-    inner: Arc<parking_lot::Mutex<SparsePages>>,
+    inner: Arc<Mutex<SparsePages>>,
 }
 
 #[derive(Default)]
@@ -351,7 +461,7 @@ impl SparseFile {
     pub(crate) fn fork(&self) -> Self {
         let inner = self.inner.lock();
         let pages = SparsePages { len: inner.len, pages: inner.pages.clone() };
-        Self { inner: Arc::new(parking_lot::Mutex::new(pages)) }
+        Self { inner: Arc::new(Mutex::new(pages)) }
     }
 }
 

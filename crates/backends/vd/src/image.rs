@@ -1,5 +1,6 @@
 //! Opened images: moves data between callers, files and parents, as the layout says.
 
+use std::io::IoSlice;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -297,6 +298,16 @@ impl Image {
         }
     }
 
+    /// Whether the host's page cache may keep what is read and written through this image and those below it. If not, it is dropped
+    /// behind the requests, after some 32 MiB of them and at each flush.
+    pub fn set_cached(&self, on: bool) {
+        let mut image = Some(self);
+        while let Some(own) = image {
+            own.file.set_cached(on);
+            image = own.parent.as_deref();
+        }
+    }
+
     fn cipher(&self) -> Option<Arc<DiskCipher>> {
         self.cipher.read().clone()
     }
@@ -439,7 +450,7 @@ impl Image {
         }
         let extent = self.map(offset, len).ok().filter(|extent| extent.len == len)?;
         match (extent.place, &self.parent) {
-            (Place::File(at), _) => self.file.located(at),
+            (Place::File(at), _) => self.file.located(at, len),
             (Place::Absent, Some(parent)) => parent.locate(offset, len),
             _ => None,
         }
@@ -480,6 +491,29 @@ impl Image {
     /// As [`Image::write`], also where zeros would be left out because zeros are there already.
     pub(crate) fn write_all(&self, offset: u64, data: &[u8]) -> Result<(), Error> {
         self.write_with(offset, data, false)
+    }
+
+    /// Whether the host carries out one write to the image at a time, so that more threads only stand in each other's way.
+    pub(crate) fn writes_in_turns(&self) -> bool {
+        self.file.located(0, 0).is_some() && self.cipher.read().is_none()
+    }
+
+    /// Writes `buffers`, which follow each other, at virtual byte `offset` if they can be written at once; false if nothing, or not
+    /// all of it, was done: then [`Image::write`] tells why.
+    pub(crate) fn write_together(&self, offset: u64, buffers: &[Vec<u8>]) -> bool {
+        let len = buffers.iter().map(|buffer| buffer.len() as u64).sum();
+        let file = &*self.file;
+        let ready = self.check_writable().is_ok()
+            && self.check(offset, len).is_ok()
+            && self.cipher.read().is_none()
+            && self.note_modified().is_ok();
+        let Some(Extent { place: Place::File(to), .. }) =
+            ready.then(|| self.map(offset, len).ok()).flatten().filter(|extent| extent.len == len)
+        else {
+            return false;
+        };
+        let mut pieces: Vec<_> = buffers.iter().map(|buffer| IoSlice::new(buffer)).collect();
+        self.layout.before_write(file, offset).and_then(|()| file.write_pieces_at(to, &mut pieces)).is_ok()
     }
 
     fn write_with(&self, offset: u64, data: &[u8], sparse: bool) -> Result<(), Error> {

@@ -5,7 +5,8 @@
 //!
 //! **How requests run.** A few threads take requests. What the host has in memory they copy at once; a read that would wait for
 //! storage goes to a [`Ring`] and the thread goes on. Small requests are left to as few threads as will do: waking a thread costs
-//! more than copying a page. Where the host has no ring, reads wait on the threads.
+//! more than copying a page. Where the host has no ring, reads wait on the threads. The host's file systems carry out one write to a
+//! file at a time, so that one thread does all that wait, and those that follow each other in the file at once.
 
 use std::collections::VecDeque;
 use std::io::IoSliceMut;
@@ -26,6 +27,8 @@ use crate::ring::Ring;
 const SETTLE: Duration = Duration::from_secs(5);
 /// How much waits for a running thread before another one is woken, in units of [`Op::cost`].
 const ENOUGH: u64 = 8;
+/// Bytes that are written at once if several requests follow each other.
+const TOGETHER: u64 = 256 << 10;
 
 /// A request. Offsets and lengths are in bytes.
 #[derive(Debug)]
@@ -53,10 +56,37 @@ impl Op {
 /// Called once with the request's buffer (empty where it had none).
 pub type Done = Box<dyn FnOnce(Result<Vec<u8>, Error>) + Send>;
 
-struct State {
-    requests: VecDeque<(Op, Done)>,
-    /// Sum of their costs.
+/// Requests of one kind, in the order of their numbers, and the sum of their costs.
+#[derive(Default)]
+struct Waiting {
+    requests: VecDeque<(u64, Op, Done)>,
     cost: u64,
+}
+
+impl Waiting {
+    fn push(&mut self, number: u64, op: Op, done: Done) {
+        self.cost += op.cost();
+        self.requests.push_back((number, op, done));
+    }
+
+    fn first(&self) -> Option<u64> {
+        self.requests.front().map(|first| first.0)
+    }
+
+    fn pop(&mut self) -> Option<(Op, Done)> {
+        let (_, op, done) = self.requests.pop_front()?;
+        self.cost -= op.cost();
+        Some((op, done))
+    }
+}
+
+struct State {
+    requests: Waiting,
+    /// Those that one thread carries out at a time, and whether one does.
+    writes: Waiting,
+    writing: bool,
+    /// Requests so far.
+    number: u64,
     /// Requests that were taken and have not completed.
     running: usize,
     /// Threads that will look at the queue very soon: they are not in a request that may keep them waiting.
@@ -66,6 +96,51 @@ struct State {
     closing: bool,
     /// When to flush new blocks that no flush covered.
     settle_at: Option<Instant>,
+}
+
+/// What a thread does next.
+enum Job {
+    One(Op, Done),
+    /// Writes that follow each other: offset of the first, and buffers.
+    Writes(u64, Vec<Vec<u8>>, Vec<Done>),
+}
+
+impl State {
+    fn is_empty(&self) -> bool {
+        self.requests.requests.is_empty() && self.writes.requests.is_empty()
+    }
+
+    /// Cost of what a thread could take.
+    fn cost(&self) -> u64 {
+        self.requests.cost + if self.writing { 0 } else { self.writes.cost }
+    }
+
+    /// The oldest request, or writes, that can be started.
+    fn take(&mut self) -> Option<Job> {
+        let write = self.writes.first().filter(|_| !self.writing);
+        let first = self.requests.first();
+        if write.is_none_or(|write| first.is_some_and(|first| first < write)) {
+            let (op, done) = self.requests.pop()?;
+            self.running += 1;
+            return Some(Job::One(op, done));
+        }
+        let (mut buffers, mut dones, mut start, mut len) = (Vec::new(), Vec::new(), 0, 0);
+        while let Some((_, Op::Write { offset, buffer }, _)) = self.writes.requests.front() {
+            if !buffers.is_empty() && (*offset != start + len || len + buffer.len() as u64 > TOGETHER) {
+                break;
+            }
+            let Some((Op::Write { offset, buffer }, done)) = self.writes.pop() else { break };
+            if buffers.is_empty() {
+                start = offset;
+            }
+            len += buffer.len() as u64;
+            buffers.push(buffer);
+            dones.push(done);
+        }
+        self.writing = true;
+        self.running += dones.len();
+        Some(Job::Writes(start, buffers, dones))
+    }
 }
 
 struct Shared {
@@ -96,8 +171,10 @@ impl Queue {
             ring,
             settle,
             state: Mutex::new(State {
-                requests: VecDeque::new(),
-                cost: 0,
+                requests: Waiting::default(),
+                writes: Waiting::default(),
+                writing: false,
+                number: 0,
                 running: 0,
                 working: 0,
                 idle: 0,
@@ -124,15 +201,20 @@ impl Queue {
     /// Queues a request.
     pub fn submit(&self, op: Op, done: Done) {
         let mut state = self.shared.state.lock();
-        state.cost += op.cost();
-        state.requests.push_back((op, done));
+        let number = state.number;
+        state.number += 1;
+        if matches!(op, Op::Write { .. }) && self.shared.image.writes_in_turns() {
+            state.writes.push(number, op, done);
+        } else {
+            state.requests.push(number, op, done);
+        }
         self.shared.wake(state);
     }
 
     /// Waits until nothing is queued or running. Not to be called from a completion.
     pub fn drain(&self) {
         let mut state = self.shared.state.lock();
-        while state.running > 0 || !state.requests.is_empty() {
+        while state.running > 0 || !state.is_empty() {
             self.shared.drained.wait(&mut state);
         }
     }
@@ -159,9 +241,8 @@ impl Drop for Queue {
 impl Shared {
     /// Wakes a thread if those that run are not enough for what is queued.
     fn wake(&self, state: MutexGuard<'_, State>) {
-        let wake = state.idle > 0
-            && !state.requests.is_empty()
-            && (state.working == 0 || state.cost > ENOUGH * state.working);
+        let cost = state.cost();
+        let wake = state.idle > 0 && cost > 0 && (state.working == 0 || cost > ENOUGH * state.working);
         drop(state);
         if wake {
             self.work.notify_one();
@@ -171,28 +252,23 @@ impl Shared {
     fn work(self: Arc<Self>) {
         let mut state = self.state.lock();
         loop {
-            if let Some((op, done)) = state.requests.pop_front() {
-                state.cost -= op.cost();
-                state.running += 1;
+            if let Some(job) = state.take() {
                 state.working += 1;
                 self.wake(state);
-                let fast = self.fast(op, done);
-                if let Fast::Waits(op, done) = fast {
-                    state = self.state.lock();
-                    state.working -= 1;
-                    self.wake(state);
-                    let result = self.run(op);
-                    self.state.lock().working += 1;
-                    done(result);
-                    state = self.state.lock();
-                    self.completed(&mut state);
-                } else if let Fast::Done(result, done) = fast {
-                    done(result);
-                    state = self.state.lock();
-                    self.completed(&mut state);
-                } else {
-                    state = self.state.lock();
-                }
+                state = match job {
+                    Job::Writes(offset, buffers, dones) => self.write(offset, buffers, dones),
+                    Job::One(op, done) => match self.fast(op, done) {
+                        Fast::Done(result, done) => {
+                            done(result);
+                            self.completed(1)
+                        }
+                        Fast::Later => self.state.lock(),
+                        Fast::Waits(op, done) => {
+                            done(self.waits(|| self.run(op)));
+                            self.completed(1)
+                        }
+                    },
+                };
                 state.working -= 1;
                 continue;
             }
@@ -226,17 +302,51 @@ impl Shared {
         }
     }
 
-    fn completed(&self, state: &mut State) {
-        state.running -= 1;
+    fn completed(&self, count: usize) -> MutexGuard<'_, State> {
+        let mut state = self.state.lock();
+        state.running -= count;
         if state.settle_at.is_none() && self.image.is_dirty() {
             state.settle_at = Some(Instant::now() + self.settle);
         }
-        if state.running == 0 && state.requests.is_empty() {
+        if state.running == 0 && state.is_empty() {
             self.drained.notify_all();
             if state.closing {
                 self.work.notify_all();
             }
         }
+        state
+    }
+
+    /// Carries out writes that follow each other.
+    fn write(&self, start: u64, buffers: Vec<Vec<u8>>, dones: Vec<Done>) -> MutexGuard<'_, State> {
+        let count = dones.len();
+        let results = self.waits(|| {
+            let together = buffers.len() > 1 && self.image.write_together(start, &buffers);
+            let mut offset = start;
+            let write = |buffer: Vec<u8>| {
+                let at = offset;
+                offset += buffer.len() as u64;
+                let result = if together { Ok(()) } else { self.image.write(at, &buffer) };
+                result.map(|()| buffer)
+            };
+            buffers.into_iter().map(write).collect::<Vec<_>>()
+        });
+        for (result, done) in results.into_iter().zip(dones) {
+            done(result);
+        }
+        let mut state = self.completed(count);
+        state.writing = false;
+        state
+    }
+
+    /// Does what may keep the thread waiting.
+    fn waits<T>(&self, what: impl FnOnce() -> T) -> T {
+        let mut state = self.state.lock();
+        state.working -= 1;
+        self.wake(state);
+        let result = what();
+        self.state.lock().working += 1;
+        result
     }
 
     /// Carries a request out that does not keep the thread waiting.
@@ -259,7 +369,7 @@ impl Shared {
                 _ => Ok(()),
             };
             done(result.map(|()| buffer));
-            shared.completed(&mut shared.state.lock());
+            drop(shared.completed(1));
         };
         if let Err((buffer, after)) = ring.read(fd, at + have as u64, buffer, have, Box::new(after)) {
             after(buffer, Ok(0));
@@ -362,6 +472,80 @@ mod tests {
         drop(queue);
         std::fs::remove_file(&path).unwrap();
         assert_eq!(count.load(std::sync::atomic::Ordering::SeqCst), 200);
+    }
+
+    #[test]
+    fn writes_that_follow_each_other_land_where_they_belong() {
+        let path = std::env::temp_dir().join(format!("vd-together-{}", std::process::id()));
+        std::fs::write(&path, crate::vdi::tests::small_image(64)).unwrap();
+        let image = Image::open(&path, OpenMode::ReadWrite, Format::Vdi).unwrap();
+        assert!(image.writes_in_turns());
+        let mut expected = vec![0; image.size().0 as usize];
+        let queue = Queue::new(image, 2).unwrap();
+        // Two rounds: into blocks that are new, and into those that are there. Rows of several requests, and jumps.
+        for round in 0..2u64 {
+            let (mut at, mut number) = (0, 0u64);
+            while at + 9000 < expected.len() {
+                let len = 512 * (1 + number as usize % 16);
+                let buffer = vec![(number % 250 + 1 + round) as u8; len];
+                expected[at..at + len].copy_from_slice(&buffer);
+                let done = |result: Result<Vec<u8>, Error>| assert!(result.is_ok());
+                queue.submit(Op::Write { offset: at as u64, buffer }, Box::new(done));
+                at += len + if number % 7 == 6 { 1024 } else { 0 };
+                number += 1;
+            }
+            queue.drain();
+            let mut found = vec![0; expected.len()];
+            queue.image().read(0, &mut found).unwrap();
+            assert!(found == expected, "round {round}");
+        }
+        drop(queue);
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    /// Bytes of a file that lie in the host's page cache. util-linux tells.
+    fn resident(path: &Path) -> usize {
+        let fincore = std::process::Command::new("fincore")
+            .args(["--bytes", "--noheadings", "--output", "RES"])
+            .arg(path)
+            .output()
+            .unwrap();
+        String::from_utf8(fincore.stdout).unwrap().trim().parse().unwrap()
+    }
+
+    #[test]
+    fn the_host_keeps_nothing_of_a_disk_that_it_is_not_to_cache() {
+        const SIZE: usize = 160 << 20;
+        let path = std::env::temp_dir().join(format!("vd-uncached-{}", std::process::id()));
+        std::fs::write(&path, vec![1; SIZE]).unwrap();
+        let file = std::fs::File::open(&path).unwrap();
+        file.sync_all().unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        if resident(&path) > 0 {
+            eprintln!("SKIPPED: the file system keeps all its files in memory");
+            std::fs::remove_file(&path).unwrap();
+            return;
+        }
+        for (cached, write) in [(false, false), (false, true), (true, false), (true, true)] {
+            let image = Image::open(&path, OpenMode::ReadWrite, Format::Raw).unwrap();
+            image.set_cached(cached);
+            let queue = Queue::new(image, 2).unwrap();
+            for at in (0..SIZE as u64).step_by(1 << 20) {
+                let (offset, buffer) = (at, vec![2; 1 << 20]);
+                let op = if write { Op::Write { offset, buffer } } else { Op::Read { offset, buffer } };
+                queue.submit(op, Box::new(|result| assert!(result.is_ok())));
+                queue.drain();
+            }
+            if !write {
+                let most = if cached { SIZE } else { 80 << 20 };
+                assert!(resident(&path) <= most, "reading left {} MiB", resident(&path) >> 20);
+            }
+            queue.submit(Op::Flush, Box::new(|result| assert!(result.is_ok())));
+            queue.drain();
+            let left = resident(&path);
+            assert_eq!(left > SIZE / 2, cached, "cached {cached}, write {write}: {} MiB", left >> 20);
+        }
+        std::fs::remove_file(&path).unwrap();
     }
 
     #[test]

@@ -45,6 +45,7 @@ fn drive(kind: DriveKind, path: PathBuf, port: u8) -> DriveConfig {
         parents: Vec::new(),
         target: None,
         shareable: false,
+        host_cache: true,
         uuid: Uuid::nil(),
         encryption: None,
     };

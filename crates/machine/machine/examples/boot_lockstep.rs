@@ -445,6 +445,7 @@ fn drive(path: PathBuf) -> DriveConfig {
             parents: Vec::new(),
             target: None,
             shareable: false,
+            host_cache: true,
             uuid: Uuid::nil(),
             encryption: None,
         }),

@@ -84,6 +84,7 @@ impl ImageDriver {
             if parents.is_empty() { None } else { Some(vd::open_chain(&parents, OpenMode::ReadOnly)) };
         let image = parent.transpose().and_then(|parent| Image::open_source(&own, mode, parent));
         let image = image.with_context(cannot)?;
+        image.set_cached(medium.host_cache);
         let threads = if medium.target.is_some() { NETWORK_THREADS } else { THREADS };
         let gate = match &medium.encryption {
             None => None,
@@ -270,6 +271,7 @@ mod tests {
             target: None,
             read_only: false,
             shareable: false,
+            host_cache: true,
             uuid: uuid::Uuid::nil(),
             encryption: None,
         }

@@ -153,6 +153,8 @@ pub struct MediumConfig {
     pub read_only: bool,
     /// Other machines may write to it, too.
     pub shareable: bool,
+    /// The host's page cache may keep what the machine reads and writes.
+    pub host_cache: bool,
     pub uuid: Uuid,
     pub encryption: Option<Encryption>,
 }
@@ -679,6 +681,7 @@ fn drive(
                 target,
                 read_only: kind == DriveKind::Dvd || of_type(w::MediumType::Readonly),
                 shareable: of_type(w::MediumType::Shareable),
+                host_cache: controller.use_host_io_cache,
                 uuid: id,
                 encryption,
             })
