@@ -277,6 +277,17 @@ fn after_a_power_cut_a_qcow2_opens_and_holds_what_was_flushed() {
 }
 
 #[test]
+fn after_a_power_cut_a_qcow_of_version_1_opens_and_holds_what_was_flushed() {
+    // Clusters of 4 KiB, second tables of 64 words, three of them; the first table follows the header.
+    let mut bytes = vec![0; 72];
+    bytes[..8].copy_from_slice(b"QFI\xfb\0\0\0\x01");
+    bytes[24..32].copy_from_slice(&0xa_0000u64.to_be_bytes());
+    bytes[32..34].copy_from_slice(&[12, 6]);
+    bytes[40..48].copy_from_slice(&48u64.to_be_bytes());
+    cut_power(Format::Qcow, &bytes, 2, (0..160).step_by(7));
+}
+
+#[test]
 fn after_a_power_cut_a_parallels_image_opens_and_holds_what_was_flushed() {
     let file = MemoryFile::default();
     assert!(crate::parallels::create(&file, (2 << 20) + 0x4_0000).unwrap());

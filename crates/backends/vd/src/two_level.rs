@@ -61,6 +61,11 @@ impl TwoLevel {
         self.first.get(index).map_or(0, |word| word.load(Ordering::Acquire))
     }
 
+    /// Where the second table lies.
+    pub(crate) fn offset(&self, index: usize) -> u64 {
+        self.first(index) & self.mask
+    }
+
     pub(crate) fn set_first(&self, index: usize, word: u64) {
         if let Some(slot) = self.first.get(index) {
             slot.store(word, Ordering::Release);
@@ -73,7 +78,7 @@ impl TwoLevel {
         if let Some(table) = slot.get() {
             return Ok(Some(table));
         }
-        let at = self.first(index) & self.mask;
+        let at = self.offset(index);
         if at == 0 {
             return Ok(None);
         }

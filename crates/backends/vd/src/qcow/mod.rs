@@ -1,10 +1,10 @@
-//! QCOW2 images, and QCOW images for reading; VirtualBox calls both QCOW. See [`header`] for layout and source.
+//! QCOW2 and QCOW images; VirtualBox calls both QCOW. See [`header`] for layout and source.
 //!
 //! **Order of writes.** New clusters are always taken from the end of the file. A flush makes data, new tables and the counters of all
 //! new clusters durable first, and only then writes the words that name them: a power cut leaves at worst clusters that are counted and
-//! not used, which cost space and nothing else.
+//! not used, which cost space and nothing else. QCOW images have no counters.
 //!
-//! Images with internal snapshots, and QCOW ones, are for reading. Encryption, external data files and extended tables are
+//! Images with internal snapshots are for reading. Encryption, external data files and extended tables are
 //! refused by name. Compressed clusters are read, by deflate and by zstd. New images are of version 2 with clusters of 64 KiB.
 
 mod header;
@@ -27,7 +27,7 @@ use header::{CORRUPT, DIRTY, Header, MAGIC, OFFSET};
 use refcounts::Refcounts;
 pub(crate) use repair::repair;
 
-/// Words of both tables: this is the only reference to the cluster.
+/// Words of both tables: this is the only reference to the cluster. Version 1: it is compressed.
 const COPIED: u64 = 1 << 63;
 const COMPRESSED: u64 = 1 << 62;
 /// Version 3: the cluster reads as zeros.
@@ -209,8 +209,14 @@ impl Qcow {
         packed_range(&self.header, word)
     }
 
-    fn take_cluster(&self, bytes: u64) -> u64 {
-        self.end.fetch_add(bytes, Ordering::AcqRel)
+    /// Takes clusters for so many bytes.
+    fn take(&self, bytes: u64) -> u64 {
+        self.end.fetch_add(bytes.next_multiple_of(self.header.cluster()), Ordering::AcqRel)
+    }
+
+    /// The word for what lies at an offset, and nowhere else.
+    fn word(&self, at: u64) -> u64 {
+        if self.header.version == 1 { at } else { at | COPIED }
     }
 }
 
@@ -274,7 +280,7 @@ impl Allocation for NewCluster<'_> {
         let end = self.at + self.len();
         self.image.end.fetch_max(end, Ordering::AcqRel);
         self.alloc.file_len = self.alloc.file_len.max(end);
-        if self.old & COMPRESSED != 0 {
+        if self.image.header.version > 1 && self.old & COMPRESSED != 0 {
             let old = self.old;
             self.alloc.released.push(old);
         }
@@ -283,7 +289,7 @@ impl Allocation for NewCluster<'_> {
         let (index, within) = (number / self.image.tables.entries(), number % self.image.tables.entries());
         self.image.dirty.store(true, Ordering::Release);
         if let Ok(table) = self.image.tables.add(index as usize) {
-            table[within as usize].store(self.at | COPIED, Ordering::Release);
+            table[within as usize].store(self.image.word(self.at), Ordering::Release);
         }
     }
 }
@@ -327,9 +333,9 @@ impl Layout for Qcow {
         };
         let index = (number / self.tables.entries()) as usize;
         if self.tables.table(file, index)?.is_none() {
-            let at = self.take_cluster(self.tables.entries() * 8);
+            let at = self.take(self.tables.entries() * 8);
             self.tables.add(index)?;
-            self.tables.set_first(index, at | COPIED);
+            self.tables.set_first(index, self.word(at));
             alloc.new_tables.insert(index);
             self.dirty.store(true, Ordering::Release);
         }
@@ -366,9 +372,6 @@ impl Layout for Qcow {
 
     fn read_only_reason(&self) -> Option<&'static str> {
         match &self.header {
-            Header { version: 1, .. } => {
-                Some("writing to QCOW images of version 1; clone it to QCOW2 or VDI")
-            }
             Header { snapshots: 1.., .. } => Some(
                 "writing to a QCOW2 image with internal snapshots; clone it, or delete them with qemu-img",
             ),
@@ -396,7 +399,7 @@ impl Layout for Qcow {
 
 impl Qcow {
     fn write_out(&self, file: &dyn FileIo, state: &mut FlushState) -> io::Result<()> {
-        let Some(refcounts) = &mut state.refcounts else { return file.sync() };
+        let mut refcounts = state.refcounts.as_mut();
         let mut alloc = self.alloc.lock();
         self.dirty.store(false, Ordering::Release);
         let mut pending = std::mem::take(&mut alloc.pending);
@@ -409,10 +412,12 @@ impl Qcow {
         // Everything is as of now: what is committed from here on waits for the next flush.
         let bits = self.header.cluster_bits;
         let mut end = self.end.load(Ordering::Acquire);
-        while alloc.counted < end {
-            let clusters = alloc.counted >> bits..end >> bits;
-            alloc.counted = end;
-            refcounts.add(file, clusters, 1, &mut end)?;
+        if let Some(refcounts) = &mut refcounts {
+            while alloc.counted < end {
+                let clusters = alloc.counted >> bits..end >> bits;
+                alloc.counted = end;
+                refcounts.add(file, clusters, 1, &mut end)?;
+            }
         }
         self.end.store(end, Ordering::Release);
         alloc.file_len = alloc.file_len.max(end);
@@ -421,7 +426,7 @@ impl Qcow {
             if let Some(table) = self.tables.table(file, index)? {
                 let bytes: Vec<u8> =
                     table.iter().flat_map(|w| w.load(Ordering::Acquire).to_be_bytes()).collect();
-                file.write_at(self.tables.first(index) & OFFSET, &bytes)?;
+                file.write_at(self.tables.offset(index), &bytes)?;
             }
         }
         // Under the lock nobody writes behind the end, so this never cuts anything off.
@@ -429,7 +434,7 @@ impl Qcow {
             file.set_len(end)?;
         }
         drop(alloc);
-        let moved = refcounts.write(file)?;
+        let moved = refcounts.as_mut().map_or(Ok(None), |refcounts| refcounts.write(file))?;
         file.sync()?;
         if let Some((at, clusters)) = moved {
             let mut place = at.to_be_bytes().to_vec();
@@ -445,6 +450,7 @@ impl Qcow {
             file.write_at(self.header.first + 8 * index as u64, &word)?;
         }
         file.sync()?;
+        let Some(refcounts) = refcounts.filter(|_| !released.is_empty()) else { return Ok(()) };
         // Late, so that a cut leaves too high counts rather than too low ones.
         for word in &released {
             let (at, len) = self.packed_range(*word);
@@ -452,9 +458,7 @@ impl Qcow {
             let mut none = self.end.load(Ordering::Acquire);
             refcounts.add(file, clusters, -1, &mut none)?;
         }
-        if !released.is_empty() {
-            refcounts.write(file)?;
-        }
+        refcounts.write(file)?;
         Ok(())
     }
 
@@ -475,7 +479,7 @@ impl Qcow {
             let Some(table) = self.tables.table(file, index)? else { continue };
             let words = &table[within as usize..within as usize + run.len()];
             let bytes = words.iter().flat_map(|w| w.load(Ordering::Acquire).to_be_bytes()).collect();
-            out.push(((self.tables.first(index) & OFFSET) + 8 * within, bytes));
+            out.push((self.tables.offset(index) + 8 * within, bytes));
         }
         Ok(out)
     }
