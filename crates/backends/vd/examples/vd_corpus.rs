@@ -9,6 +9,9 @@
 //!
 //! QED images are made by `qemu-img`; where that is not installed their seeds stay as they are.
 
+#[path = "../src/dmg/sample.rs"]
+mod dmg;
+
 use std::path::Path;
 use std::process::Command;
 
@@ -179,6 +182,9 @@ fn main() -> Result<()> {
             }
         }
     }
+    let path = dir.join("dmg");
+    std::fs::write(&path, dmg::sample(0x8000_0005).0)?;
+    save(out, "vd_dmg", "sample", &path)?;
     std::fs::create_dir_all(out.join("vd_iscsi"))?;
     for (name, eager) in [("asked", false), ("eager", true)] {
         std::fs::write(out.join("vd_iscsi").join(name), iscsi_session(eager))?;

@@ -367,7 +367,7 @@ fn damage_in_the_metadata_of_other_formats_does_no_harm() {
     let vhdx = MemoryFile::default();
     crate::vhdx::create(&vhdx, 0x8_0000, Variant::Dynamic, None).unwrap();
     let vhdx = vhdx.bytes.into_inner();
-    let dmg = crate::dmg::tests::sample(0x8000_0005).0;
+    let dmg = crate::dmg::sample::sample(0x8000_0005).0;
     let qed = small_qed();
     let open = |bytes: &[u8], format| {
         Image::from_file(Box::new(MemoryFile::new(bytes)), Path::new("t"), OpenMode::ReadOnly, format, None)
