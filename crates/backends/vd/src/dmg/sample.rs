@@ -20,7 +20,7 @@ fn encode(bytes: &[u8]) -> String {
 
 /// A file, and what it holds, in eight sectors: two plain, two of zeros, three packed by deflate and said to be of `last_kind`, one that
 /// no chunk names.
-pub fn sample(last_kind: u32) -> (Vec<u8>, Vec<u8>) {
+pub(crate) fn sample(last_kind: u32) -> (Vec<u8>, Vec<u8>) {
     let mut model = vec![0; 8 * 512];
     model[..1024].fill(7);
     for (i, byte) in model[4 * 512..7 * 512].iter_mut().enumerate() {
