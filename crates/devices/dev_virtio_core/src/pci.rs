@@ -5,10 +5,11 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use pdm::doorbell::{Bell, BellDevice};
 use pdm::iom::mmio_handler;
 use pdm::irq::IrqLine;
 use pdm::msix::MsiX;
-use pdm::pci::{Bar, ConfigSpace, DevFn, Identity, PciBus, PciDevice};
+use pdm::pci::{Bar, BarBell, ConfigSpace, DevFn, Identity, PciBus, PciDevice};
 use pdm::{Device, MmioDevice, PortIo, Width};
 use pgm::{Backing, Pgm};
 use ssm::{Error, Reader, Saveable, Writer, check_version};
@@ -23,6 +24,8 @@ pub const VENDOR: u16 = 0x1af4;
 const PORTS: u16 = 64;
 /// Where the legacy ports of a device's own configuration begin without MSI-X; with it, its two registers come before.
 const LEGACY_CONFIG: u16 = 20;
+/// The legacy port that takes the number of a queue with new chains.
+const LEGACY_NOTIFY: u16 = 16;
 const LEGACY_CONFIG_MSIX: u16 = 24;
 /// The BAR of the register blocks.
 const BLOCKS_BAR: u8 = 4;
@@ -327,6 +330,20 @@ impl<D: VirtioDevice + 'static> VirtioPci<D> {
             vec![(0, ports), (MSIX_BAR, msix.bar()), (BLOCKS_BAR.into(), registers)],
             this.clone(),
         );
+        // What notifies the device in either way does nothing else.
+        let bells: Vec<_> = (0..this.lock().transport.state.queues.len() as u16)
+            .flat_map(|queue| {
+                let register = block::NOTIFY as u16 + queue * block::NOTIFY_STEP as u16;
+                [(0, LEGACY_NOTIFY), (BLOCKS_BAR.into(), register)].map(|(bar, offset)| BarBell {
+                    bar,
+                    offset,
+                    value: queue,
+                    number: queue,
+                })
+            })
+            .collect();
+        let device: Arc<dyn Bell> = this.clone();
+        bus.add_doorbells(at, &bells, Arc::downgrade(&device));
     }
 
     fn set_status(&mut self, value: u8) {
@@ -401,7 +418,7 @@ impl<D: VirtioDevice + 'static> VirtioPci<D> {
                 }
             }
             (0x0e, Width::Word) => self.transport.state.queue_select = value as u16,
-            (0x10, Width::Word) => self.notify(value as u16),
+            (LEGACY_NOTIFY, Width::Word) => self.notify(value as u16),
             (0x12, Width::Byte) => self.set_status(value as u8),
             (_, _) if offset >= config => {
                 let bytes = value.to_le_bytes();
@@ -564,6 +581,12 @@ fn window(space: &ConfigSpace) -> Option<(u64, usize)> {
     let (at, len) = (space.u32(WINDOW_OFFSET), space.u32(WINDOW_LENGTH));
     let valid = space.byte(WINDOW_BAR) == BLOCKS_BAR && matches!(len, 1 | 2 | 4) && at % len == 0;
     (valid && u64::from(at) < block::END).then_some((at.into(), len as usize))
+}
+
+impl<D: VirtioDevice + 'static> BellDevice for VirtioPci<D> {
+    fn rung(&mut self, number: u16) {
+        self.notify(number);
+    }
 }
 
 impl<D: VirtioDevice + 'static> PciDevice for VirtioPci<D> {

@@ -2,6 +2,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
+use pdm::doorbell::{BellId, Doorbell, Place, Watcher};
 use pdm::irq::{IrqLine, IrqPin, IrqSink};
 use pdm::msix::MsiSink;
 use pdm::pci::{DevFn, PciBus};
@@ -255,6 +256,54 @@ fn a_legacy_driver_sets_the_device_up() {
     assert!(line.0.load(Ordering::SeqCst));
     assert_eq!(d.port_read(Port(0xd013), Width::Byte), 1);
     assert_eq!(d.port_read(Port(0xd014), Width::Dword), 0x0403_0201);
+}
+
+/// Remembers doorbells, and rings them.
+#[derive(Default)]
+struct Ear(Mutex<Vec<Doorbell>>);
+
+impl Watcher for Ear {
+    fn put_up(&self, _: BellId, doorbell: &Doorbell) {
+        self.0.lock().push(doorbell.clone());
+    }
+    fn take_down(&self, _: BellId) {}
+}
+
+#[test]
+fn either_doorbell_has_the_device_look_at_its_queue_and_one_rung_before_a_reset_does_nothing_after_it() {
+    let (device, pgm, _) = echo();
+    let iom = Iom::new();
+    let bus = PciBus::new(iom.clone(), pgm.clone());
+    let at = DevFn::new(3, 0);
+    VirtioPci::register(&device, &bus, at);
+    let ear = Arc::new(Ear::default());
+    let watcher: Arc<dyn Watcher> = ear.clone();
+    iom.doorbells().watch(&watcher);
+    bus.config_write(at, 0x10, Width::Dword, 0xd000);
+    bus.config_write(at, 0x20, Width::Dword, 0xe000_0000);
+    bus.config_write(at, 0x04, Width::Word, 3);
+    let bells = ear.0.lock().clone();
+    let places: Vec<_> = bells.iter().map(|bell| bell.place).collect();
+    assert_eq!(places, [Place::Port(Port(0xd010), 0), Place::Memory(GuestPhys(0xe000_3000))]);
+    // A legacy driver's queue.
+    iom.write(Port(0xd008), Width::Dword, 4);
+    iom.write(Port(0xd012), Width::Byte, 7);
+    descriptor(&pgm, 0x4000, 0, 0x8000, 1, 0, 0);
+    let used = || {
+        let mut index = [0; 2];
+        pgm.read(GuestPhys(0x5002), &mut index);
+        u16::from_le_bytes(index)
+    };
+    for (bell, index) in bells.iter().zip(1u16..) {
+        pgm.write(GuestPhys(0x4000 + 128 + 2), &index.to_le_bytes());
+        assert_eq!(used(), index - 1);
+        bell.device.upgrade().unwrap().rung(bell.number);
+        assert_eq!(used(), index);
+    }
+    pgm.write(GuestPhys(0x4000 + 128 + 2), &3u16.to_le_bytes());
+    iom.write(Port(0xd012), Width::Byte, 0);
+    bells[0].device.upgrade().unwrap().rung(0);
+    assert_eq!(used(), 2);
 }
 
 #[test]

@@ -11,12 +11,14 @@
 //! * The time-stamp counter is the host's plus an offset, and virtual time is computed from it ([`Host::clock`]), so that both agree to the
 //!   tick. Where the host's counter is not to be relied on, KVM makes the guest's follow the host's raw monotonic clock, and so does virtual
 //!   time; the vCPUs' counters then differ a little ([`Host::has_stable_counter`]).
+//! * Notifications of virtio devices ([`pdm::doorbell`]) are heard by KVM, and a thread tells the device ([`doorbells`]).
 //! * Writes that may be late ([`pgm::Backing::posted`]) are collected by KVM, and pages that guests write are noted by it for those who ask
 //!   ([`pgm::Backlog`]).
 //!
 //! Not reached by KVM, as with every hypervisor on it: the A20 gate (guests see it open).
 
 mod apic;
+mod doorbells;
 mod msr;
 mod probe;
 mod slots;

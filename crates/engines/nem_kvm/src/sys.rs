@@ -3,7 +3,7 @@
 
 use std::io;
 use std::mem::offset_of;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::Once;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
@@ -11,9 +11,11 @@ use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use kvm_bindings::{
     KVM_COALESCED_MMIO_PAGE_OFFSET, KVM_IRQ_ROUTING_MSI, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET,
     KvmIrqRouting, kvm_coalesced_mmio, kvm_coalesced_mmio_ring, kvm_device_attr, kvm_interrupt,
-    kvm_irq_routing_entry, kvm_run, kvm_userspace_memory_region,
+    kvm_ioeventfd, kvm_ioeventfd_flag_nr_datamatch, kvm_ioeventfd_flag_nr_deassign,
+    kvm_ioeventfd_flag_nr_pio, kvm_irq_routing_entry, kvm_run, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
+use pdm::doorbell::Place;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 /// The first page of a vCPU's kvm_run area, mapped once more: the part that other threads write.
@@ -24,6 +26,8 @@ pub(crate) struct RunPage {
 const PAGE: usize = 4096;
 /// `_IOW(KVMIO, 0x86, struct kvm_interrupt)`.
 const KVM_INTERRUPT: libc::c_ulong = 0x4004_ae86;
+/// `_IOW(KVMIO, 0x79, struct kvm_ioeventfd)`; the library wants an event of a library of its own.
+const KVM_IOEVENTFD: libc::c_ulong = 0x4040_ae79;
 /// `_IOW(KVMIO, 0xe1, struct kvm_device_attr)` and `_IOW(KVMIO, 0xe3, …)`; the library has them for other architectures only.
 const KVM_SET_DEVICE_ATTR: libc::c_ulong = 0x4018_aee1;
 const KVM_HAS_DEVICE_ATTR: libc::c_ulong = 0x4018_aee3;
@@ -142,7 +146,7 @@ impl Drop for Ring {
 /// Maps a page of what a vCPU shares with user processes.
 fn map_page(vcpu: &VcpuFd, offset: u64) -> io::Result<NonNull<u8>> {
     // SAFETY: the descriptor of a vCPU stays open during the call.
-    let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(vcpu.as_raw_fd()) };
+    let fd = unsafe { BorrowedFd::borrow_raw(vcpu.as_raw_fd()) };
     let access = ProtFlags::READ | ProtFlags::WRITE;
     // SAFETY: a fresh shared mapping at an address of the kernel's choice.
     let base = unsafe { mmap(std::ptr::null_mut(), PAGE, access, MapFlags::SHARED, fd.as_fd(), offset)? };
@@ -154,6 +158,26 @@ pub(crate) fn interrupt(vcpu: &VcpuFd, vector: u8) -> io::Result<()> {
     let argument = kvm_interrupt { irq: vector.into() };
     // SAFETY: the descriptor is a vCPU's, and the argument is what this ioctl reads.
     let result = unsafe { libc::ioctl(vcpu.as_raw_fd(), KVM_INTERRUPT, &argument) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Has KVM write to `event` where the guest writes to `place`, or not any more.
+pub(crate) fn set_ioevent(vm: &VmFd, event: BorrowedFd<'_>, place: Place, on: bool) -> io::Result<()> {
+    let flag = |bit: u32| 1u32 << bit;
+    let (addr, len, datamatch, flags) = match place {
+        Place::Port(port, value) => (
+            u64::from(port.0),
+            2,
+            u64::from(value),
+            flag(kvm_ioeventfd_flag_nr_pio) | flag(kvm_ioeventfd_flag_nr_datamatch),
+        ),
+        // Of any width.
+        Place::Memory(address) => (address.0, 0, 0, 0),
+    };
+    let flags = if on { flags } else { flags | flag(kvm_ioeventfd_flag_nr_deassign) };
+    let argument = kvm_ioeventfd { datamatch, addr, len, fd: event.as_raw_fd(), flags, ..Default::default() };
+    // SAFETY: the descriptor is a VM's, and the argument is what this ioctl reads.
+    let result = unsafe { libc::ioctl(vm.as_raw_fd(), KVM_IOEVENTFD, &argument) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -11,11 +11,13 @@ use kvm_bindings::CpuId;
 use kvm_ioctls::{Cap, Error, VcpuExit, VcpuFd, VmFd};
 use parking_lot::Mutex;
 use pdm::Width;
+use pdm::doorbell::{BellId, Doorbell, Watcher};
 use pgm::{Backlog, HostMemory, PAGE_SIZE, Pgm, Target};
 use tm::Anchor;
 use vbox_types::{GuestPhys, Port, VcpuId};
 
 use crate::apic::Lent;
+use crate::doorbells::Listener;
 use crate::msr::{self, After};
 use crate::probe;
 use crate::probe::Apics;
@@ -39,6 +41,17 @@ pub(crate) struct Machine {
     stable: bool,
     /// Where KVM leaves writes that it held back, if it does; locked by who makes them.
     ring: Option<(Ring, Mutex<()>)>,
+    listener: Listener,
+}
+
+impl Watcher for Machine {
+    fn put_up(&self, id: BellId, doorbell: &Doorbell) {
+        self.listener.put_up(&self.vm, id, doorbell);
+    }
+
+    fn take_down(&self, id: BellId) {
+        self.listener.take_down(&self.vm, id);
+    }
 }
 
 impl Backlog for Machine {
@@ -153,7 +166,8 @@ pub(crate) fn engines(
         Some(first) if vm.check_extension(Cap::CoalescedMmio) => Some((Ring::new(first)?, Mutex::default())),
         _ => None,
     };
-    let machine = Arc::new(Machine { vm, slots: Mutex::default(), apics, stable, ring });
+    let listener = Listener::new()?;
+    let machine = Arc::new(Machine { vm, slots: Mutex::default(), apics, stable, ring, listener });
     let backlog: Arc<dyn Backlog> = machine.clone();
     let mut list: Vec<Box<dyn Engine>> = Vec::new();
     for ((fd, link), id) in descriptors.into_iter().zip(&ctx.links).zip(0..) {
@@ -191,6 +205,8 @@ pub(crate) fn engines(
     Ok(list)
 }
 
+    let watcher: Arc<dyn Watcher> = machine.clone();
+    ctx.iom.doorbells().watch(&watcher);
 impl Drop for Vcpu {
     fn drop(&mut self) {
         self.link.clear_notifier();

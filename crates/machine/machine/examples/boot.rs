@@ -1,10 +1,10 @@
 //! Boots an ISO image without service and settings, for work on devices and engines: first serial port on standard output.
 //!
 //!     cargo run --release -p machine --example boot -- IMAGE.iso [--cpus N] [--memory MIB] [--hpet] [--disk IMAGE]
-//!         [--ahci | --scsi lsilogic|sas|buslogic|virtio] [--screen FILE.png] [--seconds N] [--no-ioapic] [--interpreter | --kvm]
+//!         [--virtio IMAGE] [--ahci | --scsi lsilogic|sas|buslogic|virtio] [--screen FILE.png] [--seconds N] [--no-ioapic] [--interpreter | --kvm]
 //!         [--switch MS] [--paravirt kvm|hyperv|minimal]
 //!
-//! `--ahci` attaches the drives to an AHCI controller instead of an IDE controller, `--scsi` to a SCSI controller. `--switch` has the recompiler and the first
+//! `--ahci` attaches the drives to an AHCI controller instead of an IDE controller, `--scsi` to a SCSI controller; `--virtio` adds a virtio disk. `--switch` has the recompiler and the first
 //! engine take turns, for about so long each. `--screen` writes a screenshot once a second; `--seconds` powers off after that time. Statistics come at the end, on
 //! standard error. BOXWOOD_LOG=debug and so on chooses what is logged, to standard error.
 
@@ -73,7 +73,7 @@ fn main() -> Result<()> {
 
     let mut config = MachineConfig::bare("boot", ByteSize::mib(512));
     let (mut drives, mut screen, mut limit) = (Vec::new(), None, None);
-    let (mut ahci, mut scsi, mut switch) = (false, None, None);
+    let (mut ahci, mut scsi, mut switch, mut virtio) = (false, None, None, Vec::new());
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
@@ -102,6 +102,7 @@ fn main() -> Result<()> {
                     _ => ScsiModel::LsiLogic,
                 });
             }
+            "--virtio" => virtio.push(drive(DriveKind::Disk, value()?.into(), 0)),
             "--disk" => drives.push(drive(DriveKind::Disk, value()?.into(), 0)),
             "--screen" => screen = Some(value()?),
             "--seconds" => limit = Some(Duration::from_secs(value()?.parse()?)),
@@ -114,6 +115,9 @@ fn main() -> Result<()> {
         config.ahci = Some(PortsConfig { ports: 2, drives });
     } else {
         config.ide = Some((IdeModel::Piix4, drives));
+    }
+    if !virtio.is_empty() {
+        config.virtio_blk = Some(PortsConfig { ports: 1, drives: virtio });
     }
     config.uarts.push(UartConfig {
         io_base: Port(0x3f8),

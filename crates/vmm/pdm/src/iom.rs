@@ -7,6 +7,8 @@ use parking_lot::Mutex;
 use pgm::MmioHandler;
 use vbox_types::{Port, VcpuId};
 
+use crate::doorbell::Doorbells;
+
 /// The width of a port access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
@@ -148,6 +150,7 @@ pub struct Iom {
     /// For each port the index into `ranges` plus one, or zero: one load to find a device.
     table: ArcSwap<Box<[u16]>>,
     change: Mutex<u64>,
+    doorbells: Doorbells,
 }
 
 impl Iom {
@@ -156,7 +159,13 @@ impl Iom {
             ranges: ArcSwap::from_pointee(Vec::new()),
             table: ArcSwap::from_pointee(vec![0; 0x1_0000].into_boxed_slice()),
             change: Mutex::new(0),
+            doorbells: Doorbells::default(),
         })
+    }
+
+    /// The registers among ports and memory whose writes an engine may take by itself.
+    pub fn doorbells(&self) -> &Doorbells {
+        &self.doorbells
     }
 
     /// Gives `count` ports from `first` on to `handler`. Accesses wider than `widest` are split. The latest

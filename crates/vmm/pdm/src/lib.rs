@@ -12,6 +12,7 @@
 
 pub mod connector;
 pub mod dma;
+pub mod doorbell;
 pub mod iom;
 pub mod irq;
 pub mod msix;

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use pgm::{Backing, Layer, MapHandle, Pgm};
 use vbox_types::{GuestPhys, Port};
 
+use crate::doorbell::{Bell, BellId, Doorbell, Place};
 use crate::iom::{Iom, PortHandle, PortHandler, Width};
 use crate::msix::{self, MsiSink, MsiX};
 
@@ -57,6 +58,17 @@ pub enum Bar {
     Io { size: u16, widest: Width, handler: Arc<dyn PortHandler> },
     /// Memory: `size` is a power of two of at least 16 bytes.
     Memory { size: u64, prefetchable: bool, wide: bool, backing: Backing },
+}
+
+/// A doorbell ([`crate::doorbell`]) in a BAR.
+#[derive(Clone, Copy, Debug)]
+pub struct BarBell {
+    pub bar: usize,
+    /// Bytes into the BAR.
+    pub offset: u16,
+    /// Which word rings it; in memory anything does.
+    pub value: u16,
+    pub number: u16,
 }
 
 /// The identification part of a function's configuration header.
@@ -221,6 +233,9 @@ struct Slot {
     bar: Bar,
     offset: u8,
     mapped: Option<(u64, Mapped)>,
+    bells: Vec<BarBell>,
+    /// Those that are up.
+    rung: Vec<BellId>,
 }
 
 struct Function {
@@ -230,6 +245,8 @@ struct Function {
     power_on: ConfigSpace,
     bars: BTreeMap<usize, Slot>,
     handler: Weak<dyn PciHandler>,
+    /// The device behind the BARs' doorbells.
+    bell: Option<Weak<dyn Bell>>,
     /// Keeps devices alive that nothing else holds.
     _keep: Arc<dyn PciHandler>,
 }
@@ -290,7 +307,7 @@ impl PciBus {
                     }
                 }
             }
-            slots.insert(number, Slot { bar, offset, mapped: None });
+            slots.insert(number, Slot { bar, offset, mapped: None, bells: Vec::new(), rung: Vec::new() });
         }
         let function = Function {
             name,
@@ -298,10 +315,23 @@ impl PciBus {
             space,
             bars: slots,
             handler: Arc::downgrade(&handler),
+            bell: None,
             _keep: handler,
         };
         let before = self.functions.lock().insert(at, Arc::new(Mutex::new(function)));
         assert!(before.is_none(), "two functions at PCI {:02x}.{}", at.device(), at.function());
+    }
+
+    /// Some of the registers of the function at `at` are doorbells of `device`. To be called before its BARs are mapped.
+    pub fn add_doorbells(&self, at: DevFn, bells: &[BarBell], device: Weak<dyn Bell>) {
+        let Some(function) = self.function(at) else { return };
+        let mut function = function.lock();
+        function.bell = Some(device);
+        for bell in bells {
+            if let Some(slot) = function.bars.get_mut(&bell.bar) {
+                slot.bells.push(*bell);
+            }
+        }
     }
 
     fn function(&self, at: DevFn) -> Option<Arc<Mutex<Function>>> {
@@ -415,7 +445,7 @@ impl PciBus {
 
     /// Maps and unmaps BARs as the space now says.
     fn update(&self, function: &mut Function) {
-        let Function { space, bars, handler, .. } = function;
+        let Function { space, bars, handler, bell, .. } = function;
         let command = space.u16(reg::COMMAND);
         for (number, slot) in bars {
             let raw = space.u32(slot.offset);
@@ -443,6 +473,8 @@ impl PciBus {
             if slot.mapped.as_ref().map(|m| m.0) == wanted {
                 continue;
             }
+            let doorbells = self.iom.doorbells();
+            slot.rung.drain(..).for_each(|id| doorbells.take_down(id));
             match slot.mapped.take() {
                 Some((_, Mapped::Ports(handle))) => self.iom.unregister(handle),
                 Some((_, Mapped::Memory(handle))) => self.pgm.unmap(handle),
@@ -459,6 +491,17 @@ impl PciBus {
                 };
                 (base, mapped)
             });
+            if let (Some(base), Some(device)) = (wanted, &*bell) {
+                slot.rung.extend(slot.bells.iter().map(|bell| {
+                    let place = match &slot.bar {
+                        Bar::Io { .. } => {
+                            Place::Port(Port((base as u16).wrapping_add(bell.offset)), bell.value)
+                        }
+                        Bar::Memory { .. } => Place::Memory(GuestPhys(base).wrapping_add(bell.offset.into())),
+                    };
+                    doorbells.put_up(Doorbell { place, number: bell.number, device: device.clone() })
+                }));
+            }
             if let Some(handler) = handler.upgrade() {
                 handler.bar_mapped(*number, wanted);
             }
@@ -469,6 +512,7 @@ impl PciBus {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::doorbell::{BellDevice, Watcher};
     use crate::iom::PortIo;
 
     struct Nothing;
@@ -505,6 +549,51 @@ mod tests {
         bus.config_write(at, 0x20, Width::Dword, 0xd000);
         assert_eq!(iom.read(Port(0xc000), Width::Word), 0xffff);
         assert_eq!(iom.read(Port(0xd000), Width::Word), 0xd000);
+    }
+
+    /// Where doorbells are up.
+    #[derive(Default)]
+    struct Up(Mutex<BTreeMap<BellId, (Place, u16)>>);
+    impl Up {
+        fn places(&self) -> Vec<(Place, u16)> {
+            self.0.lock().values().copied().collect()
+        }
+    }
+    impl Watcher for Up {
+        fn put_up(&self, id: BellId, doorbell: &Doorbell) {
+            self.0.lock().insert(id, (doorbell.place, doorbell.number));
+        }
+        fn take_down(&self, id: BellId) {
+            self.0.lock().remove(&id);
+        }
+    }
+    impl BellDevice for Nothing {
+        fn rung(&mut self, _: u16) {}
+    }
+
+    #[test]
+    fn doorbells_are_up_where_their_bar_is_and_a_later_watcher_hears_of_those_that_are() {
+        let (iom, bus) = bus_with_io_bar();
+        let at = DevFn::new(1, 1);
+        let device: Arc<dyn Bell> = Arc::new(Mutex::new(Nothing));
+        let bell = BarBell { bar: 4, offset: 4, value: 7, number: 2 };
+        bus.add_doorbells(at, &[bell, BarBell { bar: 5, ..bell }], Arc::downgrade(&device));
+        let up = Arc::new(Up::default());
+        let watcher: Arc<dyn Watcher> = up.clone();
+        iom.doorbells().watch(&watcher);
+        bus.config_write(at, 0x20, Width::Dword, 0xc000);
+        assert_eq!(up.places(), [], "the ports are not switched on");
+        bus.config_write(at, reg::COMMAND, Width::Word, COMMAND_IO.into());
+        assert_eq!(up.places(), [(Place::Port(Port(0xc004), 7), 2)]);
+        bus.config_write(at, 0x20, Width::Dword, 0xd000);
+        assert_eq!(up.places(), [(Place::Port(Port(0xd004), 7), 2)]);
+        drop((watcher, up));
+        let later = Arc::new(Up::default());
+        let watcher: Arc<dyn Watcher> = later.clone();
+        iom.doorbells().watch(&watcher);
+        assert_eq!(later.places(), [(Place::Port(Port(0xd004), 7), 2)]);
+        bus.reset();
+        assert_eq!(later.places(), []);
     }
 
     #[test]
