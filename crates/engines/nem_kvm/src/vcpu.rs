@@ -658,7 +658,12 @@ impl Engine for Vcpu {
 
     fn state_changed(&mut self, _cpu: &CpuState) {
         self.with_kvm = false;
-        self.deferred = None;
+        // What KVM failed to do is not undone by another state.
+        self.deferred.take_if(|exit| !matches!(exit, Exit::Fatal(_)));
+    }
+
+    fn take_deferred(&mut self) -> Option<Exit> {
+        self.deferred.take()
     }
 
     fn complete(&mut self, cpu: &mut CpuState) {

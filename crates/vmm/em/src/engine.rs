@@ -105,6 +105,11 @@ pub trait Engine: Send {
     /// to anyone or changes it. Engines that work on `cpu` itself have nothing to do.
     fn complete(&mut self, _cpu: &mut CpuState) {}
 
+    /// Takes what came up in [`Engine::complete`] and [`Engine::run`] would return next, for an engine that does not run again.
+    fn take_deferred(&mut self) -> Option<Exit> {
+        None
+    }
+
     /// Whether the vCPU waits inside of [`Engine::run`], after HLT and for a start-up IPI, as it does where the host's hypervisor has the
     /// local APIC; EM then calls `run` in these activities, too.
     fn waits_itself(&self) -> bool {

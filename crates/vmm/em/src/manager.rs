@@ -300,7 +300,8 @@ impl Em {
     }
 
     /// Has other engines go on with the guest where it is, made by `make` while all vCPUs are stopped; virtual time goes on. If that fails the
-    /// old ones go on. Old and new engines may not both be the host's hypervisor's. Not to be called on a vCPU's thread.
+    /// old ones go on. Where an old one cannot give a vCPU's state the guest cannot go on anywhere: the machine is stuck then. Old and new
+    /// engines may not both be the host's hypervisor's. Not to be called on a vCPU's thread.
     pub fn change_engines<E>(
         &self,
         make: impl FnOnce(&Arc<VmContext>, &Arc<TimerQueue>) -> Result<Vec<Box<dyn Engine>>, E>,
@@ -314,14 +315,17 @@ impl Em {
         while control.parked + control.ended < self.vcpus.len() {
             self.changed.wait(&mut control);
         }
+        let mut failure = None;
         let result = MutexGuard::unlocked(&mut control, || {
             let mut vcpus: Vec<_> = self.vcpus.iter().map(|vcpu| vcpu.lock()).collect();
-            for Vcpu { state, engine } in vcpus.iter_mut().map(|vcpu| &mut **vcpu) {
+            for (index, Vcpu { state, engine }) in vcpus.iter_mut().map(|vcpu| &mut **vcpu).enumerate() {
                 engine.complete(state);
+                failure =
+                    failure.take().or_else(|| engine.take_deferred().map(|exit| why(index, state, exit)));
                 engine.state_changed(state);
             }
             let engines = make(&self.context, &self.timers)?;
-            for (vcpu, new) in vcpus.iter_mut().zip(engines) {
+            for (index, (vcpu, new)) in vcpus.iter_mut().zip(engines).enumerate() {
                 let Vcpu { state, engine } = &mut **vcpu;
                 let mut old = std::mem::replace(engine, new);
                 if old.waits_itself() {
@@ -330,11 +334,21 @@ impl Em {
                     }
                     // What has come to it meanwhile.
                     old.complete(state);
+                    failure =
+                        failure.take().or_else(|| old.take_deferred().map(|exit| why(index, state, exit)));
                 }
                 engine.state_changed(state);
             }
             Ok(())
         });
+        // Before the vCPUs go on. A machine that is off, or stuck already, stays so.
+        if let Some(why) = failure
+            && matches!(control.wanted, RunState::Running | RunState::Paused)
+        {
+            tracing::error!(target: "em", "{why}");
+            control.wanted = RunState::Stuck;
+            control.why = Some(why);
+        }
         control.busy = false;
         self.changed.notify_all();
         result
@@ -469,15 +483,13 @@ impl Em {
                     drop(vcpu);
                     self.reset();
                 }
-                Exit::TripleFault => {
-                    engine.complete(state);
-                    let at = format!("CS 0x{:04x} RIP 0x{:x}", state.seg[1].selector, state.rip);
+                exit => {
+                    if matches!(exit, Exit::TripleFault) {
+                        engine.complete(state);
+                    }
+                    let why = why(index, state, exit);
                     drop(vcpu);
-                    self.stuck(format!("vCPU {index} met a triple fault at {at}"));
-                }
-                Exit::Fatal(why) => {
-                    drop(vcpu);
-                    self.stuck(format!("vCPU {index}: {why}"));
+                    self.stuck(why);
                 }
             }
         }
@@ -585,6 +597,17 @@ impl Em {
     }
 }
 
+/// Why the guest cannot go on after such an exit.
+fn why(index: usize, state: &CpuState, exit: Exit) -> String {
+    match exit {
+        Exit::Fatal(why) => format!("vCPU {index}: {why}"),
+        _ => {
+            let cs = state.seg[cpum::state::seg::CS].selector;
+            format!("vCPU {index} met a triple fault at CS 0x{cs:04x} RIP 0x{:x}", state.rip)
+        }
+    }
+}
+
 /// Start-up IPI: real mode at page `vector` (Intel SDM volume 3, 8.4.4).
 fn start_up(state: &mut CpuState, vector: u8) {
     let cs = &mut state.seg[cpum::state::seg::CS];
@@ -651,6 +674,27 @@ mod tests {
         rounds: Arc<AtomicU64>,
         fail_at: u64,
     }
+
+    /// As above, but its state cannot be had.
+    struct Lost(Spin);
+    impl Engine for Lost {
+        fn name(&self) -> &'static str {
+            "lost"
+        }
+        fn run(&mut self, cpu: &mut CpuState) -> Exit {
+            self.0.run(cpu)
+        }
+        fn inject(&mut self, _: &mut CpuState, _: Event) -> Result<(), Exit> {
+            Ok(())
+        }
+        fn state_changed(&mut self, _: &CpuState) {}
+        fn take_deferred(&mut self) -> Option<Exit> {
+            Some(Exit::Fatal("no state".into()))
+        }
+        fn statistics(&self) -> Vec<(&'static str, u64)> {
+            Vec::new()
+        }
+    }
     impl Engine for Spin {
         fn name(&self) -> &'static str {
             "spin"
@@ -678,12 +722,16 @@ mod tests {
     struct Hooks {
         resets: AtomicU64,
         states: Mutex<Vec<RunState>>,
+        why: Mutex<Option<String>>,
     }
     impl MachineHooks for Hooks {
         fn reset_devices(&self) {
             self.resets.fetch_add(1, Ordering::SeqCst);
         }
-        fn state_changed(&self, state: RunState, _: Option<&str>) {
+        fn state_changed(&self, state: RunState, why: Option<&str>) {
+            if let Some(why) = why {
+                *self.why.lock() = Some(why.to_owned());
+            }
             self.states.lock().push(state);
         }
     }
@@ -795,6 +843,36 @@ mod tests {
         em.wait_for_power_off();
         use RunState as S;
         assert_eq!(*hooks.states.lock(), [S::Running, S::Paused, S::PoweredOff]);
+    }
+
+    #[test]
+    fn a_vcpu_whose_state_an_engine_does_not_give_up_ends_the_machine_with_its_reason_in_any_state() {
+        for paused in [false, true] {
+            let (em, hooks, rounds) = vm(2, u64::MAX);
+            em.resume();
+            let spin =
+                |link: &Arc<VcpuLink>| Spin { link: link.clone(), rounds: rounds.clone(), fail_at: u64::MAX };
+            em.change_engines(|context, _| {
+                Ok::<_, ()>(
+                    context.links.iter().map(|link| Box::new(Lost(spin(link))) as Box<dyn Engine>).collect(),
+                )
+            })
+            .unwrap();
+            if paused {
+                em.pause();
+            }
+            em.change_engines(|context, _| {
+                Ok::<_, ()>(
+                    context.links.iter().map(|link| Box::new(spin(link)) as Box<dyn Engine>).collect(),
+                )
+            })
+            .unwrap();
+            wait_for(|| hooks.states.lock().contains(&RunState::Stuck));
+            assert_eq!(em.state(), RunState::Stuck);
+            assert_eq!(hooks.why.lock().as_deref(), Some("vCPU 0: no state"));
+            em.power_off();
+            em.wait_for_power_off();
+        }
     }
 
     #[test]
