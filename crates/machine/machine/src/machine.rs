@@ -1,7 +1,9 @@
 //! Builds the machine: the only place that names concrete devices and engines and wires them up.
 
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use cpum::{CpuidTable, VcpuLink};
@@ -72,6 +74,9 @@ const WIDE_PM_TIMER: bool = true;
 /// Milliseconds that the BIOS waits for a key when the boot menu is on.
 const BOOT_MENU_WAIT: u16 = 500;
 
+/// Crashes of the guest that wait to be told to clients.
+const CRASHES: usize = 8;
+
 /// A machine, assembled and not running yet.
 pub struct Machine {
     folder: PathBuf,
@@ -90,6 +95,7 @@ pub struct Machine {
     serial: Vec<Arc<CharBackend>>,
     nics: Vec<Nic>,
     cpus: Option<Cpus>,
+    crashes: Mutex<Receiver<gim::Crash>>,
 }
 
 /// Leads the guest's requests to EM, which is built last.
@@ -343,6 +349,7 @@ impl Machine {
         devices.push(fw_cfg.clone());
 
         // Paravirtualization.
+        let (crashed, crashes) = sync_channel(CRASHES);
         let gim_wiring = gim::Wiring {
             pgm: pgm.clone(),
             clock: clock.clone(),
@@ -350,6 +357,10 @@ impl Machine {
             utc: Box::new(host::utc(config)),
             control: control.clone(),
             amd: host::is_amd(&cpuid),
+            // Where nobody asks they are in VBox.log all the same.
+            crashed: Box::new(move |crash| {
+                let _ = crashed.try_send(*crash);
+            }),
             stolen: (backend.kind() != Kind::Kvm).then(|| Box::new(host::stolen) as Box<_>),
         };
         let gim = Gim::new(&gim_setup, gim_wiring);
@@ -382,6 +393,7 @@ impl Machine {
             serial,
             nics,
             cpus,
+            crashes: Mutex::new(crashes),
         });
         machine.reset_devices();
         machine.log(config, tsc, &described);
@@ -469,6 +481,11 @@ impl Machine {
     /// The CPUs, where they come and go.
     pub fn cpus(&self) -> Option<&Cpus> {
         self.cpus.as_ref()
+    }
+
+    /// How the guest says that it has crashed; waits for it at most for `time`. Disconnected where it has no way to say so.
+    pub fn guest_crash(&self, time: Duration) -> Result<gim::Crash, RecvTimeoutError> {
+        self.crashes.lock().recv_timeout(time)
     }
 
     /// The network cards.

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -13,8 +14,8 @@ use machine::engine::Backend;
 use machine::log::LogFile;
 use machine::machine::Machine;
 use machine::network::Networks;
-use main_api::ApiError;
 use main_api::vm_process::VmProcess;
+use main_api::{ApiError, runtime_error};
 use parking_lot::Mutex;
 use settings::MachineSettings;
 use vbox_types::{MachineState, ResultCode, version};
@@ -184,7 +185,8 @@ fn start(
     machine.em().power_on(hooks).context("cannot start the vCPU threads")?;
     process.serve_console(console.clone());
     tell_ejects(&machine, process)?;
-    pause_for_keys(&machine)?;
+    tell_crashes(&machine, process)?;
+    pause_for_keys(&machine, process)?;
     end_by_signal(&machine)?;
     if request.paused {
         console.run_state_changed(RunState::Paused);
@@ -215,12 +217,35 @@ fn tell_ejects(machine: &Arc<Machine>, process: &Arc<VmProcess>) -> Result<()> {
     Ok(())
 }
 
-/// Pauses the machine when the guest asks for an encrypted disk whose password was not given.
-fn pause_for_keys(machine: &Arc<Machine>) -> Result<()> {
+/// Tells clients of something that has happened to the machine. Those of a service to come do not hear of it: VBox.log has it.
+fn tell(process: &VmProcess, fatal: bool, id: &str, message: &str) {
+    if let Err(error) = process.runtime_error(fatal, id, message) {
+        tracing::warn!(target: "main", %error, "{id} was not told to clients");
+    }
+}
+
+/// Tells clients when the guest says that it has crashed.
+fn tell_crashes(machine: &Arc<Machine>, process: &Arc<VmProcess>) -> Result<()> {
     const TURN: Duration = Duration::from_millis(500);
-    let machine = Arc::downgrade(machine);
+    let (machine, process) = (Arc::downgrade(machine), Arc::downgrade(process));
+    std::thread::Builder::new().name("crashes".into()).spawn(move || {
+        while let (Some(machine), Some(process)) = (machine.upgrade(), process.upgrade()) {
+            match machine.guest_crash(TURN) {
+                Ok(crash) => tell(&process, false, runtime_error::GUEST_CRASH, &crash.to_string()),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    })?;
+    Ok(())
+}
+
+/// Pauses the machine when the guest asks for an encrypted disk whose password was not given.
+fn pause_for_keys(machine: &Arc<Machine>, process: &Arc<VmProcess>) -> Result<()> {
+    const TURN: Duration = Duration::from_millis(500);
+    let (machine, process) = (Arc::downgrade(machine), Arc::downgrade(process));
     std::thread::Builder::new().name("keys".into()).spawn(move || {
-        while let Some(machine) = machine.upgrade() {
+        while let (Some(machine), Some(process)) = (machine.upgrade(), process.upgrade()) {
             // It may have come in between.
             if machine.storage().key_missing(TURN) && machine.storage().waits_for_key() {
                 tracing::warn!(
@@ -229,6 +254,12 @@ fn pause_for_keys(machine: &Arc<Machine>) -> Result<()> {
                      by 'controlvm addencpassword'"
                 );
                 machine.em().pause();
+                tell(
+                    &process,
+                    false,
+                    runtime_error::KEY_MISSING,
+                    "The password of an encrypted disk is missing: the machine is paused until it comes by 'controlvm addencpassword'",
+                );
                 if !machine.storage().waits_for_key() {
                     machine.em().resume();
                 }

@@ -80,6 +80,7 @@ pub mod ipc;
 pub mod liveness;
 pub mod paths;
 pub mod progress;
+pub mod runtime_error;
 pub mod server;
 pub mod types;
 pub mod vm_process;

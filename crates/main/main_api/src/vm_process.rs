@@ -290,6 +290,13 @@ impl VmProcess {
         call(&service, IVMProcessControl::MediumEjected, (controller.to_owned(), port, device))
     }
 
+    /// Tells clients of something that has happened to the machine; `id` is one of [`crate::runtime_error`]'s.
+    pub fn runtime_error(&self, fatal: bool, id: &str, message: &str) -> ApiResult<()> {
+        let service = lock(&self.shared.state).service.clone();
+        let service = service.ok_or_else(|| ApiError::connection_lost("no VBoxSVC"))?;
+        call(&service, IVMProcessControl::RuntimeError, (fatal, id.to_owned(), message.to_owned()))
+    }
+
     /// Tells how far the start has come, for `startvm`'s progress.
     pub fn set_progress(&self, percent: u32, operation: &str) {
         let service = lock(&self.shared.state).service.clone();

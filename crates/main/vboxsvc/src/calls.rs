@@ -149,6 +149,9 @@ fn service(t: &mut CallTable<Context>) {
         c.svc.vm_progress(&c.peer, percent, &operation)
     })
     .add(IVMProcessControl::SetExtraData, |c, (key, value)| c.svc.vm_extra_data(&c.peer, &key, &value))
+    .add(IVMProcessControl::RuntimeError, |c, (fatal, id, message)| {
+        c.svc.vm_runtime_error(&c.peer, fatal, id, message)
+    })
     .add(IVMProcessControl::MediumEjected, |c, (controller, port, device)| {
         c.svc.vm_medium_ejected(&c.peer, &controller, port, device)
     });

@@ -401,6 +401,21 @@ impl Svc {
         self.set_machine_extra_data(&mut state, id, key, value)
     }
 
+    /// IVMProcessControl::runtimeError.
+    pub(crate) fn vm_runtime_error(
+        &self,
+        peer: &Peer,
+        fatal: bool,
+        kind: String,
+        message: String,
+    ) -> ApiResult<()> {
+        let mut state = self.state.lock();
+        let id = vm_of(&state, peer)?;
+        tracing::warn!(machine = %id, fatal, id = kind, "{message}");
+        state.emit(IEventSource::OnRuntimeError, (id.to_string(), fatal, kind, message));
+        Ok(())
+    }
+
     /// IVMProcessControl::mediumEjected. Unless the drive is set up for temporary ejects, the settings file loses the medium too.
     pub(crate) fn vm_medium_ejected(
         &self,

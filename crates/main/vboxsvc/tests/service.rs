@@ -317,6 +317,22 @@ fn a_vm_is_started_controlled_and_powered_off() {
 }
 
 #[test]
+fn what_happens_to_a_running_machine_is_told_to_every_client_that_listens() {
+    let home = Home::new("runtime-error");
+    let client = home.client();
+    let (listener, deaf) = (home.client(), home.client());
+    let events = listener.events().unwrap();
+    let machine = create(&client, "m");
+    machine.call(IMachine::SetExtraData, ("Fake/Crash".into(), "1".into())).unwrap();
+    let _session = start(&client, &machine);
+    let told = events.filter_map(|e| e.as_signal(IEventSource::OnRuntimeError)).next();
+    let id = machine.read(IMachine::Id).unwrap();
+    let text = "the fake guest has crashed".to_owned();
+    assert_eq!(told, Some((id, false, main_api::runtime_error::GUEST_CRASH.to_owned(), text)));
+    drop(deaf);
+}
+
+#[test]
 fn cpus_of_a_running_machine_come_and_go_where_the_guest_lets_them_and_its_execution_cap_changes() {
     let home = Home::new("cpus");
     let client = home.client();

@@ -12,7 +12,7 @@ use ssm::{Error, Reader, Writer};
 use tm::Nanos;
 use vbox_types::Hz;
 
-use crate::{Effect, HYPERVISOR, Setup, leaf, signature};
+use crate::{Crash, Effect, HYPERVISOR, Setup, leaf, signature};
 
 /// The local APIC timers count nanoseconds.
 pub(crate) const APIC_FREQUENCY: Hz = Hz(1_000_000_000);
@@ -188,17 +188,8 @@ impl State {
                 self.crash[(number - msr::CRASH_P0) as usize] = value;
                 Some(Effect::Nothing)
             }
-            msr::CRASH_CTL => {
-                if value & NOTIFY != 0 {
-                    let [p0, p1, p2, p3, p4] = self.crash;
-                    tracing::warn!(
-                        target: "gim",
-                        "HyperV: the guest says that it has crashed: \
-                         P0=0x{p0:x} P1=0x{p1:x} P2=0x{p2:x} P3=0x{p3:x} P4=0x{p4:x}"
-                    );
-                }
-                Some(Effect::Nothing)
-            }
+            msr::CRASH_CTL if value & NOTIFY != 0 => Some(Effect::Crashed(Crash(self.crash))),
+            msr::CRASH_CTL => Some(Effect::Nothing),
             _ => None,
         }
     }

@@ -10,7 +10,9 @@ mod minimal;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering, fence};
 
 use cpum::cpuid::{Entry, Leaf, Paravirt};
 use cpum::{CpuState, VcpuLink};
@@ -127,9 +129,28 @@ pub struct Wiring {
     pub control: Arc<dyn SystemControl>,
     /// The CPUs' vendor is AMD, so that hypercalls are VMMCALL.
     pub amd: bool,
+    /// The guest has told that it has crashed, and how. Called on a vCPU's thread.
+    pub crashed: Box<dyn Fn(&Crash) + Send + Sync>,
     /// Nanoseconds for which the calling thread waited for a CPU; `None` where the engine tells guests of stolen time itself.
     pub stolen: Option<Box<dyn Fn() -> u64 + Send + Sync>>,
 }
+
+/// The parameters by which a guest tells how it has crashed. From Windows they are those of its stop error: the code comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Crash(pub [u64; 5]);
+
+impl fmt::Display for Crash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [p0, p1, p2, p3, p4] = self.0;
+        write!(
+            f,
+            "HyperV: the guest says that it has crashed: P0=0x{p0:x} P1=0x{p1:x} P2=0x{p2:x} P3=0x{p3:x} P4=0x{p4:x}"
+        )
+    }
+}
+
+/// Crashes that are taken note of between two resets: a guest that has crashed has no more to say.
+const MOST_CRASHES: u32 = 8;
 
 enum State {
     Kvm(kvm::State),
@@ -142,6 +163,8 @@ pub struct Gim {
     tsc_frequency: Hz,
     stable: bool,
     state: Mutex<State>,
+    /// Since the last reset.
+    crashes: AtomicU32,
 }
 
 impl Gim {
@@ -153,7 +176,13 @@ impl Gim {
             Provider::Kvm => State::Kvm(kvm::State::new(wiring.links.len(), setup.kvm)),
         };
         let (tsc_frequency, stable) = (setup.tsc_frequency, setup.stable_counter);
-        Some(Arc::new(Self { wiring, tsc_frequency, stable, state: Mutex::new(state) }))
+        Some(Arc::new(Self {
+            wiring,
+            tsc_frequency,
+            stable,
+            state: Mutex::new(state),
+            crashes: AtomicU32::new(0),
+        }))
     }
 
     /// The unit that is reset and saved.
@@ -172,18 +201,18 @@ impl Gim {
                 let version = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
                 odd[..4].copy_from_slice(&version.wrapping_sub(1).to_le_bytes());
                 self.wiring.pgm.write(GuestPhys(at), &odd[..4]);
-                std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+                fence(Ordering::SeqCst);
                 self.wiring.pgm.write(GuestPhys(at + 4), &bytes[4..]);
-                std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+                fence(Ordering::SeqCst);
                 self.wiring.pgm.write(GuestPhys(at), &bytes[..4]);
             }
             Effect::Stolen { at, version, nanos } => {
                 // As above; here the version stands behind the value.
                 let pgm = &self.wiring.pgm;
                 pgm.write(GuestPhys(at + 8), &version.wrapping_sub(1).to_le_bytes());
-                std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+                fence(Ordering::SeqCst);
                 pgm.write(GuestPhys(at), &nanos.to_le_bytes());
-                std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+                fence(Ordering::SeqCst);
                 pgm.write(GuestPhys(at + 8), &version.to_le_bytes());
             }
             Effect::Kick(vcpu) => {
@@ -192,6 +221,12 @@ impl Gim {
                 }
             }
             Effect::Yield => std::thread::yield_now(),
+            Effect::Crashed(crash) => {
+                if self.crashes.fetch_add(1, Ordering::Relaxed) < MOST_CRASHES {
+                    tracing::warn!(target: "gim", "{crash}");
+                    (self.wiring.crashed)(&crash);
+                }
+            }
             Effect::Reset => {
                 self.wiring.control.request(pdm::connector::SystemRequest::Reset);
             }
@@ -223,6 +258,7 @@ enum Effect {
     Kick(u32),
     /// The vCPU spins: others may need its host CPU.
     Yield,
+    Crashed(Crash),
     Reset,
 }
 
@@ -303,6 +339,7 @@ impl Device for Unit {
             State::Kvm(state) => *state = kvm::State::new(vcpus, state.features()),
             State::HyperV(state) => *state = hyperv::State::new(vcpus),
         }
+        self.0.crashes.store(0, Ordering::Relaxed);
         for link in &self.0.wiring.links {
             link.take_kick();
         }

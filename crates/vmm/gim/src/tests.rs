@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
 use cpum::cpuid::Paravirt;
 use cpum::state::{cr0, efer, gpr, seg};
@@ -30,6 +30,7 @@ struct Board {
     resets: Arc<Resets>,
     /// What the threads have waited for a CPU.
     waited: Arc<AtomicU64>,
+    crashes: Arc<Mutex<Vec<Crash>>>,
 }
 
 impl Board {
@@ -46,6 +47,8 @@ impl Board {
         let resets = Arc::new(Resets::default());
         let waited = Arc::new(AtomicU64::new(1_000_000));
         let told = waited.clone();
+        let crashes = Arc::new(Mutex::new(Vec::new()));
+        let met = crashes.clone();
         let wiring = Wiring {
             pgm: pgm.clone(),
             clock: clock.clone(),
@@ -53,10 +56,11 @@ impl Board {
             utc: Box::new(|| UTC),
             control: resets.clone(),
             amd: false,
+            crashed: Box::new(move |crash| met.lock().push(*crash)),
             stolen: Some(Box::new(move || told.load(Ordering::SeqCst))),
         };
         let gim = Gim::new(setup, wiring).unwrap();
-        Self { gim, pgm, clock, links, resets, waited }
+        Self { gim, pgm, clock, links, resets, waited, crashes }
     }
 
     fn bytes<const N: usize>(&self, at: u64) -> [u8; N] {
@@ -321,13 +325,22 @@ fn hyperv_tells_frequencies_and_indexes_and_resets() {
 }
 
 #[test]
-fn crash_registers_keep_what_the_guest_puts_there() {
+fn a_crash_is_told_with_its_parameters_which_stay_and_a_guest_that_says_it_again_and_again_is_not_listened_to()
+ {
     let board = Board::new(Provider::HyperV);
+    assert!(board.gim.write_msr(&cpu(0), 0x4000_0105, 0));
+    assert!(board.crashes.lock().is_empty());
     for n in 0..5 {
         assert!(board.gim.write_msr(&cpu(0), 0x4000_0100 + n, u64::from(n) + 10));
     }
     assert!(board.gim.write_msr(&cpu(0), 0x4000_0105, 1 << 63));
     assert_eq!(board.gim.read_msr(VcpuId(0), 0x4000_0104), Some(14));
+    assert_eq!(*board.crashes.lock(), [Crash([10, 11, 12, 13, 14])]);
+    (0..100).for_each(|_| assert!(board.gim.write_msr(&cpu(0), 0x4000_0105, 1 << 63)));
+    assert_eq!(board.crashes.lock().len(), MOST_CRASHES as usize);
+    board.gim.device().lock().reset();
+    assert!(board.gim.write_msr(&cpu(0), 0x4000_0105, 1 << 63));
+    assert_eq!(board.crashes.lock().last(), Some(&Crash([0; 5])));
 }
 
 #[test]

@@ -42,6 +42,8 @@ interface! {
             SetState(state: MachineState, errorCode: u32, errorText: String, errorComponent: String, errorInterface: String) -> ();
             /// The guest has ejected the medium of a drive.
             MediumEjected(controller: String, port: i32, device: i32) -> ();
+            /// Something has happened to the machine that its user should know: see [`IEventSource::OnRuntimeError`].
+            RuntimeError(fatal: bool, errorId: String, message: String) -> ();
             /// Tells how far the start (or another long operation of the VM) has come.
             SetProgress(percent: u32, operation: String) -> ();
             /// Records an extra-data value of the machine at run time.
@@ -325,6 +327,9 @@ interface! {
             OnExtraDataChanged(machineId: String, key: String, value: String);
             OnMediumRegistered(mediumId: String, mediumType: DeviceType, registered: bool);
             OnGuestPropertyChanged(machineId: String, name: String, value: String, flags: String, fWasDeleted: bool);
+            /// Something has happened to a running machine that its user should know ("IRuntimeErrorEvent"). `fatal`: it cannot go on.
+            /// Clients tell the kinds apart by `id`, which is one of [`crate::runtime_error`]'s; `message` is for people.
+            OnRuntimeError(machineId: String, fatal: bool, id: String, message: String);
         }
     }
 }

@@ -326,6 +326,9 @@ pub fn fake_vm() {
     let (off, switched_off) = mpsc::sync_channel(1);
     vm.serve_console(Arc::new(FakeVm { off }));
     vm.set_state(MachineState::Running).unwrap();
+    if config.settings.contains("Fake/Crash") {
+        vm.runtime_error(false, main_api::runtime_error::GUEST_CRASH, "the fake guest has crashed").unwrap();
+    }
     switched_off.recv().unwrap();
     vm.set_state(MachineState::Stopping).unwrap();
     vm.finish(MachineState::PoweredOff, None);
