@@ -12,6 +12,8 @@
 //!   tick. Where the host's counter is not to be relied on, KVM makes the guest's follow the host's raw monotonic clock, and so does virtual
 //!   time; the vCPUs' counters then differ a little ([`Host::has_stable_counter`]).
 //! * Notifications of virtio devices ([`pdm::doorbell`]) are heard by KVM, and a thread tells the device ([`doorbells`]).
+//! * Guests can have virtualization themselves ([`Host::nested`]). What they make of it stays with KVM: such a machine's state cannot be taken
+//!   elsewhere.
 //! * Writes that may be late ([`pgm::Backing::posted`]) are collected by KVM, and pages that guests write are noted by it for those who ask
 //!   ([`pgm::Backlog`]).
 //!
@@ -26,4 +28,4 @@ mod state;
 mod sys;
 mod vcpu;
 
-pub use probe::{Host, Paravirt, Unusable, on_emulated_cpu};
+pub use probe::{Host, Nested, Paravirt, Unusable, on_emulated_cpu};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::LazyLock;
 
 use cpum::CpuidTable;
-use cpum::cpuid::{FeatureBit, OutputRegister, bit};
+use cpum::cpuid::{Entry, FeatureBit, Leaf, OutputRegister, bit};
 use em::{Engine, VmContext};
 use kvm_bindings::{
     CpuId, KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X86_USER_SPACE_MSR,
@@ -25,6 +25,9 @@ const API_VERSION: i32 = 12;
 /// Where Intel's virtual 8086 mode for real-mode guests keeps its pages: below the largest firmware image.
 const TSS_ADDRESS: usize = 0xfffb_d000;
 const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
+
+/// CPUID's leaf about AMD-V.
+const SVM_LEAF: u32 = 0x8000_000a;
 
 /// Why guests cannot run on VT-x or AMD-V here. Its text is one clause that says what to do about it.
 #[derive(Debug)]
@@ -192,6 +195,29 @@ impl Host {
         wanted.iter().copied().filter(|f| has(*f)).collect()
     }
 
+    /// What guests find that are to have virtualization themselves, or why they cannot and what to do about it.
+    pub fn nested(&self) -> Result<Nested, String> {
+        let offered = [(bit::SVM, Hardware::Amd), (bit::VMX, Hardware::Intel)]
+            .into_iter()
+            .find(|(feature, _)| supports(&self.supported, *feature));
+        let Some((feature, hardware)) = offered else {
+            let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+            return Err(no_nested(hardware(&cpuinfo)));
+        };
+        if !self.local_apics {
+            return Err("KVM has no local APICs here, which guests' own virtual machines need".into());
+        }
+        let leaf = (hardware == Hardware::Amd)
+            .then(|| self.supported.as_slice().iter().find(|e| e.function == SVM_LEAF))
+            .flatten()
+            .map(|e| Entry {
+                leaf: SVM_LEAF,
+                subleaf: None,
+                value: Leaf { eax: e.eax, ebx: e.ebx, ecx: e.ecx, edx: e.edx },
+            });
+        Ok(Nested { name: hardware.feature(), feature, leaf })
+    }
+
     /// What KVM uses of the hardware, for VBox.log.
     pub fn describe(&self) -> String {
         let yes = |module: &str, name: &str| {
@@ -230,6 +256,24 @@ impl Host {
         let vm = make_vm(&self.kvm, apics).map_err(io::Error::other)?;
         vcpu::engines(vm, apics, self.stable, context)
     }
+}
+
+/// Virtualization for guests. See [`Host::nested`].
+#[derive(Clone, Copy, Debug)]
+pub struct Nested {
+    /// "VT-x" or "AMD-V".
+    pub name: &'static str,
+    pub feature: FeatureBit,
+    /// The leaf that tells what it comprises, where there is one.
+    pub leaf: Option<Entry>,
+}
+
+/// Why KVM does not offer guests virtualization.
+fn no_nested(hardware: Option<Hardware>) -> String {
+    let module = hardware.unwrap_or(Hardware::Amd).module();
+    format!(
+        "this host's KVM does not offer it to guests; load its module anew with \"modprobe -r {module}; modprobe {module} nested=1\""
+    )
 }
 
 /// What KVM does for guests that know it. See [`Host::paravirt`].
@@ -319,7 +363,7 @@ pub fn on_emulated_cpu() -> bool {
     *FOUND
 }
 
-fn is_tcg(leaf: cpum::cpuid::Leaf) -> bool {
+fn is_tcg(leaf: Leaf) -> bool {
     [leaf.ebx, leaf.ecx, leaf.edx]
         == [u32::from_le_bytes(*b"TCGT"), u32::from_le_bytes(*b"CGTC"), u32::from_le_bytes(*b"GTCG")]
 }
@@ -432,6 +476,12 @@ mod tests {
         assert_eq!(hardware("model name\t: svm vmx\nflags\t\t: fpu sse\n"), None);
         assert_eq!(hardware("flags\t\t: fpu svm lm\n"), Some(Hardware::Amd));
         assert_eq!(hardware("flags\t\t: fpu vmx lm\n"), Some(Hardware::Intel));
+    }
+
+    #[test]
+    fn a_kvm_without_nesting_is_told_how_to_offer_it() {
+        assert!(no_nested(Some(Hardware::Intel)).contains("modprobe kvm_intel nested=1"));
+        assert!(no_nested(Some(Hardware::Amd)).contains("modprobe -r kvm_amd"));
     }
 
     #[test]

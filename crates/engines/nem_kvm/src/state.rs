@@ -3,10 +3,12 @@
 use cpum::cpuid::bit;
 use cpum::state::{TableRegister, XsaveArea, cr0, cr4, efer, rflags, seg};
 use cpum::{CpuState, CpuidTable, Descriptor, Segment};
+use kvm_bindings::nested::KvmNestedStateBuffer;
 use kvm_bindings::{
-    KVM_MP_STATE_RUNNABLE, KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW,
-    KVM_X86_SHADOW_INT_MOV_SS, KVM_X86_SHADOW_INT_STI, Msrs, kvm_debugregs, kvm_dtable, kvm_mp_state,
-    kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    KVM_MP_STATE_RUNNABLE, KVM_STATE_NESTED_FORMAT_VMX, KVM_STATE_NESTED_GUEST_MODE,
+    KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW, KVM_X86_SHADOW_INT_MOV_SS,
+    KVM_X86_SHADOW_INT_STI, Msrs, kvm_debugregs, kvm_dtable, kvm_mp_state, kvm_msr_entry, kvm_nested_state,
+    kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{Error, VcpuFd};
 use pgm::Pgm;
@@ -17,6 +19,9 @@ const XSTATE_BV: usize = 512;
 /// x87 and SSE; AVX.
 const XSTATE_LEGACY: u64 = 3;
 const XSTATE_ALL: u64 = 7;
+/// IA32_FEATURE_CONTROL, and where an AMD CPU keeps its state during a virtual machine.
+const FEATURE_CONTROL: u32 = 0x3a;
+const VM_HSAVE_PA: u32 = 0xc001_0117;
 
 fn segment(s: &Segment) -> kvm_segment {
     let granular = s.limit > 0xf_ffff || s.limit & 0xfff == 0xfff && s.attr.granular();
@@ -247,14 +252,56 @@ fn take_xsave(vcpu: &VcpuFd, cpu: &mut CpuState, cpuid: &CpuidTable) -> Result<(
     Ok(())
 }
 
-/// Gives KVM the whole state. Nothing may be on its way to the vCPU.
+/// Whether guests have virtualization themselves.
+pub(crate) fn has_nested(cpuid: &CpuidTable) -> bool {
+    cpuid.has(bit::SVM) || cpuid.has(bit::VMX)
+}
+
+/// Whether the vCPU is in a virtual machine of the guest's own now: registers, and what is delivered, are that one's.
+pub(crate) fn is_nested(vcpu: &VcpuFd) -> Result<bool, Error> {
+    let mut state = KvmNestedStateBuffer::empty();
+    vcpu.nested_state(&mut state)?;
+    Ok(u32::from(state.flags) & KVM_STATE_NESTED_GUEST_MODE != 0)
+}
+
+/// Takes back what the guest has done with its own virtualization, of which the state knows nothing: the vCPU was reset.
+fn leave_nested(vcpu: &VcpuFd, cpuid: &CpuidTable) -> Result<(), Error> {
+    if cpuid.has(bit::VMX) {
+        // The sizes of the structure's variants differ: this one is a head alone.
+        let mut state = KvmNestedStateBuffer::empty();
+        state.size = size_of::<kvm_nested_state>() as u32;
+        state.format = KVM_STATE_NESTED_FORMAT_VMX as u16;
+        state.hdr.vmx.vmxon_pa = u64::MAX;
+        state.hdr.vmx.vmcs12_pa = u64::MAX;
+        vcpu.set_nested_state(&state)?;
+        set_msr(vcpu, FEATURE_CONTROL, 0)?;
+    } else {
+        // KVM leaves by itself when EFER.SVME goes.
+        set_msr(vcpu, VM_HSAVE_PA, 0)?;
+    }
+    Ok(())
+}
+
+/// Whether the state is that after a reset or INIT.
+fn is_reset(cpu: &CpuState) -> bool {
+    (cpu.rip, cpu.seg[seg::CS].base) == (0xfff0, 0xffff_0000)
+}
+
+/// Gives KVM the whole state. Nothing may be on its way to the vCPU, except for what a guest's own virtual machine has waiting: that stays.
 pub(crate) fn push(vcpu: &VcpuFd, cpu: &CpuState, cpuid: &CpuidTable, cr8: u64) -> Result<(), Error> {
+    let nested = has_nested(cpuid);
+    if nested && is_reset(cpu) {
+        leave_nested(vcpu, cpuid)?;
+    }
     vcpu.set_sregs(&sregs(cpu, cr8))?;
     vcpu.set_regs(&regs(cpu))?;
     push_xsave(vcpu, cpu, cpuid)?;
     let debug = kvm_debugregs { db: cpu.dr, dr6: cpu.dr6, dr7: cpu.dr7, ..Default::default() };
     vcpu.set_debug_regs(&debug)?;
     push_msrs(vcpu, cpu)?;
+    if nested && is_nested(vcpu)? {
+        return Ok(());
+    }
     let mut events = kvm_vcpu_events {
         flags: KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW,
         ..Default::default()

@@ -138,6 +138,8 @@ struct Vcpu {
     with_kvm: bool,
     /// KVM has the local APIC, too.
     lent: Option<Lent>,
+    /// The guest has virtualization itself.
+    nested: bool,
     /// IA32_TSC_DEADLINE in the vCPU's own ticks, for KVM when the counter has its offset.
     deadline: Option<u64>,
     /// The last exit is completed by the next entry: the registers are not those of an instruction boundary yet.
@@ -187,6 +189,7 @@ pub(crate) fn engines(
             link: link.clone(),
             with_kvm: false,
             lent: (apics == Apics::Kernel).then(Lent::new),
+            nested: state::has_nested(&ctx.cpuid),
             deadline: None,
             unfinished: false,
             anchor: None,
@@ -202,11 +205,11 @@ pub(crate) fn engines(
         local.lend(machine.clone());
     }
     ctx.pgm.set_backlog(Arc::downgrade(&backlog));
+    let watcher: Arc<dyn Watcher> = machine.clone();
+    ctx.iom.doorbells().watch(&watcher);
     Ok(list)
 }
 
-    let watcher: Arc<dyn Watcher> = machine.clone();
-    ctx.iom.doorbells().watch(&watcher);
 impl Drop for Vcpu {
     fn drop(&mut self) {
         self.link.clear_notifier();
@@ -518,6 +521,11 @@ impl Vcpu {
         }
     }
 
+    /// Whether the vCPU is in a virtual machine of the guest's own.
+    fn is_nested(&self) -> Result<bool, Error> {
+        if self.nested { state::is_nested(&self.fd) } else { Ok(false) }
+    }
+
     /// Has the interpreter do what KVM cannot: registers in memory that are reached by instructions of SSE or AVX, for one, and on old CPUs of
     /// Intel's anything in real mode. An error is what `run` returns.
     fn interpret(&mut self, cpu: &mut CpuState) -> Result<(), Exit> {
@@ -525,6 +533,13 @@ impl Vcpu {
         let again = self.stats.exits - last < APART;
         let count = if again { (burst * 2).min(MOST_INTERPRETED) } else { 1 };
         self.burst = (count, self.stats.exits);
+        // The interpreter knows nothing of how that one's memory lies in the guest's.
+        if self.is_nested().map_err(|e| fatal("tell what the vCPU runs", e))? {
+            return Err(Exit::Fatal(
+                "KVM met an instruction that it cannot emulate in a virtual machine of the guest's own"
+                    .into(),
+            ));
+        }
         self.complete(cpu);
         if let Some(exit) = self.deferred.take() {
             return Err(exit);
@@ -560,7 +575,9 @@ impl Vcpu {
         if self.unfinished {
             self.settle(cpu);
         }
-        let (delivery, nmi_waits) = state::take_delivery(&self.fd)?;
+        // For a guest's own virtual machine it stays with KVM.
+        let (delivery, nmi_waits) =
+            if self.is_nested()? { (None, false) } else { state::take_delivery(&self.fd)? };
         if nmi_waits {
             self.link.raise(ForcedActions::NMI);
         }
@@ -645,10 +662,12 @@ impl Engine for Vcpu {
             Event::Interrupt(vector) => {
                 // The next one has to wait until KVM has delivered this.
                 self.fd.get_kvm_run().ready_for_interrupt_injection = 0;
+                let nested = self.is_nested().map_err(|e| fatal("tell what the vCPU runs", e))?;
                 let delivered = match &self.lent {
-                    // KVM would keep it to itself until it can deliver it, and tell nobody.
-                    Some(_) => state::deliver(&self.fd, vector).map_err(io::Error::from),
-                    None => sys::interrupt(&self.fd, vector),
+                    // KVM would keep it to itself until it can deliver it, and tell nobody. A virtual machine of the guest's own is left
+                    // by KVM alone.
+                    Some(_) if !nested => state::deliver(&self.fd, vector).map_err(io::Error::from),
+                    _ => sys::interrupt(&self.fd, vector),
                 };
                 delivered.map_err(|e| fatal("deliver an interrupt", e))
             }

@@ -275,6 +275,8 @@ pub struct MachineConfig {
     pub dmi: Vec<(String, String)>,
     pub engine: EngineChoice,
     pub hw_virt: HwVirt,
+    /// The guest has virtualization itself.
+    pub nested_hw_virt: bool,
     /// The processor that the guest finds; `None` is the host's.
     pub cpu_profile: Option<&'static CpuProfile>,
     /// Where CPUs come and go while the machine runs: those that are there at the start, one bit each.
@@ -366,12 +368,12 @@ impl MachineConfig {
                 refused.push(format!("{what} is not available yet: {mend}"));
             }
         };
+            nested_hw_virt: false,
         refuse(hw.chipset != w::Chipset::Piix3, "the ICH9 chipset", "use --chipset piix3");
         refuse(hw.firmware != w::Firmware::Bios, "EFI firmware", "use --firmware bios");
         refuse(hw.tpm.tpm_type != w::TpmType::None, "a trusted platform module", "use --tpm-type none");
         refuse(hw.iommu != w::Iommu::None, "an IOMMU", "use --iommu none");
         refuse(!hw.host_pci.is_empty(), "PCI passthrough", "detach the host's devices with --pci-detach");
-        refuse(hw.cpu.nested_hw_virt, "nested hardware virtualization", "use --nested-hw-virt off");
         refuse(hw.cpu.count > MAX_CPUS, "more than 32 CPUs", "use --cpus 32 or less");
         refuse(!hw.bios.ioapic && hw.cpu.count > 1, "several CPUs without an I/O APIC", "use --ioapic on");
         refuse(
@@ -611,6 +613,7 @@ impl MachineConfig {
 
 /// The medium `id` with those above it in the registry, which are those that it depends on; the base first.
 fn find_chain<'m>(media: &'m [Medium], id: Uuid, chain: &mut Vec<&'m Medium>) -> bool {
+            nested_hw_virt: hw.cpu.nested_hw_virt,
     media.iter().any(|medium| {
         chain.push(medium);
         let found = medium.uuid == id || find_chain(&medium.children, id, chain);

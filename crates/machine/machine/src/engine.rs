@@ -124,6 +124,26 @@ impl Backend {
         }
     }
 
+    /// What the guest finds if the settings give it virtualization of its own.
+    pub fn nested(&self, config: &MachineConfig) -> Result<Option<nem_kvm::Nested>> {
+        if !config.nested_hw_virt {
+            return Ok(None);
+        }
+        let found = match self {
+            Self::Kvm(_) if !config.ioapic => Err("it needs local APICs; use --ioapic on".into()),
+            Self::Kvm(host) => host.nested(),
+            _ => Err(format!(
+                "it is there under KVM only, and the machine's engine is the {}",
+                self.describe()
+            )),
+        };
+        found.map(Some).map_err(|why| {
+            anyhow!(
+                "the guest cannot have hardware virtualization itself: {why}; or use --nested-hw-virt off"
+            )
+        })
+    }
+
     /// Whether hypercalls reach our own provider.
     pub fn has_hypercalls(&self) -> bool {
         !matches!(self, Self::Kvm(_))
@@ -233,6 +253,19 @@ mod tests {
         let backend = Backend::choose(&config).unwrap();
         assert_eq!(backend.kind(), Kind::Recompiler);
         assert!(backend.describe().contains("--hwvirtex on"));
+    }
+
+    #[test]
+    fn virtualization_for_the_guest_is_refused_on_software_engines_with_their_reason_and_a_mend() {
+        let mut config = MachineConfig::bare("test", ByteSize::mib(16));
+        config.engine = EngineChoice::Software;
+        let backend = Backend::choose(&config).unwrap();
+        assert!(backend.nested(&config).unwrap().is_none());
+        config.nested_hw_virt = true;
+        let text = backend.nested(&config).unwrap_err().to_string();
+        for part in ["recompiler", "--hwvirtex on", "--nested-hw-virt off"] {
+            assert!(text.contains(part), "{text}");
+        }
     }
 
     #[test]

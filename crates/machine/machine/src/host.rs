@@ -3,7 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use cpum::CpuidTable;
-use cpum::cpuid::{Apic, Config, FeatureBit, bit};
+use cpum::cpuid::{Apic, Config, FeatureBit, Leaf, bit};
 use dev_pc::rtc::WallClock;
 use vbox_types::Hz;
 
@@ -83,7 +83,12 @@ pub fn gim_setup(config: &MachineConfig, tsc: Hz, backend: &Backend) -> gim::Set
 }
 
 /// What CPUID tells in this machine: the host's processor or the profile's, with those of its features that the engine has.
-pub fn cpuid(config: &MachineConfig, setup: &gim::Setup, mut features: Vec<FeatureBit>) -> CpuidTable {
+pub fn cpuid(
+    config: &MachineConfig,
+    setup: &gim::Setup,
+    mut features: Vec<FeatureBit>,
+    nested: Option<nem_kvm::Nested>,
+) -> CpuidTable {
     let apic = match (config.ioapic, config.x2apic) {
         (false, _) => Apic::None,
         (true, false) => Apic::Apic,
@@ -92,6 +97,7 @@ pub fn cpuid(config: &MachineConfig, setup: &gim::Setup, mut features: Vec<Featu
     // Linux prefers an invariant counter to any paravirtual clock.
     features.retain(|&f| f != bit::INVARIANT_TSC || !config.paravirt.has_clock());
     features.retain(|&f| config.cpu_profile.is_none_or(|shown| profile::has(shown, f)));
+    features.extend(nested.map(|nested| nested.feature));
     let wanted = Config {
         vcpus: config.cpus,
         tsc_frequency: setup.tsc_frequency,
@@ -103,10 +109,18 @@ pub fn cpuid(config: &MachineConfig, setup: &gim::Setup, mut features: Vec<Featu
         features,
         overrides: config.cpuid_overrides.clone(),
     };
-    match config.cpu_profile {
+    let mut table = match config.cpu_profile {
         None => CpuidTable::build(&wanted, &iem::features::host_cpuid),
         Some(shown) => CpuidTable::build(&wanted, &|leaf, subleaf| profile::cpuid(shown, leaf, subleaf)),
+    };
+    // A profile of another vendor does not show it, and settings may replace the leaf.
+    if let Some(nem_kvm::Nested { feature, leaf: Some(leaf), .. }) = nested
+        && table.has(feature)
+        && table.raw(leaf.leaf, 0) == Leaf::default()
+    {
+        table.entries.push(leaf);
     }
+    table
 }
 
 /// Whether the guest finds CPUs of AMD's kind.

@@ -74,6 +74,9 @@ const WIDE_PM_TIMER: bool = true;
 /// Milliseconds that the BIOS waits for a key when the boot menu is on.
 const BOOT_MENU_WAIT: u16 = 500;
 
+/// IA32_FEATURE_CONTROL as the BIOS leaves it: locked, VMX on outside of SMX.
+const FEATURE_CONTROL: u64 = 1 << 0 | 1 << 2;
+
 /// Crashes of the guest that wait to be told to clients.
 const CRASHES: usize = 8;
 
@@ -84,6 +87,8 @@ pub struct Machine {
     engine: Mutex<Kind>,
     /// The engine that the machine was built for: what its CPU shows is that engine's.
     built_for: Kind,
+    /// The guest has virtualization itself, of which KVM alone knows the state.
+    nested: bool,
     /// In the order of their reset.
     devices: Vec<Arc<Mutex<dyn Device>>>,
     pci: Arc<PciBus>,
@@ -128,7 +133,8 @@ impl Machine {
         let control = Arc::new(Control::default());
         let tsc = backend.tsc_frequency(config);
         let gim_setup = host::gim_setup(config, tsc, &backend);
-        let cpuid = host::cpuid(config, &gim_setup, backend.features());
+        let nested = backend.nested(config)?;
+        let cpuid = host::cpuid(config, &gim_setup, backend.features(), nested);
         let mut devices: Vec<Arc<Mutex<dyn Device>>> = Vec::new();
 
         // Memory.
@@ -331,6 +337,10 @@ impl Machine {
                 .context("cannot use vgabios-stdvga.bin")?;
             store.add_file(&rom_file(vga::VENDOR, vga::DEVICE), vga_bios);
             add_boot_roms(&mut store, config);
+            if cpuid.has(cpum::cpuid::bit::VMX) {
+                // The BIOS switches VT-x on, as those of real machines do.
+                store.add_file("etc/msr_feature_control", FEATURE_CONTROL.to_le_bytes().to_vec());
+            }
             if config.acpi {
                 let pm = AcpiPm::new(&iom, wiring.isa(SCI_IRQ), control.clone(), &timers, WIDE_PM_TIMER);
                 AcpiPm::register(&pm, &iom, &pci);
@@ -383,6 +393,7 @@ impl Machine {
             em,
             engine: Mutex::new(engine),
             built_for: engine,
+            nested: nested.is_some(),
             devices,
             pci,
             display,
@@ -397,6 +408,9 @@ impl Machine {
         });
         machine.reset_devices();
         machine.log(config, tsc, &described);
+        if let Some(nested) = nested {
+            tracing::info!(target: "hm", "nested hardware virtualization: the guest has {} (--nested-hw-virt)", nested.name);
+        }
         Ok(machine)
     }
 
@@ -435,6 +449,11 @@ impl Machine {
         anyhow::ensure!(
             kind != Kind::Kvm || self.built_for == Kind::Kvm,
             "a machine that did not start under KVM cannot go on there; start it with --vm-execution-engine hwvirt"
+        );
+        anyhow::ensure!(
+            !self.nested,
+            "a guest that has hardware virtualization itself cannot leave KVM, which alone knows the state of its virtual machines; use \
+             --nested-hw-virt off"
         );
         let backend = Backend::of(kind)?;
         let described = backend.describe();

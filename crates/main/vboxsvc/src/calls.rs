@@ -839,7 +839,10 @@ fn host_computer(t: &mut CallTable<Context>) {
                 api::ProcessorFeature::UnrestrictedGuest => {
                     usable && (cpus.has_flag("ept") || cpus.has_flag("svm"))
                 }
-                api::ProcessorFeature::NestedHWVirt | api::ProcessorFeature::VirtVmsaveVmload => false,
+                api::ProcessorFeature::NestedHWVirt => {
+                    usable && (cpus.has_flag("vmx") || cpus.has_flag("svm")) && host::offers_nesting()
+                }
+                api::ProcessorFeature::VirtVmsaveVmload => false,
             })
         })
         .add(IHost::GetProcessorCPUIDLeaf, |_, (_cpu, leaf, sub_leaf)| Ok(host::cpuid(leaf, sub_leaf)));

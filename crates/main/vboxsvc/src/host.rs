@@ -92,6 +92,14 @@ pub(crate) fn execution_engine() -> Option<String> {
     (run.status.success() && !text.trim().is_empty()).then(|| text.trim().to_owned())
 }
 
+/// Whether KVM gives guests hardware virtualization of their own.
+pub(crate) fn offers_nesting() -> bool {
+    ["kvm_amd", "kvm_intel"].iter().any(|module| {
+        let value = fs::read_to_string(format!("/sys/module/{module}/parameters/nested")).unwrap_or_default();
+        matches!(value.trim(), "1" | "Y")
+    })
+}
+
 /// A leaf of the CPUID instruction: eax, ebx, ecx, edx.
 pub(crate) fn cpuid(leaf: u32, sub_leaf: u32) -> (u32, u32, u32, u32) {
     #[cfg(target_arch = "x86_64")]

@@ -18,7 +18,7 @@ bits! {
         MCA = 14, CMOV = 15, PAT = 16, PSE36 = 17, CLFSH = 19, MMX = 23, FXSR = 24, SSE = 25, SSE2 = 26, HTT = 28,
     }
     1, 0, Ecx {
-        SSE3 = 0, PCLMULQDQ = 1, MONITOR = 3, SSSE3 = 9, FMA = 12, CX16 = 13, PCID = 17, SSE41 = 19, SSE42 = 20, X2APIC = 21,
+        SSE3 = 0, PCLMULQDQ = 1, MONITOR = 3, VMX = 5, SSSE3 = 9, FMA = 12, CX16 = 13, PCID = 17, SSE41 = 19, SSE42 = 20, X2APIC = 21,
         MOVBE = 22, POPCNT = 23, TSC_DEADLINE = 24, AES = 25, XSAVE = 26, OSXSAVE = 27, AVX = 28, F16C = 29, RDRAND = 30,
         HYPERVISOR = 31,
     }
@@ -32,7 +32,7 @@ bits! {
     0xd, 1, Eax { XSAVEOPT = 0, XSAVEC = 1, XGETBV1 = 2 }
     0x8000_0001, 0, Edx { SYSCALL = 11, NX = 20, MMXEXT = 22, PAGE1GB = 26, RDTSCP = 27, LM = 29 }
     0x8000_0001, 0, Ecx {
-        LAHF64 = 0, CMP_LEGACY = 1, CR8_LEGACY = 4, LZCNT = 5, SSE4A = 6, PREFETCHW = 8, TOPOEXT = 22,
+        LAHF64 = 0, CMP_LEGACY = 1, SVM = 2, CR8_LEGACY = 4, LZCNT = 5, SSE4A = 6, PREFETCHW = 8, TOPOEXT = 22,
     }
     0x8000_0007, 0, Edx { INVARIANT_TSC = 8 }
     0x8000_0008, 0, Ebx { CLZERO = 0, XSAVEERPTR = 2, WBNOINVD = 9 }

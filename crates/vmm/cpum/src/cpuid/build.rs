@@ -97,9 +97,9 @@ impl Builder<'_> {
             || (config.paravirt == Paravirt::None && feature == bit::HYPERVISOR)
             || (config.vcpus < 2 && [bit::HTT, bit::CMP_LEGACY].contains(&feature))
             || (!self.amd
-                && [bit::CMP_LEGACY, bit::TOPOEXT, bit::CR8_LEGACY, bit::SSE4A, bit::MMXEXT]
+                && [bit::CMP_LEGACY, bit::TOPOEXT, bit::CR8_LEGACY, bit::SSE4A, bit::MMXEXT, bit::SVM]
                     .contains(&feature))
-            || (self.amd && feature == bit::ARCH_CAPABILITIES)
+            || (self.amd && [bit::ARCH_CAPABILITIES, bit::VMX].contains(&feature))
             || (!self.amd && [bit::CLZERO, bit::XSAVEERPTR].contains(&feature))
     }
 
