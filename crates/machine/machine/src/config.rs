@@ -307,6 +307,38 @@ pub struct MachineConfig {
     pub notes: Vec<String>,
 }
 
+/// The signature that the Hyper-V provider shows by the options of `--paravirt-debug`, if they switch debugging on. The others are VirtualBox's,
+/// too, and checked: where a debugger listens, and by which of Hyper-V's interfaces guests would reach it.
+fn hyperv_debug(options: &str) -> Result<Option<[u8; 12]>, String> {
+    let (mut enabled, mut vendor) = (false, gim::hyperv_vendor());
+    for option in options.split(',').map(str::trim).filter(|option| !option.is_empty()) {
+        let (key, value) = option.split_once('=').map_or((option, ""), |(k, v)| (k.trim(), v.trim()));
+        let wrong = |what: &str| {
+            format!("the Hyper-V debug option \"{key}\" in \"{options}\" (--paravirt-debug) {what}")
+        };
+        match key {
+            "enabled" => enabled = value == "1",
+            "vendor" => {
+                vendor = value
+                    .as_bytes()
+                    .try_into()
+                    .map_err(|_| wrong(&format!("has {} characters, and needs 12", value.len())))?;
+            }
+            "address" if value.parse::<std::net::IpAddr>().is_err() => {
+                return Err(wrong("needs an address like 127.0.0.1"));
+            }
+            "port" if value.parse::<u16>().is_err() => return Err(wrong("needs a port's number")),
+            "address" | "port" | "vsinterface" | "hypercallinterface" => {}
+            _ => {
+                return Err(wrong(
+                    "is unknown; there are enabled, address, port, vendor, vsinterface and hypercallinterface",
+                ));
+            }
+        }
+    }
+    Ok(enabled.then_some(vendor))
+}
+
 /// The CPUs of a machine with hotplug, one bit each. The first is always there.
 fn plugged(cpu: &settings::Cpu) -> u32 {
     let ids = cpu.plugged.iter().filter(|&&id| id < cpu.count.min(MAX_CPUS));
@@ -336,6 +368,7 @@ impl MachineConfig {
             dmi: Vec::new(),
             engine: EngineChoice::Default,
             hw_virt: HwVirt::default(),
+            nested_hw_virt: false,
             cpu_profile: None,
             hotplug: None,
             execution_cap: 100,
@@ -368,7 +401,6 @@ impl MachineConfig {
                 refused.push(format!("{what} is not available yet: {mend}"));
             }
         };
-            nested_hw_virt: false,
         refuse(hw.chipset != w::Chipset::Piix3, "the ICH9 chipset", "use --chipset piix3");
         refuse(hw.firmware != w::Firmware::Bios, "EFI firmware", "use --firmware bios");
         refuse(hw.tpm.tpm_type != w::TpmType::None, "a trusted platform module", "use --tpm-type none");
@@ -510,6 +542,13 @@ impl MachineConfig {
             ignored.iter().map(|key| format!("the extra-data key {key} concerns nothing this machine has")),
         );
 
+        let mut debug = None;
+        if m.effective_paravirt_provider() == w::ParavirtProvider::HyperV {
+            match hyperv_debug(&hw.paravirt_debug) {
+                Ok(found) => debug = found,
+                Err(why) => refused.push(why),
+            }
+        }
         let mut nics = Vec::new();
         for nic in hw.network.iter().filter(|n| n.enabled) {
             match NicConfig::from_settings(m, nic, folder, &mut notes) {
@@ -544,8 +583,9 @@ impl MachineConfig {
         note(hw.memory_balloon_mb > 0, "the memory balloon is not available yet");
         note(m.recording.enabled, "recording is not available yet");
         note(
-            !hw.paravirt_debug.is_empty(),
-            "debugging through the paravirtualization provider is not available yet",
+            debug.is_some(),
+            "the Hyper-V provider offers guests no debugger's connection (--paravirt-debug): a kernel debugger reaches them by a serial \
+             port (--uart1 0x3F8 4 --uartmode1 tcpserver PORT)",
         );
 
         let disk_groups = hw.bandwidth_groups.iter().filter(|g| g.group_type == w::BandwidthGroupType::Disk);
@@ -573,6 +613,7 @@ impl MachineConfig {
             dmi,
             engine,
             hw_virt: HwVirt::from_settings(&hw.cpu),
+            nested_hw_virt: hw.cpu.nested_hw_virt,
             cpu_profile,
             hotplug: hw.cpu.hotplug.then(|| plugged(&hw.cpu)),
             execution_cap: hw.cpu.execution_cap,
@@ -582,7 +623,7 @@ impl MachineConfig {
                 w::ParavirtProvider::Kvm => gim::Provider::Kvm,
                 _ => gim::Provider::None,
             },
-            hyperv_vendor: hyperv_vendor.unwrap_or(gim::hyperv_vendor()),
+            hyperv_vendor: hyperv_vendor.or(debug).unwrap_or(gim::hyperv_vendor()),
             boot_order: hw.boot_order.map(|device| match device {
                 w::BootDevice::None => BootDevice::None,
                 w::BootDevice::Floppy => BootDevice::Floppy,
@@ -613,7 +654,6 @@ impl MachineConfig {
 
 /// The medium `id` with those above it in the registry, which are those that it depends on; the base first.
 fn find_chain<'m>(media: &'m [Medium], id: Uuid, chain: &mut Vec<&'m Medium>) -> bool {
-            nested_hw_virt: hw.cpu.nested_hw_virt,
     media.iter().any(|medium| {
         chain.push(medium);
         let found = medium.uuid == id || find_chain(&medium.children, id, chain);
@@ -832,6 +872,29 @@ mod tests {
         m.hardware.network[0].adapter_type = w::NetworkAdapterType::Ne2000;
         let config = MachineConfig::from_settings(&m, Path::new("/vm")).unwrap();
         assert_eq!(config.notes.len(), 1);
+    }
+
+    #[test]
+    fn debug_options_of_hyperv_are_virtualboxs_and_only_the_signature_has_an_effect() {
+        let vendor = |text: &str| {
+            hyperv_debug(text).map(|found| found.map(|v| String::from_utf8_lossy(&v).into_owned()))
+        };
+        assert_eq!(vendor(""), Ok(None));
+        assert_eq!(vendor("enabled=0,vendor=VBoxVBoxVBox"), Ok(None));
+        assert_eq!(vendor("enabled=1"), Ok(Some("Microsoft Hv".into())));
+        let all = "enabled=1,address=192.168.32.1,port=55000,vendor=VBoxVBoxVBox,vsinterface=1,hypercallinterface=0";
+        assert_eq!(vendor(all), Ok(Some("VBoxVBoxVBox".into())));
+        for (wrong, word) in [
+            ("enabled=1,colour=red", "colour"),
+            ("vendor=short", "12"),
+            ("port=70000", "number"),
+            ("address=here", "127.0.0.1"),
+        ] {
+            assert!(
+                vendor(wrong).is_err_and(|text| text.contains(word) && text.contains("--paravirt-debug")),
+                "{wrong}"
+            );
+        }
     }
 
     #[test]
