@@ -64,7 +64,8 @@ impl Listener {
     pub(crate) fn put_up(&self, vm: &VmFd, id: BellId, doorbell: &Doorbell) {
         let hear = |event: BorrowedFd<'_>| sys::set_ioevent(vm, event, doorbell.place, true);
         if let Err(error) = self.try_put_up(id, doorbell, hear) {
-            tracing::warn!(target: "nem", "KVM does not hear the doorbell at {:?}: {error}", doorbell.place);
+            // Guests can lay one device over another.
+            tracing::debug!(target: "nem", "KVM does not hear the doorbell at {:?}: {error}", doorbell.place);
         }
     }
 
@@ -97,7 +98,7 @@ impl Listener {
         let mut up = self.shared.up.lock();
         let Some(Up { event, doorbell, down }) = up.get_mut(&id.0) else { return };
         if let Err(error) = ignore(event.as_fd(), doorbell) {
-            tracing::warn!(target: "nem", "KVM goes on to hear the doorbell at {:?}: {error}", doorbell.place);
+            tracing::debug!(target: "nem", "KVM goes on to hear the doorbell at {:?}: {error}", doorbell.place);
         }
         *down = true;
         signal(event);
