@@ -503,7 +503,7 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
     }
 
-    /// Bytes of a file that lie in the host's page cache. util-linux tells.
+    /// Bytes of a file that lie in the host's page cache, as fincore tells.
     fn resident(path: &Path) -> usize {
         let fincore = std::process::Command::new("fincore")
             .args(["--bytes", "--noheadings", "--output", "RES"])
