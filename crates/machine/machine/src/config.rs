@@ -4,8 +4,10 @@
 //! the guest finds (refused at start, every reason named), and what is not available but harmless (listed in VBox.log).
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use gim::debug::DebugInterface;
 use main_api::cpu_profiles::{CpuProfile, cpu_profile};
 use settings::words as w;
 use settings::{AttachedDevice, MachineSettings, MediaRegistry, Medium, SerialPort, StorageController};
@@ -287,6 +289,8 @@ pub struct MachineConfig {
     pub paravirt: gim::Provider,
     /// The signature that the Hyper-V provider shows.
     pub hyperv_vendor: [u8; 12],
+    /// The kernel debugger that guests find by the Hyper-V provider.
+    pub hyperv_debug: Option<HypervDebug>,
     pub boot_order: [BootDevice; 4],
     pub boot_menu: bool,
     pub uarts: Vec<UartConfig>,
@@ -307,36 +311,55 @@ pub struct MachineConfig {
     pub notes: Vec<String>,
 }
 
-/// The signature that the Hyper-V provider shows by the options of `--paravirt-debug`, if they switch debugging on. The others are VirtualBox's,
-/// too, and checked: where a debugger listens, and by which of Hyper-V's interfaces guests would reach it.
-fn hyperv_debug(options: &str) -> Result<Option<[u8; 12]>, String> {
-    let (mut enabled, mut vendor) = (false, gim::hyperv_vendor());
-    for option in options.split(',').map(str::trim).filter(|option| !option.is_empty()) {
-        let (key, value) = option.split_once('=').map_or((option, ""), |(k, v)| (k.trim(), v.trim()));
-        let wrong = |what: &str| {
-            format!("the Hyper-V debug option \"{key}\" in \"{options}\" (--paravirt-debug) {what}")
-        };
-        match key {
-            "enabled" => enabled = value == "1",
-            "vendor" => {
-                vendor = value
-                    .as_bytes()
-                    .try_into()
-                    .map_err(|_| wrong(&format!("has {} characters, and needs 12", value.len())))?;
-            }
-            "address" if value.parse::<std::net::IpAddr>().is_err() => {
-                return Err(wrong("needs an address like 127.0.0.1"));
-            }
-            "port" if value.parse::<u16>().is_err() => return Err(wrong("needs a port's number")),
-            "address" | "port" | "vsinterface" | "hypercallinterface" => {}
-            _ => {
-                return Err(wrong(
-                    "is unknown; there are enabled, address, port, vendor, vsinterface and hypercallinterface",
-                ));
+/// A kernel debugger for guests of the Hyper-V provider, by the options of `--paravirt-debug`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HypervDebug {
+    /// Where it listens, by UDP.
+    pub debugger: SocketAddr,
+    pub interface: DebugInterface,
+    /// The signature that the provider shows.
+    vendor: [u8; 12],
+}
+
+impl HypervDebug {
+    /// VirtualBox's options and defaults; `None` if they do not switch debugging on.
+    fn parse(options: &str) -> Result<Option<Self>, String> {
+        let (mut enabled, mut vendor) = (false, gim::hyperv_vendor());
+        let (mut address, mut port) = (IpAddr::V4(Ipv4Addr::LOCALHOST), 50_000);
+        let mut interface = DebugInterface { service: true, calls: false };
+        for option in options.split(',').map(str::trim).filter(|option| !option.is_empty()) {
+            let (key, value) = option.split_once('=').map_or((option, ""), |(k, v)| (k.trim(), v.trim()));
+            let wrong = |what: &str| {
+                format!("the Hyper-V debug option \"{key}\" in \"{options}\" (--paravirt-debug) {what}")
+            };
+            let flag = || match value {
+                "0" => Ok(false),
+                "1" => Ok(true),
+                _ => Err(wrong("needs 0 or 1")),
+            };
+            match key {
+                "enabled" => enabled = flag()?,
+                "vendor" => {
+                    vendor = value
+                        .as_bytes()
+                        .try_into()
+                        .map_err(|_| wrong(&format!("has {} characters, and needs 12", value.len())))?;
+                }
+                "address" => {
+                    address = value.parse().map_err(|_| wrong("needs an address like 127.0.0.1"))?;
+                }
+                "port" => port = value.parse().map_err(|_| wrong("needs a port's number"))?,
+                "vsinterface" => interface.service = flag()?,
+                "hypercallinterface" => interface.calls = flag()?,
+                _ => {
+                    return Err(wrong(
+                        "is unknown; there are enabled, address, port, vendor, vsinterface and hypercallinterface",
+                    ));
+                }
             }
         }
+        Ok(enabled.then_some(Self { debugger: (address, port).into(), interface, vendor }))
     }
-    Ok(enabled.then_some(vendor))
 }
 
 /// The CPUs of a machine with hotplug, one bit each. The first is always there.
@@ -374,6 +397,7 @@ impl MachineConfig {
             execution_cap: 100,
             paravirt: gim::Provider::None,
             hyperv_vendor: gim::hyperv_vendor(),
+            hyperv_debug: None,
             boot_order: [BootDevice::Floppy, BootDevice::Dvd, BootDevice::Disk, BootDevice::None],
             boot_menu: false,
             uarts: Vec::new(),
@@ -544,7 +568,7 @@ impl MachineConfig {
 
         let mut debug = None;
         if m.effective_paravirt_provider() == w::ParavirtProvider::HyperV {
-            match hyperv_debug(&hw.paravirt_debug) {
+            match HypervDebug::parse(&hw.paravirt_debug) {
                 Ok(found) => debug = found,
                 Err(why) => refused.push(why),
             }
@@ -582,12 +606,6 @@ impl MachineConfig {
         note(hw.parallel_ports.iter().any(|p| p.enabled), "parallel ports are not available yet");
         note(hw.memory_balloon_mb > 0, "the memory balloon is not available yet");
         note(m.recording.enabled, "recording is not available yet");
-        note(
-            debug.is_some(),
-            "the Hyper-V provider offers guests no debugger's connection (--paravirt-debug): a kernel debugger reaches them by a serial \
-             port (--uart1 0x3F8 4 --uartmode1 tcpserver PORT)",
-        );
-
         let disk_groups = hw.bandwidth_groups.iter().filter(|g| g.group_type == w::BandwidthGroupType::Disk);
 
         if !refused.is_empty() {
@@ -623,7 +641,8 @@ impl MachineConfig {
                 w::ParavirtProvider::Kvm => gim::Provider::Kvm,
                 _ => gim::Provider::None,
             },
-            hyperv_vendor: hyperv_vendor.or(debug).unwrap_or(gim::hyperv_vendor()),
+            hyperv_vendor: hyperv_vendor.or(debug.map(|d| d.vendor)).unwrap_or(gim::hyperv_vendor()),
+            hyperv_debug: debug,
             boot_order: hw.boot_order.map(|device| match device {
                 w::BootDevice::None => BootDevice::None,
                 w::BootDevice::Floppy => BootDevice::Floppy,
@@ -875,23 +894,29 @@ mod tests {
     }
 
     #[test]
-    fn debug_options_of_hyperv_are_virtualboxs_and_only_the_signature_has_an_effect() {
-        let vendor = |text: &str| {
-            hyperv_debug(text).map(|found| found.map(|v| String::from_utf8_lossy(&v).into_owned()))
-        };
-        assert_eq!(vendor(""), Ok(None));
-        assert_eq!(vendor("enabled=0,vendor=VBoxVBoxVBox"), Ok(None));
-        assert_eq!(vendor("enabled=1"), Ok(Some("Microsoft Hv".into())));
-        let all = "enabled=1,address=192.168.32.1,port=55000,vendor=VBoxVBoxVBox,vsinterface=1,hypercallinterface=0";
-        assert_eq!(vendor(all), Ok(Some("VBoxVBoxVBox".into())));
+    fn debug_options_of_hyperv_are_virtualboxs() {
+        let parse = HypervDebug::parse;
+        assert_eq!(parse(""), Ok(None));
+        assert_eq!(parse("enabled=0,vendor=VBoxVBoxVBox"), Ok(None));
+        let plain = parse("enabled=1").unwrap().unwrap();
+        assert_eq!(
+            (plain.debugger.to_string().as_str(), &plain.vendor),
+            ("127.0.0.1:50000", b"Microsoft Hv")
+        );
+        assert_eq!(plain.interface, DebugInterface { service: true, calls: false });
+        let all = "enabled=1,address=192.168.32.1,port=55000,vendor=VBoxVBoxVBox,vsinterface=0,hypercallinterface=1";
+        let all = parse(all).unwrap().unwrap();
+        assert_eq!((all.debugger.to_string().as_str(), &all.vendor), ("192.168.32.1:55000", b"VBoxVBoxVBox"));
+        assert_eq!(all.interface, DebugInterface { service: false, calls: true });
         for (wrong, word) in [
             ("enabled=1,colour=red", "colour"),
+            ("enabled=yes", "0 or 1"),
             ("vendor=short", "12"),
             ("port=70000", "number"),
             ("address=here", "127.0.0.1"),
         ] {
             assert!(
-                vendor(wrong).is_err_and(|text| text.contains(word) && text.contains("--paravirt-debug")),
+                parse(wrong).is_err_and(|text| text.contains(word) && text.contains("--paravirt-debug")),
                 "{wrong}"
             );
         }

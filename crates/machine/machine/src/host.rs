@@ -7,7 +7,7 @@ use cpum::cpuid::{Apic, Config, FeatureBit, Leaf, bit};
 use dev_pc::rtc::WallClock;
 use vbox_types::Hz;
 
-use crate::config::MachineConfig;
+use crate::config::{HypervDebug, MachineConfig};
 use crate::engine::Backend;
 use crate::profile;
 
@@ -79,7 +79,17 @@ pub fn gim_setup(config: &MachineConfig, tsc: Hz, backend: &Backend) -> gim::Set
         kvm: backend.kvm_features(config.ioapic),
         stable_counter: backend.has_stable_counter(),
         hyperv_vendor: config.hyperv_vendor,
+        debug: hyperv_debug(config).map(|debug| gim::debug::DebugInterface {
+            // The host's KVM answers calls itself.
+            calls: debug.interface.calls && backend.has_hypercalls(),
+            ..debug.interface
+        }),
     }
+}
+
+/// The kernel debugger that the guest finds. Guests look for one with Microsoft's own hypervisor only.
+pub fn hyperv_debug(config: &MachineConfig) -> Option<HypervDebug> {
+    config.hyperv_debug.filter(|_| config.hyperv_vendor == gim::hyperv_vendor())
 }
 
 /// What CPUID tells in this machine: the host's processor or the profile's, with those of its features that the engine has.

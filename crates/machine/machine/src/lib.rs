@@ -9,6 +9,7 @@ pub mod block;
 pub mod config;
 pub mod console;
 pub mod cpus;
+mod debugger;
 pub mod engine;
 pub mod firmware;
 pub mod host;

@@ -42,6 +42,7 @@ use vbox_types::{ByteSize, GuestPhys, Hz};
 
 use crate::config::{BootDevice, DriveConfig, DriveKind, IdeModel, MachineConfig, PortsConfig, ScsiModel};
 use crate::cpus::Cpus;
+use crate::debugger::Connection;
 use crate::engine::{Backend, Kind};
 use crate::limit::Limits;
 use crate::network::{self, Nic, NicConfig};
@@ -360,6 +361,8 @@ impl Machine {
 
         // Paravirtualization.
         let (crashed, crashes) = sync_channel(CRASHES);
+        let debugger =
+            host::hyperv_debug(config).map(|debug| Connection::open(debug.debugger)).transpose()?;
         let gim_wiring = gim::Wiring {
             pgm: pgm.clone(),
             clock: clock.clone(),
@@ -372,8 +375,17 @@ impl Machine {
                 let _ = crashed.try_send(*crash);
             }),
             stolen: (backend.kind() != Kind::Kvm).then(|| Box::new(host::stolen) as Box<_>),
+            debugger: debugger.clone().map(|debugger| debugger as Arc<_>),
         };
         let gim = Gim::new(&gim_setup, gim_wiring);
+        if let (Some(debugger), Some(gim)) = (&debugger, &gim) {
+            let gim = Arc::downgrade(gim);
+            debugger.listen(move || {
+                if let Some(gim) = gim.upgrade() {
+                    gim.debugger_spoke();
+                }
+            })?;
+        }
         devices.extend(gim.as_ref().map(Gim::device));
         let gim = gim.map(|gim| gim as Arc<dyn em::Gim>);
 
@@ -424,6 +436,16 @@ impl Machine {
             tracing::info!(target: "cpum", "CPU profile: {}", profile.name);
         }
         tracing::info!(target: "gim", "paravirtualization provider: {}", config.paravirt.name());
+        match (config.hyperv_debug, host::hyperv_debug(config)) {
+            (_, Some(found)) => {
+                tracing::info!(target: "gim", "HyperV: the guest finds a kernel debugger at {} (UDP)", found.debugger);
+            }
+            (Some(_), None) => tracing::warn!(
+                target: "gim",
+                "HyperV: the guest finds no kernel debugger: it looks for one with the vendor \"Microsoft Hv\" only (--paravirt-debug)"
+            ),
+            (None, None) => {}
+        }
         tracing::info!(target: "pgm", "{} MiB of RAM, {} MiB of video memory", config.ram.0 >> 20, config.vram.0 >> 20);
         for (at, name) in self.pci.list() {
             tracing::info!(target: "pdm", "PCI 00:{:02x}.{} {name}", at.device(), at.function());

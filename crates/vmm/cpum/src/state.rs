@@ -12,6 +12,7 @@ pub mod gpr {
     pub const RBP: usize = 5;
     pub const RSI: usize = 6;
     pub const RDI: usize = 7;
+    pub const R8: usize = 8;
 }
 
 /// Index of a segment register in [`CpuState::seg`], in the instruction encoding's order.

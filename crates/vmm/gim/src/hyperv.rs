@@ -1,7 +1,8 @@
 //! Hyper-V's interface (Hypervisor Top Level Functional Specification 6.0b), as far as Windows and Linux profit from it.
 //!
 //! Offered: the reference time counter and the page that computes it from the time-stamp counter, frequency registers, virtual processor
-//! index, reset register, crash registers, the hypercall page with the one call for long spin waits, relaxed timing. Left out, and not
+//! index, reset register, crash registers, the hypercall page with the one call for long spin waits, relaxed timing; a kernel debugger's
+//! connection where one is configured ([`debug`]). Left out, and not
 //! announced: synthetic interrupt controller and timers, APIC registers as MSRs, VMBus. The VP assist page's register keeps its value, since
 //! guests set it unasked; the page's contents stay zero, which means that no EOI may be left out.
 
@@ -12,7 +13,7 @@ use ssm::{Error, Reader, Writer};
 use tm::Nanos;
 use vbox_types::Hz;
 
-use crate::{Crash, Effect, HYPERVISOR, Setup, leaf, signature};
+use crate::{Crash, Effect, HYPERVISOR, Setup, Wiring, debug, leaf, signature};
 
 /// The local APIC timers count nanoseconds.
 pub(crate) const APIC_FREQUENCY: Hz = Hz(1_000_000_000);
@@ -73,7 +74,7 @@ const NOTIFY: u64 = 1 << 63;
 
 /// Calls and their results.
 mod call {
-    pub(super) const NOTIFY_LONG_SPIN_WAIT: u64 = 8;
+    pub(super) const NOTIFY_LONG_SPIN_WAIT: u16 = 8;
     pub(super) const SUCCESS: u64 = 0;
     pub(super) const INVALID_CODE: u64 = 2;
 }
@@ -84,15 +85,22 @@ pub(crate) fn leaves(setup: &Setup) -> Vec<Entry> {
         p::TIME_REF_COUNT | p::HYPERCALL | p::VP_INDEX | p::RESET | p::REFERENCE_TSC | p::FREQUENCY;
     let spins = if setup.hypercalls { SPINS } else { u32::MAX };
     let x2apic = if setup.x2apic { hint::X2APIC } else { 0 };
-    vec![
-        signature(HYPERVISOR, HYPERVISOR + 6, &setup.hyperv_vendor),
+    let (debugging, debugger) = setup.debug.map_or((0, 0), |_| (debug::PRIVILEGE, debug::FEATURES));
+    let service = setup.debug.is_some_and(|debug| debug.service);
+    let last = if service { debug::LAST_LEAF } else { HYPERVISOR + 6 };
+    let mut all = vec![
+        signature(HYPERVISOR, last, &setup.hyperv_vendor),
         leaf(HYPERVISOR + 1, u32::from_le_bytes(*b"Hv#1"), 0, 0, 0),
         leaf(HYPERVISOR + 2, VERSION.0, VERSION.1, 0, 0),
-        leaf(HYPERVISOR + 3, privileges, 0, 0, feature::FREQUENCY | feature::CRASH),
+        leaf(HYPERVISOR + 3, privileges, debugging, 0, feature::FREQUENCY | feature::CRASH | debugger),
         leaf(HYPERVISOR + 4, hint::RESET_BY_MSR | hint::RELAXED_TIMING | x2apic, spins, 0, 0),
         leaf(HYPERVISOR + 5, setup.vcpus, setup.vcpus, 0, 0),
         leaf(HYPERVISOR + 6, 0, 0, 0, 0),
-    ]
+    ];
+    if service {
+        all.extend(debug::service_leaves());
+    }
+    all
 }
 
 pub(crate) struct State {
@@ -103,10 +111,11 @@ pub(crate) struct State {
     sequence: u32,
     vp_assist: Vec<u64>,
     crash: [u64; 5],
+    debug: Option<debug::State>,
 }
 
 impl State {
-    pub(crate) fn new(vcpus: usize) -> Self {
+    pub(crate) fn new(vcpus: usize, debug: Option<debug::State>) -> Self {
         Self {
             guest_os_id: 0,
             hypercall: 0,
@@ -114,7 +123,17 @@ impl State {
             sequence: 0,
             vp_assist: vec![0; vcpus],
             crash: [0; 5],
+            debug,
         }
+    }
+
+    /// As after a reset of the machine.
+    pub(crate) fn fresh(&self) -> Self {
+        Self::new(self.vp_assist.len(), self.debug.as_ref().map(debug::State::fresh))
+    }
+
+    pub(crate) fn debug(&self) -> Option<&debug::State> {
+        self.debug.as_ref()
     }
 
     pub(crate) fn read_msr(
@@ -137,7 +156,7 @@ impl State {
             msr::CRASH_P0..=msr::CRASH_P4 => self.crash[(number - msr::CRASH_P0) as usize],
             // What may be written to it.
             msr::CRASH_CTL => NOTIFY,
-            _ => return None,
+            _ => return self.debug.as_ref()?.read_msr(vcpu, number),
         })
     }
 
@@ -147,7 +166,7 @@ impl State {
         number: u32,
         value: u64,
         tsc: (Hz, bool),
-        amd: bool,
+        wiring: &Wiring,
     ) -> Option<Effect> {
         match number {
             msr::GUEST_OS_ID => {
@@ -167,7 +186,7 @@ impl State {
                 Some(if self.hypercall & ENABLED == 0 {
                     Effect::Nothing
                 } else {
-                    Effect::Page { at: value & PAGE, bytes: call_page(amd) }
+                    Effect::Page { at: value & PAGE, bytes: call_page(wiring.amd) }
                 })
             }
             msr::RESET if value & 1 != 0 => Some(Effect::Reset),
@@ -190,7 +209,7 @@ impl State {
             }
             msr::CRASH_CTL if value & NOTIFY != 0 => Some(Effect::Crashed(Crash(self.crash))),
             msr::CRASH_CTL => Some(Effect::Nothing),
-            _ => None,
+            _ => self.debug.as_mut()?.write_msr(&wiring.pgm, vcpu, number, value).map(|()| Effect::Nothing),
         }
     }
 
@@ -210,17 +229,30 @@ impl State {
         Effect::Page { at: self.reference_tsc & PAGE, bytes }
     }
 
-    /// A hypercall: input value in RCX and result in RAX in 64-bit code, in EDX:EAX otherwise. `None`: not possible now.
-    pub(crate) fn hypercall(&self, cpu: &mut CpuState) -> Option<Effect> {
+    /// A hypercall: input value in RCX and result in RAX in 64-bit code, in EDX:EAX otherwise; where the parameters are in RDX and R8, or
+    /// EBX:ECX and EDI:ESI. `None`: not possible now.
+    pub(crate) fn hypercall(&mut self, cpu: &mut CpuState, wiring: &Wiring) -> Option<Effect> {
+        /// The parameters are in registers.
+        const FAST: u64 = 1 << 16;
         if self.hypercall & ENABLED == 0 || cpu.cpl() != 0 || !cpu.is_protected() {
             return None;
         }
         let wide = cpu.is_64bit();
-        let low = |register: usize| cpu.gpr[register] & 0xffff_ffff;
-        let input = if wide { cpu.gpr[gpr::RCX] } else { low(gpr::RDX) << 32 | low(gpr::RAX) };
-        let (result, effect) = match input & 0xffff {
+        let pair = |wide_in: usize, high: usize, low: usize| {
+            let half = |register: usize| cpu.gpr[register] & 0xffff_ffff;
+            if wide { cpu.gpr[wide_in] } else { half(high) << 32 | half(low) }
+        };
+        let value = pair(gpr::RCX, gpr::RDX, gpr::RAX);
+        let parameters = debug::Parameters {
+            fast: value & FAST != 0,
+            input: pair(gpr::RDX, gpr::RBX, gpr::RCX),
+            output: pair(gpr::R8, gpr::RDI, gpr::RSI),
+        };
+        let code = value as u16;
+        let mut debug = |code| self.debug.as_mut()?.call(&wiring.pgm, cpu.id as usize, code, parameters);
+        let (result, effect) = match code {
             call::NOTIFY_LONG_SPIN_WAIT => (call::SUCCESS, Effect::Yield),
-            _ => (call::INVALID_CODE, Effect::Nothing),
+            _ => (debug(code).unwrap_or(call::INVALID_CODE), Effect::Nothing),
         };
         cpu.gpr[gpr::RAX] = result;
         if !wide {
@@ -230,7 +262,7 @@ impl State {
     }
 
     pub(crate) fn save(&self, out: &mut Writer) {
-        let Self { guest_os_id, hypercall, reference_tsc, sequence, vp_assist, crash } = self;
+        let Self { guest_os_id, hypercall, reference_tsc, sequence, vp_assist, crash, debug } = self;
         out.put_u64(*guest_os_id);
         out.put_u64(*hypercall);
         out.put_u64(*reference_tsc);
@@ -238,9 +270,15 @@ impl State {
         for value in vp_assist.iter().chain(crash) {
             out.put_u64(*value);
         }
+        out.put_bool(debug.is_some());
+        if let Some(debug) = debug {
+            debug.save(out);
+        }
     }
 
-    pub(crate) fn load(input: &mut Reader<'_>, vcpus: usize) -> Result<Self, Error> {
+    /// A saved state for this machine.
+    pub(crate) fn load(&self, input: &mut Reader<'_>) -> Result<Self, Error> {
+        let vcpus = self.vp_assist.len();
         Ok(Self {
             guest_os_id: input.take_u64()?,
             hypercall: input.take_u64()?,
@@ -254,6 +292,14 @@ impl State {
                 input.take_u64()?,
                 input.take_u64()?,
             ],
+            debug: match (input.take_bool()?, &self.debug) {
+                (false, None) => None,
+                (true, Some(debug)) => Some(debug.load(input)?),
+                (saved, _) => {
+                    let with = if saved { "with" } else { "without" };
+                    return Err(input.invalid(format!("Hyper-V {with} a debugger (--paravirt-debug)")));
+                }
+            },
         })
     }
 }

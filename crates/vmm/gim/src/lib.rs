@@ -4,6 +4,7 @@
 //! ([`Gim`]). Time in every provider is the VM's virtual time: the time-stamp counter is derived from it, so that the formula a guest gets
 //! needs no correction, neither after a pause nor from one vCPU to another.
 
+pub mod debug;
 mod hyperv;
 mod kvm;
 mod minimal;
@@ -16,6 +17,7 @@ use std::sync::atomic::{AtomicU32, Ordering, fence};
 
 use cpum::cpuid::{Entry, Leaf, Paravirt};
 use cpum::{CpuState, VcpuLink};
+use debug::{DebugInterface, Debugger};
 use parking_lot::Mutex;
 use pdm::Device;
 use pdm::connector::SystemControl;
@@ -25,7 +27,7 @@ use tm::Clock;
 use vbox_types::{GuestPhys, Hz, VcpuId};
 
 /// Version of the saved state.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// The first of the hypervisor's CPUID leaves.
 const HYPERVISOR: u32 = 0x4000_0000;
 
@@ -89,6 +91,8 @@ pub struct Setup {
     pub stable_counter: bool,
     /// The Hyper-V provider's signature in CPUID; guests look for [`hyperv_vendor`].
     pub hyperv_vendor: [u8; 12],
+    /// How guests of the Hyper-V provider reach a kernel debugger, if one is configured.
+    pub debug: Option<DebugInterface>,
 }
 
 /// The signature of Microsoft's own hypervisor, which Linux wants to see. VirtualBox shows `VBoxVBoxVBox` unless configured otherwise, which
@@ -133,6 +137,8 @@ pub struct Wiring {
     pub crashed: Box<dyn Fn(&Crash) + Send + Sync>,
     /// Nanoseconds for which the calling thread waited for a CPU; `None` where the engine tells guests of stolen time itself.
     pub stolen: Option<Box<dyn Fn() -> u64 + Send + Sync>>,
+    /// The kernel debugger, where [`Setup::debug`] offers one.
+    pub debugger: Option<Arc<dyn Debugger>>,
 }
 
 /// The parameters by which a guest tells how it has crashed. From Windows they are those of its stop error: the code comes first.
@@ -172,7 +178,12 @@ impl Gim {
     pub fn new(setup: &Setup, wiring: Wiring) -> Option<Arc<Self>> {
         let state = match setup.provider {
             Provider::None | Provider::Minimal => return None,
-            Provider::HyperV => State::HyperV(hyperv::State::new(wiring.links.len())),
+            Provider::HyperV => {
+                let debug = setup.debug.zip(wiring.debugger.clone());
+                let vcpus = wiring.links.len();
+                let debug = debug.map(|(interface, debugger)| debug::State::new(vcpus, interface, debugger));
+                State::HyperV(hyperv::State::new(vcpus, debug))
+            }
             Provider::Kvm => State::Kvm(kvm::State::new(wiring.links.len(), setup.kvm)),
         };
         let (tsc_frequency, stable) = (setup.tsc_frequency, setup.stable_counter);
@@ -188,6 +199,15 @@ impl Gim {
     /// The unit that is reset and saved.
     pub fn device(self: &Arc<Self>) -> Arc<Mutex<dyn Device>> {
         Arc::new(Mutex::new(Unit(self.clone())))
+    }
+
+    /// The debugger has sent something.
+    pub fn debugger_spoke(&self) {
+        if let State::HyperV(state) = &*self.state.lock()
+            && let Some(debug) = state.debug()
+        {
+            debug.tell_pending(&self.wiring.pgm);
+        }
     }
 
     /// Applies what the core of a provider asks for.
@@ -279,13 +299,9 @@ impl em::Gim for Gim {
                 let boot = (self.wiring.utc)().saturating_sub_unsigned(self.wiring.clock.now());
                 state.write_msr(cpu, msr, value, (self.tsc_frequency, self.stable), boot)
             }
-            State::HyperV(state) => state.write_msr(
-                cpu.id as usize,
-                msr,
-                value,
-                (self.tsc_frequency, self.stable),
-                self.wiring.amd,
-            ),
+            State::HyperV(state) => {
+                state.write_msr(cpu.id as usize, msr, value, (self.tsc_frequency, self.stable), &self.wiring)
+            }
         };
         match effect {
             Some(effect) => {
@@ -297,9 +313,9 @@ impl em::Gim for Gim {
     }
 
     fn hypercall(&self, cpu: &mut CpuState) -> bool {
-        let effect = match &*self.state.lock() {
+        let effect = match &mut *self.state.lock() {
             State::Kvm(_) => Some(kvm::hypercall(cpu)),
-            State::HyperV(state) => state.hypercall(cpu),
+            State::HyperV(state) => state.hypercall(cpu, &self.wiring),
         };
         match effect {
             Some(effect) => {
@@ -337,7 +353,7 @@ impl Device for Unit {
         let vcpus = self.0.wiring.links.len();
         match &mut *self.0.state.lock() {
             State::Kvm(state) => *state = kvm::State::new(vcpus, state.features()),
-            State::HyperV(state) => *state = hyperv::State::new(vcpus),
+            State::HyperV(state) => *state = state.fresh(),
         }
         self.0.crashes.store(0, Ordering::Relaxed);
         for link in &self.0.wiring.links {
@@ -371,7 +387,7 @@ impl Saveable for Unit {
         let mut state = self.0.state.lock();
         let loaded = match &*state {
             State::Kvm(old) => State::Kvm(kvm::State::load(&mut input, vcpus, old.features())?),
-            State::HyperV(_) => State::HyperV(hyperv::State::load(&mut input, vcpus)?),
+            State::HyperV(old) => State::HyperV(old.load(&mut input)?),
         };
         input.finish()?;
         *state = loaded;

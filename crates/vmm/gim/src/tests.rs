@@ -1,4 +1,5 @@
-use std::sync::atomic::AtomicU64;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use cpum::cpuid::Paravirt;
 use cpum::state::{cr0, efer, gpr, seg};
@@ -31,6 +32,33 @@ struct Board {
     /// What the threads have waited for a CPU.
     waited: Arc<AtomicU64>,
     crashes: Arc<Mutex<Vec<Crash>>>,
+    wire: Arc<Wire>,
+}
+
+/// A debugger's end of the connection.
+#[derive(Default)]
+struct Wire {
+    sent: Mutex<Vec<Vec<u8>>>,
+    coming: Mutex<VecDeque<Vec<u8>>>,
+    is_down: AtomicBool,
+}
+
+impl Debugger for Wire {
+    fn send(&self, payload: &[u8]) -> bool {
+        if self.is_down.load(Ordering::SeqCst) {
+            return false;
+        }
+        self.sent.lock().push(payload.to_vec());
+        true
+    }
+
+    fn receive(&self) -> Option<Vec<u8>> {
+        self.coming.lock().pop_front()
+    }
+
+    fn has_data(&self) -> bool {
+        !self.coming.lock().is_empty()
+    }
 }
 
 impl Board {
@@ -49,6 +77,7 @@ impl Board {
         let told = waited.clone();
         let crashes = Arc::new(Mutex::new(Vec::new()));
         let met = crashes.clone();
+        let wire = Arc::new(Wire::default());
         let wiring = Wiring {
             pgm: pgm.clone(),
             clock: clock.clone(),
@@ -58,9 +87,10 @@ impl Board {
             amd: false,
             crashed: Box::new(move |crash| met.lock().push(*crash)),
             stolen: Some(Box::new(move || told.load(Ordering::SeqCst))),
+            debugger: Some(wire.clone()),
         };
         let gim = Gim::new(setup, wiring).unwrap();
-        Self { gim, pgm, clock, links, resets, waited, crashes }
+        Self { gim, pgm, clock, links, resets, waited, crashes, wire }
     }
 
     fn bytes<const N: usize>(&self, at: u64) -> [u8; N] {
@@ -99,6 +129,7 @@ fn setup(provider: Provider) -> Setup {
         kvm: KvmFeatures { kick: true, end_of_interrupt: true, steal_time: true },
         stable_counter: true,
         hyperv_vendor: hyperv_vendor(),
+        debug: None,
     }
 }
 
@@ -360,4 +391,263 @@ fn a_reset_forgets_and_a_saved_state_brings_back() {
         assert_eq!(board.gim.read_msr(VcpuId(1), number), Some(value));
         assert!(unit.lock().load(Reader::new("gim", 1, &saved[1..])).is_err());
     }
+}
+
+/// A machine whose guest finds a debugger.
+fn debugged(service: bool) -> Board {
+    Board::with(&Setup { debug: Some(DebugInterface { service, calls: true }), ..setup(Provider::HyperV) })
+}
+
+const SEND_AT: u64 = 0x8000;
+const RECEIVE_AT: u64 = 0x9000;
+const PENDING_AT: u64 = 0xa000;
+
+impl Board {
+    fn write(&self, at: u64, data: &[u8]) {
+        self.pgm.write(GuestPhys(at), data);
+    }
+
+    fn vec(&self, at: u64, len: usize) -> Vec<u8> {
+        let mut out = vec![0; len];
+        self.pgm.read(GuestPhys(at), &mut out);
+        out
+    }
+
+    /// The debugger sends a datagram.
+    fn debugger_sends(&self, data: &[u8]) {
+        self.wire.coming.lock().push_back(data.to_vec());
+        self.gim.debugger_spoke();
+    }
+
+    /// Makes a call with its parameters in memory.
+    fn call(&self, code: u64, input: u64, output: u64) -> u64 {
+        let mut caller = cpu(0);
+        assert!(self.gim.write_msr(&caller, 0x4000_0000, 1));
+        assert!(self.gim.write_msr(&caller, 0x4000_0001, 0x6000 | 1));
+        (caller.gpr[gpr::RCX], caller.gpr[gpr::RDX], caller.gpr[gpr::R8]) = (code, input, output);
+        assert!(self.gim.hypercall(&mut caller));
+        caller.gpr[gpr::RAX]
+    }
+
+    /// HvPostDebugData of a frame.
+    fn post(&self, frame: &[u8]) -> u64 {
+        self.write(SEND_AT, &(frame.len() as u64).to_le_bytes());
+        self.write(SEND_AT + 8, frame);
+        self.call(0x69, SEND_AT, RECEIVE_AT)
+    }
+
+    /// HvRetrieveDebugData with so much room: the result and what came.
+    fn retrieve(&self, room: u32) -> (u64, Vec<u8>) {
+        self.write(SEND_AT, &u64::from(room).to_le_bytes());
+        let result = self.call(0x6a, SEND_AT, RECEIVE_AT);
+        let (got, left) = (self.u32_at(RECEIVE_AT), self.u32_at(RECEIVE_AT + 4));
+        assert_eq!(got + left, room);
+        (result, self.vec(RECEIVE_AT + 8, got as usize))
+    }
+}
+
+/// A frame as Windows sends them: no addresses on the wire, UDP over IPv4.
+fn udp_frame(from: [u8; 4], to: [u8; 4], ports: [u16; 2], payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0; 12];
+    frame.extend([0x08, 0x00, 0x45, 0]);
+    frame.extend((28 + payload.len() as u16).to_be_bytes());
+    frame.extend([0, 0, 0, 0, 64, 17, 0, 0]);
+    frame.extend(from);
+    frame.extend(to);
+    frame.extend(ports.map(u16::to_be_bytes).concat());
+    frame.extend((8 + payload.len() as u16).to_be_bytes());
+    frame.extend([0, 0]);
+    frame.extend(payload);
+    frame
+}
+
+/// A DHCP message of a client: 1 is DISCOVER, 3 is REQUEST.
+fn dhcp_frame(kind: u8) -> Vec<u8> {
+    let mut message = vec![0; 240];
+    message[..3].copy_from_slice(&[1, 1, 6]);
+    message[4..8].copy_from_slice(&[0xde, 0xad, 0xbe, 0xef]);
+    message[236..].copy_from_slice(&[0x63, 0x82, 0x53, 0x63]);
+    message.extend([53, 1, kind, 255]);
+    udp_frame([0; 4], [255; 4], [68, 67], &message)
+}
+
+#[test]
+fn a_debugger_shows_only_where_one_is_configured() {
+    let leaves = |debug| match (Setup { debug, ..setup(Provider::HyperV) }).cpuid() {
+        Paravirt::Shown(list) => list,
+        Paravirt::None => Vec::new(),
+    };
+    let of = |list: &[Entry], number| list.iter().find(|e| e.leaf == number).map(|e| e.value);
+    let (none, calls) = (leaves(None), leaves(Some(DebugInterface { service: false, calls: true })));
+    let features = |list: &[Entry]| of(list, 0x4000_0003).unwrap();
+    assert_eq!((features(&none).ebx, features(&calls).ebx), (0, 0x800));
+    assert_eq!(features(&none).edx ^ features(&calls).edx, 0x802);
+    assert_eq!(of(&calls, 0x4000_0080), None);
+    let service = leaves(Some(DebugInterface { service: true, calls: false }));
+    assert_eq!(of(&service, 0x4000_0000).unwrap().eax, 0x4000_0082);
+    assert_eq!(of(&service, 0x4000_0081).unwrap().eax, 0x3123_5356);
+    assert_eq!(of(&service, 0x4000_0082).unwrap().eax, 2);
+
+    let plain = Board::new(Provider::HyperV);
+    for number in [0x4000_0080, 0x4000_0083, 0x4000_00f2, 0x4000_00ff] {
+        assert_eq!(plain.gim.read_msr(VcpuId(0), number), None);
+        assert!(debugged(true).gim.read_msr(VcpuId(0), number).is_some(), "{number:x}");
+    }
+    assert_eq!(plain.post(b"data"), 2, "no such call");
+    assert_eq!(debugged(true).gim.read_msr(VcpuId(0), 0x4000_00ff), Some(4));
+    assert_eq!(debugged(false).gim.read_msr(VcpuId(0), 0x4000_0083), None);
+}
+
+#[test]
+fn data_goes_by_registers_as_it_is() {
+    let board = debugged(true);
+    let write = |number, value| board.gim.write_msr(&cpu(0), number, value);
+    let status = || board.gim.read_msr(VcpuId(1), 0x4000_00f2).unwrap();
+    assert!(write(0x4000_00f3, SEND_AT) && write(0x4000_00f4, RECEIVE_AT) && write(0x4000_00f5, PENDING_AT));
+    board.write(SEND_AT, b"KDBG!");
+    assert!(write(0x4000_00f1, 5 << 16 | 1));
+    assert_eq!((status(), board.wire.sent.lock().pop()), (1, Some(b"KDBG!".to_vec())));
+
+    assert!(write(0x4000_00f1, 2));
+    assert_eq!(status(), 0, "nothing has come");
+    board.debugger_sends(b"first");
+    board.debugger_sends(&[7; 5000]);
+    assert_eq!(board.bytes::<1>(PENDING_AT), [1]);
+    assert!(write(0x4000_00f1, 2));
+    assert_eq!((status(), board.vec(RECEIVE_AT, 5)), (5 << 16 | 4, b"first".to_vec()));
+    assert_eq!(board.bytes::<1>(PENDING_AT), [1], "there is more");
+    assert!(write(0x4000_00f1, 2));
+    assert_eq!(
+        (status(), board.bytes::<1>(RECEIVE_AT + 0x1000 + 1)),
+        (0x1000 << 16 | 4, [0]),
+        "one page at most"
+    );
+    assert_eq!(board.bytes::<1>(PENDING_AT), [0]);
+
+    board.wire.is_down.store(true, Ordering::SeqCst);
+    assert!(write(0x4000_00f1, 5 << 16 | 1));
+    assert_eq!(status(), 0);
+    assert!(!write(0x4000_00f1, 5 << 16 | 3), "both at once");
+    // Sizes and addresses of which nothing can come.
+    for (buffer, size) in [(SEND_AT, 0u64), (SEND_AT, 0x1001), (RAM, 5), (u64::MAX - 2, 5)] {
+        board.wire.is_down.store(false, Ordering::SeqCst);
+        assert!(write(0x4000_00f3, buffer) && write(0x4000_00f1, size << 16 | 1));
+        assert_eq!((status(), board.wire.sent.lock().len()), (0, 0), "{buffer:x} {size}");
+    }
+    board.debugger_sends(b"kept");
+    assert!(write(0x4000_00f4, RAM) && write(0x4000_00f1, 2));
+    assert_eq!((status(), board.wire.coming.lock().len()), (0, 1));
+}
+
+#[test]
+fn a_guest_that_sends_frames_gets_an_address_and_a_neighbour_and_then_the_debuggers_datagrams() {
+    let board = debugged(false);
+    assert_eq!(board.retrieve(4088), (0x1b, Vec::new()));
+    for (asked, given) in [(1, 2), (3, 5)] {
+        assert_eq!(board.post(&dhcp_frame(asked)), 0);
+        let (result, reply) = board.retrieve(4088);
+        assert_eq!((result, &reply[12..14], &reply[26..30]), (0, &[8, 0][..], &[10, 0, 5, 1][..]));
+        assert_eq!(reply[34..38], [0, 67, 0, 68]);
+        let message = &reply[42..];
+        assert_eq!(
+            (message[0], &message[4..8], &message[16..20]),
+            (2, &[0xde, 0xad, 0xbe, 0xef][..], &[10, 0, 5, 5][..])
+        );
+        assert_eq!(message[240..243], [53, 1, given]);
+        assert_eq!(board.retrieve(4088).0, 0x1b, "once");
+    }
+    let mut arp = vec![0; 12];
+    arp.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1, 0, 0, 0, 0, 0, 0, 10, 0, 5, 5, 0, 0, 0, 0, 0, 0, 10, 0, 5, 1]);
+    assert_eq!(board.post(&arp), 0);
+    let (_, reply) = board.retrieve(4088);
+    assert_eq!((reply[21], &reply[22..32]), (2, &[0, 0, 0, 0, 0, 1, 10, 0, 5, 1][..]));
+    assert!(board.wire.sent.lock().is_empty(), "nothing of that is the debugger's");
+
+    board.debugger_sends(b"too early");
+    assert_eq!(board.retrieve(4088).0, 0x1b, "the guest has not called yet");
+    assert_eq!(board.post(&udp_frame([10, 0, 5, 5], [1, 2, 3, 4], [0, 0], b"kd")), 0);
+    assert_eq!(board.wire.sent.lock().pop(), Some(b"kd".to_vec()));
+    let (result, frame) = board.retrieve(4088);
+    assert_eq!((result, &frame[30..34], &frame[42..]), (0, &[10, 0, 5, 5][..], &b"too early"[..]));
+    let header: u32 = frame[14..34].chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]]))).sum();
+    assert_eq!((header & 0xffff) + (header >> 16), 0xffff, "the checksum holds");
+
+    // Windows 8.1's leftovers: ports of DHCP, but no message of it, and no destination.
+    let frame = udp_frame([10, 0, 5, 5], [0; 4], [68, 67], b"leftover");
+    assert_eq!((board.post(&frame), board.wire.sent.lock().pop()), (0, Some(b"leftover".to_vec())));
+    board.debugger_sends(b"reply");
+    assert_eq!(board.retrieve(4088).1[34..38], [0, 67, 0, 68], "where it came from");
+}
+
+#[test]
+fn frames_of_others_and_broken_ones_go_nowhere() {
+    let board = debugged(false);
+    let good = udp_frame([10, 0, 5, 5], [1, 2, 3, 4], [0, 0], b"kd");
+    for length in 0..good.len() {
+        assert_eq!(board.post(&good[..length]), 0);
+    }
+    assert_eq!(board.post(&udp_frame([10, 0, 5, 5], [1, 2, 3, 4], [1000, 53], b"name?")), 0);
+    let mut tcp = good.clone();
+    tcp[23] = 6;
+    assert_eq!(board.post(&tcp), 0);
+    assert!(board.wire.sent.lock().is_empty());
+    assert_eq!(board.retrieve(4088).0, 0x1b);
+    // Where the host takes nothing the guest is to come again.
+    board.wire.is_down.store(true, Ordering::SeqCst);
+    assert_eq!((board.post(&good), board.u32_at(RECEIVE_AT)), (0x33, good.len() as u32));
+}
+
+#[test]
+fn calls_of_the_debuggers_with_wrong_parameters_get_their_errors() {
+    let board = debugged(true);
+    assert_eq!(board.call(0x69, SEND_AT + 4, RECEIVE_AT), 4);
+    assert_eq!(board.call(0x6a, SEND_AT, RECEIVE_AT + 1), 4);
+    assert_eq!(board.call(0x69, RAM, RECEIVE_AT), 5);
+    assert_eq!(board.call(0x6a, SEND_AT, RAM), 5);
+    board.write(SEND_AT, &4089u64.to_le_bytes());
+    assert_eq!(board.call(0x69, SEND_AT, RECEIVE_AT), 5);
+    assert_eq!(board.call(0x6a, SEND_AT, RECEIVE_AT), 5);
+    assert_eq!((board.call(0x6b, SEND_AT, 0), board.call(0x6b | 1 << 16, 0, 0)), (0, 5));
+    // What the guest has no room for is lost.
+    assert_eq!(board.post(&udp_frame([10, 0, 5, 5], [1, 2, 3, 4], [0, 0], b"kd")), 0);
+    board.debugger_sends(&[1; 100]);
+    assert_eq!(board.retrieve(60), (0x1b, Vec::new()));
+    assert_eq!(board.retrieve(0), (0, Vec::new()));
+    assert!(!board.wire.has_data());
+}
+
+#[test]
+fn vmbus_is_refused_in_a_way_that_has_guests_go_on() {
+    let board = debugged(true);
+    let write = |number, value| assert!(board.gim.write_msr(&cpu(0), number, value));
+    board.write(SEND_AT, &[1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 4, 0, 0, 0]);
+    assert_eq!(board.call(0x5c, SEND_AT, 0), 0x14);
+    assert_eq!(board.bytes::<1>(0xb200), [0], "its source is masked");
+    write(0x4000_0083, 0xb001);
+    write(0x4000_0092, 0x30);
+    assert_eq!(board.call(0x5c, SEND_AT, 0), 0x14);
+    assert_eq!((board.u32_at(0xb200), board.u32_at(0xb204), board.u32_at(0xb210)), (1, 15, 15));
+    assert_eq!(board.gim.read_msr(VcpuId(1), 0x4000_0092), Some(1 << 16), "each vCPU has its own");
+}
+
+#[test]
+fn a_debugged_guest_is_saved_and_goes_on_only_where_a_debugger_is_configured() {
+    let board = debugged(true);
+    assert!(board.gim.write_msr(&cpu(0), 0x4000_00f3, SEND_AT));
+    assert!(board.gim.write_msr(&cpu(0), 0x4000_0083, 0xb001));
+    assert_eq!(board.post(&udp_frame([10, 0, 5, 9], [1, 2, 3, 4], [0, 0], b"kd")), 0);
+    let mut out = Writer::new();
+    board.gim.device().lock().save(&mut out);
+    let saved = out.into_bytes();
+    board.gim.device().lock().reset();
+    assert_eq!(board.gim.read_msr(VcpuId(0), 0x4000_00f3), Some(0));
+    let other = debugged(true);
+    other.gim.device().lock().load(Reader::new("gim", VERSION, &saved)).unwrap();
+    assert_eq!(other.gim.read_msr(VcpuId(0), 0x4000_00f3), Some(SEND_AT));
+    assert_eq!(other.gim.read_msr(VcpuId(0), 0x4000_0083), Some(0xb001));
+    other.debugger_sends(b"on");
+    assert_eq!(other.retrieve(4088).1[30..34], [10, 0, 5, 9]);
+    let plain = Board::new(Provider::HyperV).gim.device();
+    let error = plain.lock().load(Reader::new("gim", VERSION, &saved)).unwrap_err().to_string();
+    assert!(error.contains("--paravirt-debug"), "{error}");
 }
