@@ -189,6 +189,42 @@ pub fn clone(
     finish(path, options, done)
 }
 
+/// As [`clone`], of an encrypted image whose key is not at hand: what is stored is taken over as it is. What nothing is stored for reads as
+/// zeros and is not encrypted, so the new image must not hold zeros for it: it grows, and has blocks no larger than the source's.
+pub fn clone_encrypted(
+    source: &Image,
+    path: &Path,
+    options: &CreateOptions,
+    progress: Progress<'_>,
+) -> Result<MediumInfo, Error> {
+    create(path, options)?;
+    let done = Image::open(path, OpenMode::ReadWrite, options.format).and_then(|target| {
+        copy(source, &target, progress)?;
+        if holds_more(&target, source)? {
+            let what = "parts of blocks that are encrypted while others were never written; clone to the source's own format, with a \
+                        size that grows, or decrypt the source first";
+            return Err(Error::unsupported(path, what));
+        }
+        Ok(())
+    });
+    finish(path, options, done)
+}
+
+/// Whether `image` holds something where `source` holds nothing.
+fn holds_more(image: &Image, source: &Image) -> Result<bool, Error> {
+    let mut at = 0;
+    while let Some(own) = image.next_own(at)? {
+        at = own.start;
+        while at < own.end {
+            match source.next_data(at, own.end)? {
+                Some(data) if data.start == at => at = data.end,
+                _ => return Ok(true),
+            }
+        }
+    }
+    Ok(false)
+}
+
 fn finish(path: &Path, options: &CreateOptions, done: Result<(), Error>) -> Result<MediumInfo, Error> {
     match done {
         Ok(()) => crate::info(path, Some(options.format)),

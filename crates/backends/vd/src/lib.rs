@@ -44,7 +44,7 @@ mod vhd;
 mod vhdx;
 mod vmdk;
 
-pub use copy::{Progress, clone, copy, write_stream_optimized};
+pub use copy::{Progress, clone, clone_encrypted, copy, write_stream_optimized};
 pub use create::{CreateOptions, can_create, create, create_child, create_raw_disk};
 pub use crypt::{Algorithm, Dek, KeyStore, KeyStoreError};
 pub use error::Error;

@@ -266,8 +266,6 @@ fn media_are_encrypted_and_decrypted_with_passwords() {
         home.manage("mediumio --disk a.vdi cat").fails(1).contains("Password needed for encrypted medium")
     );
     home.manage("mediumio --disk a.vdi --password-file two cat --output=x").fails(1);
-    let refused = home.manage("clonemedium a.vdi b.vdi").fails(1);
-    assert!(refused.contains("cannot be cloned: decrypt it first"), "{refused}");
     assert!(home.manage(encrypt).fails(1).contains("VBOX_E_PASSWORD_INCORRECT"));
     let wrong = home.manage("encryptmedium a.vdi --oldpassword two").fails(1);
     assert!(wrong.contains("The password to decrypt the image is incorrect"), "{wrong}");
@@ -285,6 +283,70 @@ fn media_are_encrypted_and_decrypted_with_passwords() {
     assert!(std::fs::read(home.path("out.img")).unwrap() == raw);
     let left: Vec<_> = std::fs::read_dir(&home.dir).unwrap().flatten().map(|e| e.file_name()).collect();
     assert!(left.iter().all(|name| !name.to_string_lossy().contains("recrypt")), "{left:?}");
+}
+
+/// Copies of encrypted disks are encrypted with the same key, also where blocks were never written and of several images; packages get the
+/// content.
+#[test]
+fn encrypted_disks_are_cloned_as_they_are_and_exported_with_their_password() {
+    let home = Home::new();
+    // 20 MiB, of which the first, parts in the middle, and the last hold something.
+    let mut raw = vec![0u8; 20 << 20];
+    for at in [0, 7 << 20, (9 << 20) + 4096, (20 << 20) - 512] {
+        raw[at..at + 512].fill(at as u8 | 1);
+    }
+    std::fs::write(home.path("raw.img"), &raw).unwrap();
+    std::fs::write(home.path("pw"), "secret").unwrap();
+    std::fs::write(home.path("bad"), "other").unwrap();
+    for format in ["VDI", "VMDK", "VHD"] {
+        let name = |stem: &str| format!("{stem}.{}", format.to_lowercase());
+        let (disk, copy) = (name("disk"), name("copy"));
+        home.manage(&format!("convertfromraw raw.img {disk} --format {format}")).ok();
+        let encrypt =
+            format!("encryptmedium {disk} --newpassword pw --newpasswordid id --cipher AES-XTS256-PLAIN64");
+        home.manage(&encrypt).ok();
+        home.manage(&format!("clonemedium {disk} {copy} --format {format}")).ok();
+        let info = home.manage(&format!("showmediuminfo {copy}")).ok();
+        assert_eq!((field(&info, "Encryption:"), field(&info, "Password ID:")), ("enabled", "id"));
+        home.manage(&format!("checkmediumpwd {copy} bad")).fails(1);
+        home.manage(&format!("mediumio --disk {copy} --password-file pw cat --output=out.img")).ok();
+        assert!(std::fs::read(home.path("out.img")).unwrap() == raw, "{format}");
+    }
+    for other in ["x.vmdk --format VMDK", "x.vdi --variant Fixed", "x.img --format RAW"] {
+        let refused = home.manage(&format!("clonemedium disk.vdi {other}")).fails(1);
+        assert!(refused.contains("decrypt it first") && refused.contains("--format VDI"), "{refused}");
+        assert!(!home.path(other.split(' ').next().unwrap()).exists());
+    }
+    let refused = home.manage("clonemedium disk.vdi copy.vdi --existing").fails(1);
+    assert!(refused.contains("decrypt it first"), "{refused}");
+
+    // A machine with it, of which a clone is made; the copy's key is its own: what becomes of the first does not concern it.
+    home.manage("createvm --name one --register").ok();
+    home.manage("storagectl one --name IDE --add ide").ok();
+    home.manage("storageattach one --storagectl IDE --port 0 --device 0 --type hdd --medium disk.vdi").ok();
+    home.manage("clonevm one --name two --register").ok();
+    home.manage("encryptmedium disk.vdi --oldpassword pw --newpassword bad --newpasswordid new --cipher AES-XTS128-PLAIN64")
+        .ok();
+    let disk = home.value("two", "\"IDE-0-0\"").unwrap();
+    home.manage(&format!("mediumio --disk {disk} --password-file pw cat --output=out.img")).ok();
+    assert!(std::fs::read(home.path("out.img")).unwrap() == raw);
+
+    // Out of the house it goes decrypted, for whoever has the password.
+    let export = |password: &str, package: &str| {
+        let mut child = home.command(["export", "two", "-o", package]).stdin(Stdio::piped()).spawn().unwrap();
+        Write::write_all(&mut child.stdin.take().unwrap(), password.as_bytes()).unwrap();
+        finish(child)
+    };
+    let wrong = export("other\n", "no.ova").fails(1);
+    assert!(wrong.contains("VBOX_E_PASSWORD_INCORRECT"), "{wrong}");
+    assert!(!home.path("no.ova").exists());
+    let said = export("secret\n", "out.ova").ok();
+    assert!(said.contains("Password ID id:") && said.contains("exported 1 machine"), "{said}");
+    home.manage("import out.ova --vsys 0 --vmname three").ok();
+    let disk = home.value("three", "\"IDE-0-0\"").unwrap();
+    assert_eq!(field(&home.manage(&format!("showmediuminfo {disk}")).ok(), "Encryption:"), "disabled");
+    home.manage(&format!("mediumio --disk {disk} cat --output=out.img")).ok();
+    assert!(std::fs::read(home.path("out.img")).unwrap() == raw);
 }
 
 /// VBoxSVC is killed at chosen and at random moments while it encrypts: the disk opens as it was, or with the new password.

@@ -37,6 +37,8 @@ pub(crate) struct Appliance {
     pub(crate) descriptions: Vec<Description>,
     pub(crate) warnings: Vec<String>,
     pub(crate) machines: Vec<Uuid>,
+    /// Passwords of encrypted media, by their ids.
+    pub(crate) passwords: BTreeMap<String, String>,
     /// An operation is at work with it.
     pub(crate) busy: bool,
 }
@@ -181,6 +183,7 @@ pub(crate) fn calls(t: &mut CallTable<Context>) {
             descriptions: Vec::new(),
             warnings: Vec::new(),
             machines: Vec::new(),
+            passwords: BTreeMap::new(),
             busy: false,
         };
         state.appliances.insert(number, appliance);
@@ -189,6 +192,19 @@ pub(crate) fn calls(t: &mut CallTable<Context>) {
     .add(IAppliance::Read, |c, (file,)| read(c, &file))
     .add(IAppliance::Interpret, |c, ()| interpret(c))
     .add(IAppliance::GetWarnings, |c, ()| Ok(c.svc.state.lock().appliance(c)?.1.warnings.clone()))
+    .add(IAppliance::GetPasswordIds, |c, ()| Ok(export::encrypted(c)?.into_keys().collect()))
+    .add(IAppliance::GetMediumIdsForPasswordId, |c, (id,)| {
+        let media = export::encrypted(c)?.remove(&id).unwrap_or_default();
+        Ok(media.iter().map(Uuid::to_string).collect())
+    })
+    .add(IAppliance::AddPasswords, |c, (ids, passwords)| {
+        if ids.len() != passwords.len() {
+            let text = format!("There are {} passwords for {} identifiers", passwords.len(), ids.len());
+            return Err(ApiError::invalid_arg(text));
+        }
+        c.svc.state.lock().appliance_mut(c)?.passwords.extend(ids.into_iter().zip(passwords));
+        Ok(())
+    })
     .add(IAppliance::ImportMachines, |c, (options,)| import::start(c, options))
     .add(IAppliance::Write, |c, (format, options, path)| export::start(c, &format, options, &path))
     .add(IMachine::ExportTo, |c, (appliance, _location)| {

@@ -244,9 +244,6 @@ fn clone_to(
     let source = own(c)?;
     let state = c.svc.state.lock();
     let mut tasks = reading(&state.media, source)?;
-    for medium in [source, target] {
-        crate::encryption::refuse(&state.media, medium, "cloned")?;
-    }
     let files = state.media.images(source)?;
     let from = state.media.medium(source)?.location.display().to_string();
     let medium = state.media.medium(target)?;
@@ -260,6 +257,8 @@ fn clone_to(
     let description = format!("Creating clone medium '{}'", location.display());
     let what = format!("Could not create the clone medium '{}' of '{from}'", location.display());
     if medium.phase == Phase::There {
+        crate::encryption::refuse(&state.media, source, "cloned to an existing one")?;
+        crate::encryption::refuse(&state.media, target, "overwritten by a clone")?;
         tasks.extend(writing(&state.media, target)?.into_iter().filter(|(id, _)| *id == target));
         let into = state.media.images(target)?;
         let work = move |progress: &Progress| -> ApiResult<()> {
@@ -292,6 +291,9 @@ fn clone_to(
         uuid: Some(target),
         comment: String::new(),
     };
+    let grows = options.variant == Variant::Dynamic;
+    let carried = crate::encryption::Carried::of(&state.media, source, format, grows)?;
+    let is_encrypted = carried.is_some();
     let no_directory = variant.contains(&api::MediumVariant::NoCreateDir);
     let mut state = state;
     state.media.medium_mut(target)?.phase = Phase::Creating;
@@ -302,11 +304,17 @@ fn clone_to(
         let result = vd::open_chain(&files, OpenMode::ReadOnly).and_then(|source| {
             let own = source.size().0.next_multiple_of(512);
             let options = CreateOptions { size: ByteSize(size.unwrap_or(own).max(own)), ..options };
-            vd::clone(&source, &location, &options, &mut tell(progress))
+            let clone = if is_encrypted { vd::clone_encrypted } else { vd::clone };
+            clone(&source, &location, &options, &mut tell(progress))
         });
         result.map(drop).map_err(|e| failed(&what, e))
     };
-    let end = move |_: &Svc, state: &mut State, ()| registered(state, target, kind);
+    let end = move |_: &Svc, state: &mut State, ()| {
+        if let Some(carried) = carried {
+            carried.put(state.media.medium_mut(target)?);
+        }
+        registered(state, target, kind)
+    };
     run(c, state, description, true, tasks, work, end, move |state| {
         state.media.remove(target);
     })

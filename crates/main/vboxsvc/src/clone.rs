@@ -15,6 +15,7 @@ use vbox_types::ResultCode;
 use crate::appliance::Made;
 use crate::calls::{machine_ref, spawn};
 use crate::calls_machine::target;
+use crate::encryption::Carried;
 use crate::images::{self, Chain, Reading};
 use crate::import::{canceled, step};
 use crate::machines::sanitize;
@@ -27,6 +28,8 @@ struct Copy {
     target: PathBuf,
     format: vd::Format,
     id: Uuid,
+    /// What it takes over from an encrypted medium.
+    carried: Option<Carried>,
 }
 
 pub(crate) fn start(
@@ -129,7 +132,8 @@ pub(crate) fn start(
             let id = Uuid::new_v4();
             device.image = Some(id);
             read.push(old);
-            copies.push(Copy { chain: images::chain(&state.media, old)?, target, format, id });
+            let carried = Carried::of(&state.media, old, format, true)?;
+            copies.push(Copy { chain: state.media.images(old)?, target, format, id, carried });
         }
     }
     let reading = Reading::start(&c.svc, &mut state, &read)?;
@@ -166,11 +170,13 @@ fn copy_all(copies: &[Copy], folder: &Path, progress: &Progress) -> ApiResult<Ma
             uuid: Some(copy.id),
             comment: String::new(),
         };
-        vd::clone(&source, &copy.target, &options, &mut |done, all| step(progress, done, all, 0, 99))
-            .map_err(|e| match e {
+        let clone = if copy.carried.is_some() { vd::clone_encrypted } else { vd::clone };
+        clone(&source, &copy.target, &options, &mut |done, all| step(progress, done, all, 0, 99)).map_err(
+            |e| match e {
                 vd::Error::Cancelled { .. } => canceled(),
                 e => images::create_error(&copy.target, &e),
-            })?;
+            },
+        )?;
     }
     Ok(made)
 }
@@ -193,6 +199,9 @@ fn commit(
         let mut medium = Medium::new(copy.id, DriveType::HardDisk, copy.target.clone(), copy.format.name());
         medium.registries.push(id);
         medium.refresh();
+        if let Some(carried) = &copy.carried {
+            carried.put(&mut medium);
+        }
         state.media.insert(medium);
     }
     settings.media_registry = state.media.registry(id, &folder, &Default::default(), false);

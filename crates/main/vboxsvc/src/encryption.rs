@@ -10,6 +10,7 @@
 //! folders or marks and completes the switch, or finds neither and forgets the note: then the switch had not begun, and the media
 //! and their key are the old ones. So there is no moment without the key for what the files hold.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use main_api::error::{ApiError, ApiResult};
@@ -87,6 +88,75 @@ pub(crate) fn settings(media: &MediaPool, id: Uuid) -> Option<(String, String)> 
     let properties = &base(media, id)?.properties;
     let store = properties.get(KEY_STORE)?;
     Some((store.clone(), properties.get(KEY_ID).cloned().unwrap_or_default()))
+}
+
+/// The key of a medium for an export, which decrypts it: what the media registry and the client have of it.
+pub(crate) struct Locked {
+    location: String,
+    store: String,
+    password: String,
+}
+
+impl Locked {
+    /// `None` if the medium is not encrypted.
+    pub(crate) fn of(
+        media: &MediaPool,
+        id: Uuid,
+        passwords: &BTreeMap<String, String>,
+    ) -> ApiResult<Option<Self>> {
+        let Some((store, key_id)) = settings(media, id) else { return Ok(None) };
+        check(media, id)?;
+        let location = media.medium(id)?.location.display().to_string();
+        let password = passwords.get(&key_id).cloned().ok_or_else(|| {
+            let text =
+                format!("The encrypted medium '{location}' is exported decrypted, for which its password is needed (password ID '{key_id}')");
+            error(ResultCode::InvalidObjectState, text)
+        })?;
+        Ok(Some(Self { location, store, password }))
+    }
+
+    /// The key itself. Takes its time.
+    pub(crate) fn unlock(&self) -> ApiResult<Dek> {
+        unlock(
+            &self.store,
+            &self.password,
+            &format!("The given password for '{}' is incorrect", self.location),
+        )
+    }
+}
+
+/// What a copy of an encrypted medium takes over with the content, which is encrypted: the properties of its base.
+pub(crate) struct Carried {
+    key_store: String,
+    key_id: String,
+}
+
+impl Carried {
+    /// What a copy of the medium in `format`, with a size that grows or not, has to take over; `None` if it is not encrypted.
+    pub(crate) fn of(
+        media: &MediaPool,
+        id: Uuid,
+        format: vd::Format,
+        grows: bool,
+    ) -> ApiResult<Option<Self>> {
+        let Some((key_store, key_id)) = settings(media, id) else { return Ok(None) };
+        let medium = media.medium(id)?;
+        if medium.format != format.name() || !grows {
+            let text = format!(
+                "The medium '{}' is encrypted, so that only copies of its own format whose size grows can be made (--format {} --variant \
+                 Standard): decrypt it first for another (encryptmedium --oldpassword)",
+                medium.location.display(),
+                medium.format
+            );
+            return Err(error(ResultCode::NotSupported, text));
+        }
+        Ok(Some(Self { key_store, key_id }))
+    }
+
+    pub(crate) fn put(&self, medium: &mut Medium) {
+        medium.properties.insert(KEY_STORE.to_owned(), self.key_store.clone());
+        medium.properties.insert(KEY_ID.to_owned(), self.key_id.clone());
+    }
 }
 
 /// Refuses what needs the content of an encrypted medium.

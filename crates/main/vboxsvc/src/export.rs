@@ -1,5 +1,6 @@
 //! Writing machines as a package: every disk as a stream-optimized VMDK image, the descriptor, and a manifest if wanted.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,9 +14,11 @@ use ovf::{Algorithm, Archive, OvfVersion, Product, System, SystemDisk};
 use settings::{DriveType, MachineSettings, NetworkAttachment};
 use uuid::Uuid;
 use vbox_types::ResultCode;
+use vd::Dek;
 
 use crate::appliance::{Description, Made, adapter_number, package_error, run};
 use crate::calls_machine::target;
+use crate::encryption::{self, Locked};
 use crate::images::{self, Chain, Reading};
 use crate::import::{canceled, step};
 use crate::machines::{absolute, file_error};
@@ -79,15 +82,15 @@ pub(crate) fn start(
         }
     };
     let path = absolute(path)?;
-    let descriptions = {
+    let (descriptions, passwords) = {
         let state = c.svc.state.lock();
         let appliance = state.appliances.get(&number).filter(|a| a.peer == c.peer.id).ok_or_else(gone)?;
-        appliance.descriptions.clone()
+        (appliance.descriptions.clone(), appliance.passwords.clone())
     };
     if descriptions.is_empty() || descriptions.iter().any(|d| d.machine.is_none()) {
         return Err(ApiError::fail("There are no machines to export"));
     }
-    let jobs = plan(&c.svc, &descriptions, &options, &path)?;
+    let jobs = plan(&c.svc, &descriptions, &passwords, &options, &path)?;
     let images = jobs.iter().map(|j| j.images.len()).sum::<usize>();
     let progress = Progress::new(
         format!("Exporting appliance '{}'", path.display()),
@@ -101,6 +104,24 @@ pub(crate) fn start(
     run(c, progress, move |progress| write(&path, version, manifest, jobs, progress))
 }
 
+/// The encrypted media that an export would read, by the ids of their passwords.
+pub(crate) fn encrypted(c: &Context) -> ApiResult<BTreeMap<String, Vec<Uuid>>> {
+    let Object::Appliance(number) = c.object else { return Err(gone()) };
+    let state = c.svc.state.lock();
+    let appliance = state.appliances.get(&number).filter(|a| a.peer == c.peer.id).ok_or_else(gone)?;
+    let mut found = BTreeMap::<_, Vec<Uuid>>::new();
+    for machine in appliance.descriptions.iter().filter_map(|d| d.machine) {
+        let hardware = &state.machine(machine)?.settings.hardware;
+        let devices = hardware.storage_controllers.iter().flat_map(|controller| &controller.attached);
+        for id in devices.filter(|d| d.drive == DriveType::HardDisk).filter_map(|d| d.image) {
+            if let Some((_, key_id)) = encryption::settings(&state.media, id) {
+                found.entry(key_id).or_default().push(id);
+            }
+        }
+    }
+    Ok(found)
+}
+
 /// A machine to write.
 struct Job {
     product: Product,
@@ -112,12 +133,15 @@ struct Job {
 
 struct ImageJob {
     chain: Chain,
+    /// If it is encrypted.
+    key: Option<Locked>,
     disk: SystemDisk,
 }
 
 fn plan(
     svc: &Arc<Svc>,
     descriptions: &[Description],
+    passwords: &BTreeMap<String, String>,
     options: &[ExportOptions],
     path: &Path,
 ) -> ApiResult<Vec<Job>> {
@@ -182,7 +206,8 @@ fn plan(
                 media.push(old);
                 let extension = if dvd { "iso" } else { "vmdk" };
                 images.push(ImageJob {
-                    chain: images::chain(&state.media, old)?,
+                    chain: state.media.images(old)?,
+                    key: Locked::of(&state.media, old, passwords)?,
                     disk: SystemDisk {
                         file: format!("{base}-disk{number:03}.{extension}"),
                         file_size: 0,
@@ -239,6 +264,8 @@ fn write(
     let mut systems = Vec::new();
     let mut parts: Vec<(String, PathBuf)> = Vec::new();
     let mut reading = Vec::new();
+    let keys = jobs.iter().flat_map(|j| &j.images).map(|i| i.key.as_ref().map(Locked::unlock).transpose());
+    let mut keys = keys.collect::<ApiResult<Vec<_>>>()?.into_iter();
     for job in jobs {
         let mut disks = Vec::new();
         for image in job.images {
@@ -247,7 +274,8 @@ fn write(
             let mut part = path.with_file_name(&disk.file).into_os_string();
             part.push(".part");
             let part = PathBuf::from(part);
-            disk.file_size = image_file(&mut made, &image.chain, &disk, &part, progress)?;
+            disk.file_size =
+                image_file(&mut made, &image.chain, keys.next().flatten().as_ref(), &disk, &part, progress)?;
             parts.push((disk.file.clone(), part));
             disks.push(disk);
         }
@@ -271,6 +299,7 @@ fn write(
 fn image_file(
     made: &mut Made,
     chain: &Chain,
+    key: Option<&Dek>,
     disk: &SystemDisk,
     part: &Path,
     progress: &Progress,
@@ -288,6 +317,7 @@ fn image_file(
         std::io::copy(&mut file, &mut out).map_err(|e| fail("Could not write the file", &e))?;
     } else {
         let source = images::open(chain)?;
+        source.set_key(key);
         vd::write_stream_optimized(&source, &mut out, &disk.file, disk.uuid, &mut |done, all| {
             step(progress, done, all, 0, 99)
         })

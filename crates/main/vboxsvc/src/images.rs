@@ -7,17 +7,11 @@ use main_api::error::{ApiError, ApiResult};
 use uuid::Uuid;
 use vbox_types::ResultCode;
 
-use crate::media::{MediaPool, open_error};
+use crate::media::open_error;
 use crate::svc::{State, Svc};
 
 /// A chain of images, the base first.
 pub(crate) type Chain = Vec<vd::Source>;
-
-/// Where the image and those below it lie.
-pub(crate) fn chain(media: &MediaPool, id: Uuid) -> ApiResult<Chain> {
-    crate::encryption::refuse(media, id, "copied")?;
-    media.images(id)
-}
 
 /// Opens the last image of the chain for reading, on top of the others.
 pub(crate) fn open(chain: &Chain) -> ApiResult<Arc<vd::Image>> {

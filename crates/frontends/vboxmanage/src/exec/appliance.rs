@@ -274,6 +274,20 @@ impl Run<'_> {
                     .context(|| "AddDescription()".to_owned())?;
             }
         }
+        let ids = appliance
+            .call(IAppliance::GetPasswordIds, ())
+            .context(|| "GetPasswordIds(ComSafeArrayAsOutParam(aIdentifiers))".to_owned())?;
+        if !ids.is_empty() {
+            self.print("Enter the passwords for the following identifiers to export the appliance:\n")?;
+            let read = |id: &String| {
+                Ok(super::machine::read_password("-", &format!("Password ID {id}:"))?.to_string())
+            };
+            let passwords = ids.iter().map(read).collect::<Result<Vec<_>, Failure>>()?;
+            appliance.call(IAppliance::AddPasswords, (ids, passwords)).context(|| {
+                "AddPasswords(ComSafeArrayAsInParam(aIdentifiers), ComSafeArrayAsInParam(aPasswords))"
+                    .to_owned()
+            })?;
+        }
         let progress = appliance
             .call(IAppliance::Write, (request.format.to_owned(), request.options, path))
             .context(|| "Write()".to_owned())?;

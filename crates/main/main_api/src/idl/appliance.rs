@@ -21,6 +21,12 @@ interface! {
             ImportMachines(options: Vec<ImportOptions>) -> (progress: ObjRef<IProgress>);
             Write(format: String, options: Vec<ExportOptions>, path: String) -> (progress: ObjRef<IProgress>);
             GetWarnings() -> (warnings: Vec<String>);
+            /// The ids of the passwords that an export of encrypted media needs.
+            GetPasswordIds() -> (identifiers: Vec<String>);
+            /// The media that are encrypted with a password, by UUID.
+            GetMediumIdsForPasswordId(passwordId: String) -> (identifiers: Vec<String>);
+            /// One password for each id.
+            AddPasswords(identifiers: Vec<String>, passwords: Vec<String>) -> ();
         }
     }
 }
