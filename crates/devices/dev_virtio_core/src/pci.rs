@@ -343,7 +343,7 @@ impl<D: VirtioDevice + 'static> VirtioPci<D> {
             })
             .collect();
         let device: Arc<dyn Bell> = this.clone();
-        bus.add_doorbells(at, &bells, Arc::downgrade(&device));
+        bus.add_doorbells(at, &bells, Arc::downgrade(&device), None);
     }
 
     fn set_status(&mut self, value: u8) {

@@ -183,7 +183,7 @@ mod tests {
         let mut events = Vec::new();
         for number in 0..3 {
             let place = Place::Memory(GuestPhys(0x1000 + 4 * u64::from(number)));
-            let doorbell = Doorbell { place, number, device: Arc::downgrade(&device) };
+            let doorbell = Doorbell { place, number, device: Arc::downgrade(&device), gate: None };
             let hear = |event: BorrowedFd<'_>| {
                 events.push(event.try_clone_to_owned()?);
                 Ok(())

@@ -5,9 +5,12 @@
 //! qualify whose value (beyond which queue it names) does not matter, and whose effects the guest learns by the queue itself. Virtio's are such:
 //! they may be late, come twice, or come after a reset, where the device is not active and ignores them.
 //!
+//! Some registers are such at times only: those that a guest has agreed with the device to keep in memory, too. They have a [`Gate`].
+//!
 //! [`crate::pci::PciBus`] puts a function's doorbells up and takes them down as it maps their BARs.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -39,6 +42,10 @@ pub enum Place {
     Memory(GuestPhys),
 }
 
+/// Whether registers are doorbells now: the device's switch ([`Doorbells::set_gate`]). Shut at first.
+#[derive(Default)]
+pub struct Gate(AtomicBool);
+
 /// One doorbell.
 #[derive(Clone)]
 pub struct Doorbell {
@@ -46,6 +53,14 @@ pub struct Doorbell {
     /// Which of its doorbells it is to the device.
     pub number: u16,
     pub device: Weak<dyn Bell>,
+    /// `None` if it always is one.
+    pub gate: Option<Arc<Gate>>,
+}
+
+impl Doorbell {
+    fn is_open(&self) -> bool {
+        self.gate.as_ref().is_none_or(|gate| gate.0.load(Ordering::Relaxed))
+    }
 }
 
 /// Names a doorbell that is up.
@@ -67,6 +82,12 @@ struct Inner {
     watcher: Option<Weak<dyn Watcher>>,
 }
 
+impl Inner {
+    fn watcher(&self) -> Option<Arc<dyn Watcher>> {
+        self.watcher.as_ref().and_then(Weak::upgrade)
+    }
+}
+
 /// The doorbells of one VM that are up.
 #[derive(Default)]
 pub struct Doorbells {
@@ -78,7 +99,9 @@ impl Doorbells {
         let mut inner = self.inner.lock();
         let id = BellId(inner.next);
         inner.next += 1;
-        if let Some(watcher) = inner.watcher.as_ref().and_then(Weak::upgrade) {
+        if doorbell.is_open()
+            && let Some(watcher) = inner.watcher()
+        {
             watcher.put_up(id, &doorbell);
         }
         inner.up.insert(id, doorbell);
@@ -87,8 +110,8 @@ impl Doorbells {
 
     pub fn take_down(&self, id: BellId) {
         let mut inner = self.inner.lock();
-        if inner.up.remove(&id).is_some()
-            && let Some(watcher) = inner.watcher.as_ref().and_then(Weak::upgrade)
+        if inner.up.remove(&id).is_some_and(|doorbell| doorbell.is_open())
+            && let Some(watcher) = inner.watcher()
         {
             watcher.take_down(id);
         }
@@ -98,8 +121,25 @@ impl Doorbells {
     pub fn watch(&self, watcher: &Arc<dyn Watcher>) {
         let mut inner = self.inner.lock();
         inner.watcher = Some(Arc::downgrade(watcher));
-        for (id, doorbell) in &inner.up {
+        for (id, doorbell) in inner.up.iter().filter(|(_, doorbell)| doorbell.is_open()) {
             watcher.put_up(*id, doorbell);
+        }
+    }
+
+    /// From here on the doorbells with this gate are such, or are not. The device may be locked.
+    pub fn set_gate(&self, gate: &Arc<Gate>, open: bool) {
+        let inner = self.inner.lock();
+        if gate.0.swap(open, Ordering::Relaxed) == open {
+            return;
+        }
+        let Some(watcher) = inner.watcher() else { return };
+        let behind = |doorbell: &Doorbell| doorbell.gate.as_ref().is_some_and(|own| Arc::ptr_eq(own, gate));
+        for (id, doorbell) in inner.up.iter().filter(|(_, doorbell)| behind(doorbell)) {
+            if open {
+                watcher.put_up(*id, doorbell);
+            } else {
+                watcher.take_down(*id);
+            }
         }
     }
 }

@@ -150,7 +150,7 @@ pub struct Iom {
     /// For each port the index into `ranges` plus one, or zero: one load to find a device.
     table: ArcSwap<Box<[u16]>>,
     change: Mutex<u64>,
-    doorbells: Doorbells,
+    doorbells: Arc<Doorbells>,
 }
 
 impl Iom {
@@ -159,12 +159,12 @@ impl Iom {
             ranges: ArcSwap::from_pointee(Vec::new()),
             table: ArcSwap::from_pointee(vec![0; 0x1_0000].into_boxed_slice()),
             change: Mutex::new(0),
-            doorbells: Doorbells::default(),
+            doorbells: Arc::default(),
         })
     }
 
     /// The registers among ports and memory whose writes an engine may take by itself.
-    pub fn doorbells(&self) -> &Doorbells {
+    pub fn doorbells(&self) -> &Arc<Doorbells> {
         &self.doorbells
     }
 

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use pgm::{Backing, Layer, MapHandle, Pgm};
 use vbox_types::{GuestPhys, Port};
 
-use crate::doorbell::{Bell, BellId, Doorbell, Place};
+use crate::doorbell::{Bell, BellId, Doorbell, Doorbells, Gate, Place};
 use crate::iom::{Iom, PortHandle, PortHandler, Width};
 use crate::msix::{self, MsiSink, MsiX};
 
@@ -245,8 +245,8 @@ struct Function {
     power_on: ConfigSpace,
     bars: BTreeMap<usize, Slot>,
     handler: Weak<dyn PciHandler>,
-    /// The device behind the BARs' doorbells.
-    bell: Option<Weak<dyn Bell>>,
+    /// The device behind the BARs' doorbells, and its switch for them.
+    bell: Option<(Weak<dyn Bell>, Option<Arc<Gate>>)>,
     /// Keeps devices alive that nothing else holds.
     _keep: Arc<dyn PciHandler>,
 }
@@ -322,16 +322,28 @@ impl PciBus {
         assert!(before.is_none(), "two functions at PCI {:02x}.{}", at.device(), at.function());
     }
 
-    /// Some of the registers of the function at `at` are doorbells of `device`. To be called before its BARs are mapped.
-    pub fn add_doorbells(&self, at: DevFn, bells: &[BarBell], device: Weak<dyn Bell>) {
+    /// Some of the registers of the function at `at` are doorbells of `device`, always or while `gate` is open. To be called before its BARs
+    /// are mapped.
+    pub fn add_doorbells(
+        &self,
+        at: DevFn,
+        bells: &[BarBell],
+        device: Weak<dyn Bell>,
+        gate: Option<Arc<Gate>>,
+    ) {
         let Some(function) = self.function(at) else { return };
         let mut function = function.lock();
-        function.bell = Some(device);
+        function.bell = Some((device, gate));
         for bell in bells {
             if let Some(slot) = function.bars.get_mut(&bell.bar) {
                 slot.bells.push(*bell);
             }
         }
+    }
+
+    /// Where the doorbells of the bus are.
+    pub fn doorbells(&self) -> &Arc<Doorbells> {
+        self.iom.doorbells()
     }
 
     fn function(&self, at: DevFn) -> Option<Arc<Mutex<Function>>> {
@@ -491,7 +503,7 @@ impl PciBus {
                 };
                 (base, mapped)
             });
-            if let (Some(base), Some(device)) = (wanted, &*bell) {
+            if let (Some(base), Some((device, gate))) = (wanted, &*bell) {
                 slot.rung.extend(slot.bells.iter().map(|bell| {
                     let place = match &slot.bar {
                         Bar::Io { .. } => {
@@ -499,7 +511,8 @@ impl PciBus {
                         }
                         Bar::Memory { .. } => Place::Memory(GuestPhys(base).wrapping_add(bell.offset.into())),
                     };
-                    doorbells.put_up(Doorbell { place, number: bell.number, device: device.clone() })
+                    let (device, gate) = (device.clone(), gate.clone());
+                    doorbells.put_up(Doorbell { place, number: bell.number, device, gate })
                 }));
             }
             if let Some(handler) = handler.upgrade() {
@@ -577,7 +590,7 @@ mod tests {
         let at = DevFn::new(1, 1);
         let device: Arc<dyn Bell> = Arc::new(Mutex::new(Nothing));
         let bell = BarBell { bar: 4, offset: 4, value: 7, number: 2 };
-        bus.add_doorbells(at, &[bell, BarBell { bar: 5, ..bell }], Arc::downgrade(&device));
+        bus.add_doorbells(at, &[bell, BarBell { bar: 5, ..bell }], Arc::downgrade(&device), None);
         let up = Arc::new(Up::default());
         let watcher: Arc<dyn Watcher> = up.clone();
         iom.doorbells().watch(&watcher);
@@ -591,6 +604,38 @@ mod tests {
         let later = Arc::new(Up::default());
         let watcher: Arc<dyn Watcher> = later.clone();
         iom.doorbells().watch(&watcher);
+        assert_eq!(later.places(), [(Place::Port(Port(0xd004), 7), 2)]);
+        bus.reset();
+        assert_eq!(later.places(), []);
+    }
+
+    #[test]
+    fn doorbells_with_a_gate_are_up_while_it_is_open() {
+        let (iom, bus) = bus_with_io_bar();
+        let at = DevFn::new(1, 1);
+        let device: Arc<dyn Bell> = Arc::new(Mutex::new(Nothing));
+        let gate = Arc::new(Gate::default());
+        let bell = BarBell { bar: 4, offset: 4, value: 7, number: 2 };
+        bus.add_doorbells(at, &[bell], Arc::downgrade(&device), Some(gate.clone()));
+        let up = Arc::new(Up::default());
+        let watcher: Arc<dyn Watcher> = up.clone();
+        iom.doorbells().watch(&watcher);
+        bus.config_write(at, 0x20, Width::Dword, 0xc000);
+        bus.config_write(at, reg::COMMAND, Width::Word, COMMAND_IO.into());
+        assert_eq!(up.places(), []);
+        iom.doorbells().set_gate(&gate, true);
+        assert_eq!(up.places(), [(Place::Port(Port(0xc004), 7), 2)]);
+        bus.config_write(at, 0x20, Width::Dword, 0xd000);
+        assert_eq!(up.places(), [(Place::Port(Port(0xd004), 7), 2)]);
+        iom.doorbells().set_gate(&Arc::new(Gate::default()), true);
+        iom.doorbells().set_gate(&gate, false);
+        assert_eq!(up.places(), []);
+        drop((watcher, up));
+        let later = Arc::new(Up::default());
+        let watcher: Arc<dyn Watcher> = later.clone();
+        iom.doorbells().watch(&watcher);
+        assert_eq!(later.places(), []);
+        iom.doorbells().set_gate(&gate, true);
         assert_eq!(later.places(), [(Place::Port(Port(0xd004), 7), 2)]);
         bus.reset();
         assert_eq!(later.places(), []);

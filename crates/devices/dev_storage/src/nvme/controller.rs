@@ -62,6 +62,51 @@ pub(super) struct Sq {
     pub(super) cq: u16,
     pub(super) head: u32,
     pub(super) tail: u32,
+    /// The guest rings when it has more; until then there is nothing to look for.
+    pub(super) rings: bool,
+}
+
+/// Where the guest keeps its doorbells in memory, and the controller the values from which on it wants them rung.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Buffers {
+    pub(super) doorbells: u64,
+    pub(super) events: u64,
+}
+
+/// A doorbell's place in both buffers.
+#[derive(Clone, Copy)]
+enum Bell {
+    Tail(u16),
+    Head(u16),
+}
+
+impl Bell {
+    fn offset(self) -> u64 {
+        match self {
+            Self::Tail(queue) => 8 * u64::from(queue),
+            Self::Head(queue) => 8 * u64::from(queue) + 4,
+        }
+    }
+}
+
+impl Buffers {
+    fn doorbell(self, pgm: &Pgm, bell: Bell) -> u32 {
+        let mut value = [0; 4];
+        pgm.read(GuestPhys(self.doorbells).wrapping_add(bell.offset()), &mut value);
+        u32::from_le_bytes(value)
+    }
+
+    /// Has the guest ring when it moves the doorbell beyond `value`. What it has moved before it saw that is to be looked for after.
+    fn ask(self, pgm: &Pgm, bell: Bell, value: u32) {
+        pgm.write(GuestPhys(self.events).wrapping_add(bell.offset()), &value.to_le_bytes());
+        fence(Ordering::SeqCst);
+    }
+
+    /// A queue is new: both sides begin at 0.
+    fn begin(self, pgm: &Pgm, bell: Bell, value: u32) {
+        pgm.write(GuestPhys(self.doorbells).wrapping_add(bell.offset()), &value.to_le_bytes());
+        self.ask(pgm, bell, value);
+    }
 }
 
 /// A completion that waits for room in its queue.
@@ -84,6 +129,13 @@ pub(super) struct Cq {
     pub(super) interrupts: bool,
     pub(super) vector: u16,
     pub(super) waiting: VecDeque<Completion>,
+}
+
+impl Cq {
+    /// Entries that can be written.
+    fn room(&self) -> u32 {
+        (self.head + self.entries - self.tail - 1) % self.entries
+    }
 }
 
 /// An entry of the error log.
@@ -121,6 +173,8 @@ pub(super) struct State {
     /// Queue 0 is the admin queue.
     pub(super) sqs: Vec<Option<Sq>>,
     pub(super) cqs: Vec<Option<Cq>>,
+    /// Of the I/O queues' doorbells, if the guest has given any.
+    pub(super) buffers: Option<Buffers>,
     /// Command identifiers of outstanding asynchronous event requests.
     pub(super) event_requests: VecDeque<u16>,
     /// Events that nobody has asked for yet, as the completion's dword.
@@ -144,6 +198,7 @@ impl State {
             features: feature::RESET,
             sqs: vec![None; usize::from(IO_QUEUES) + 1],
             cqs: vec![None; usize::from(IO_QUEUES) + 1],
+            buffers: None,
             event_requests: VecDeque::new(),
             events: VecDeque::new(),
             events_masked: 0,
@@ -225,6 +280,8 @@ pub(super) struct Controller {
     generation: u64,
     /// Submission queues that go when their last command ends, with the commands that want it.
     deleting: BTreeMap<u16, u16>,
+    /// The guest has interrupts by the pin, which falls when it moves the heads of completion queues.
+    uses_pin: bool,
 }
 
 impl Controller {
@@ -238,6 +295,7 @@ impl Controller {
             stale: 0,
             generation: 0,
             deleting: BTreeMap::new(),
+            uses_pin: true,
         }
     }
 
@@ -340,10 +398,10 @@ impl Controller {
     fn controller_reset(&mut self) {
         self.drop_commands();
         let fresh = State::new();
-        let State { intms, csts, features, sqs, cqs, event_requests, events, events_masked, .. } =
+        let State { intms, csts, features, sqs, cqs, buffers, event_requests, events, events_masked, .. } =
             &mut self.state;
         (*intms, *csts, *features) = (0, fresh.csts, fresh.features);
-        (*sqs, *cqs) = (fresh.sqs, fresh.cqs);
+        (*sqs, *cqs, *buffers) = (fresh.sqs, fresh.cqs, None);
         event_requests.clear();
         events.clear();
         *events_masked = 0;
@@ -371,7 +429,7 @@ impl Controller {
             state.csts.set_cfs(true);
             return;
         }
-        state.sqs[0] = Some(Sq { base: state.asq, entries: sq, cq: 0, head: 0, tail: 0 });
+        state.sqs[0] = Some(Sq { base: state.asq, entries: sq, cq: 0, head: 0, tail: 0, rings: false });
         state.cqs[0] = Some(Cq {
             base: state.acq,
             entries: cq,
@@ -407,6 +465,17 @@ impl Controller {
             return;
         }
         let queue = (offset / 8) as usize;
+        if let Some(buffers) = self.state.buffers.filter(|_| queue != 0) {
+            // The value is in the buffer, too, and newer there.
+            if offset.is_multiple_of(8) {
+                self.rung(pgm, queue as u16, out);
+            } else {
+                self.take_head(pgm, buffers, queue as u16, out);
+                self.post_waiting(pgm, queue as u16, out);
+                self.run(pgm, out);
+            }
+            return;
+        }
         if offset.is_multiple_of(8) {
             match self.state.sqs.get_mut(queue).and_then(Option::as_mut) {
                 Some(sq) if value < sq.entries => sq.tail = value,
@@ -426,6 +495,92 @@ impl Controller {
         self.run(pgm, out);
     }
 
+    // Doorbells in memory. The guest writes a doorbell's value to its buffer, and then rings it, that is, writes the register, only if the
+    // value from which on the controller wants to hear of it is among those it has just passed.
+
+    /// A submission queue's doorbell was rung. Its value does not matter.
+    pub(super) fn rung(&mut self, pgm: &Pgm, queue: u16, out: &mut Out) {
+        if let Some(Some(sq)) = self.state.sqs.get_mut(usize::from(queue)) {
+            sq.rings = false;
+        }
+        if self.state.buffers.is_some() {
+            self.run(pgm, out);
+        }
+    }
+
+    /// Looks for more in a queue that was empty, and has the guest ring if there is nothing.
+    fn look(&mut self, pgm: &Pgm, queue: u16, out: &mut Out) {
+        let Some(buffers) = self.state.buffers.filter(|_| queue != 0) else { return };
+        for asked in [false, true] {
+            let Some(Some(sq)) = self.state.sqs.get_mut(usize::from(queue)) else { return };
+            if sq.rings {
+                return;
+            }
+            let tail = buffers.doorbell(pgm, Bell::Tail(queue));
+            if tail >= sq.entries {
+                sq.rings = true;
+                return self.event(pgm, EVENT_ERROR, BAD_DOORBELL_VALUE, ERROR_LOG, out);
+            }
+            if tail != sq.tail {
+                sq.tail = tail;
+                return;
+            }
+            if asked {
+                sq.rings = true;
+            } else {
+                buffers.ask(pgm, Bell::Tail(queue), tail);
+            }
+        }
+    }
+
+    /// Learns how far the guest has emptied a completion queue.
+    fn take_head(&mut self, pgm: &Pgm, buffers: Buffers, queue: u16, out: &mut Out) {
+        // Again after having asked to be told: it may have gone on in between.
+        for _ in 0..2 {
+            let Some(Some(cq)) = self.state.cqs.get_mut(usize::from(queue)) else { return };
+            let head = buffers.doorbell(pgm, Bell::Head(queue));
+            if head >= cq.entries {
+                return self.event(pgm, EVENT_ERROR, BAD_DOORBELL_VALUE, ERROR_LOG, out);
+            }
+            cq.head = head;
+            if !self.uses_pin && cq.waiting.is_empty() {
+                // There is room; it need not ring before it comes round again.
+                return buffers.ask(pgm, Bell::Head(queue), head.wrapping_sub(1) & 0xffff);
+            }
+            buffers.ask(pgm, Bell::Head(queue), head);
+        }
+    }
+
+    /// Whether interrupts go by the pin has changed.
+    pub(super) fn set_uses_pin(&mut self, pgm: &Pgm, uses_pin: bool, out: &mut Out) {
+        if std::mem::replace(&mut self.uses_pin, uses_pin) == uses_pin {
+            return;
+        }
+        if let Some(buffers) = self.state.buffers {
+            (1..=IO_QUEUES).for_each(|queue| self.take_head(pgm, buffers, queue, out));
+        }
+    }
+
+    fn set_buffers(&mut self, pgm: &Pgm, sqe: Sqe) -> Result<(), u16> {
+        let page = self.state.page();
+        if [sqe.prp1, sqe.prp2].iter().any(|place| *place == 0 || !place.is_multiple_of(page)) {
+            return Err(status::INVALID_FIELD);
+        }
+        let buffers = Buffers { doorbells: sqe.prp1, events: sqe.prp2 };
+        self.state.buffers = Some(buffers);
+        tracing::info!(target: "nvme", "the guest keeps the doorbells of its queues in memory");
+        for queue in 1..=IO_QUEUES {
+            if let Some(Some(sq)) = self.state.sqs.get_mut(usize::from(queue)) {
+                sq.rings = false;
+                buffers.begin(pgm, Bell::Tail(queue), sq.tail);
+            }
+            if let Some(Some(cq)) = self.state.cqs.get(usize::from(queue)) {
+                buffers.begin(pgm, Bell::Head(queue), cq.head);
+            }
+        }
+        Ok(())
+    }
+
     // Queues.
 
     /// Takes commands out of the queues until they are empty or enough is under way.
@@ -443,7 +598,7 @@ impl Controller {
                 if self.deleting.contains_key(&queue) {
                     continue;
                 }
-                let Some(sqe) = self.fetch(pgm, queue) else { continue };
+                let Some(sqe) = self.fetch(pgm, queue, out) else { continue };
                 more = true;
                 match queue {
                     0 => self.admin(pgm, sqe, out),
@@ -453,8 +608,11 @@ impl Controller {
         }
     }
 
-    fn fetch(&mut self, pgm: &Pgm, queue: u16) -> Option<Sqe> {
-        let cq = self.state.sq(queue.into())?.cq;
+    fn fetch(&mut self, pgm: &Pgm, queue: u16, out: &mut Out) -> Option<Sqe> {
+        let Sq { cq, head, tail, .. } = *self.state.sq(queue.into())?;
+        if head == tail {
+            self.look(pgm, queue, out);
+        }
         // A full completion queue holds its submission queues up.
         if self.state.cq(cq.into()).is_none_or(|cq| !cq.waiting.is_empty()) {
             return None;
@@ -480,10 +638,16 @@ impl Controller {
     }
 
     fn post_waiting(&mut self, pgm: &Pgm, queue: u16, out: &mut Out) {
+        if let Some(buffers) = self.state.buffers.filter(|_| queue != 0)
+            && self.state.cq(queue.into()).is_some_and(|cq| cq.room() < cq.waiting.len() as u32)
+        {
+            // Full only as far as is known.
+            self.take_head(pgm, buffers, queue, out);
+        }
         let State { sqs, cqs, .. } = &mut self.state;
         let Some(Some(cq)) = cqs.get_mut(usize::from(queue)) else { return };
         let mut posted = false;
-        while (cq.tail + 1) % cq.entries != cq.head
+        while cq.room() > 0
             && let Some(Completion { dw0, sq, cid, status }) = cq.waiting.pop_front()
         {
             let head = sqs.get(usize::from(sq)).and_then(Option::as_ref).map_or(0, |sq| sq.head);
@@ -560,14 +724,15 @@ impl Controller {
                 Ok(()) => return self.finish_deletions(pgm, out),
                 Err(status) => Err(status),
             },
-            admin::CREATE_SQ => self.create_sq(sqe).map(|()| 0),
+            admin::CREATE_SQ => self.create_sq(pgm, sqe).map(|()| 0),
             admin::GET_LOG => self.get_log(pgm, sqe).map(|()| 0),
             admin::DELETE_CQ => self.delete_cq(sqe).map(|()| 0),
-            admin::CREATE_CQ => self.create_cq(sqe).map(|()| 0),
+            admin::CREATE_CQ => self.create_cq(pgm, sqe).map(|()| 0),
             admin::IDENTIFY => self.identify(pgm, sqe).map(|()| 0),
             admin::ABORT => Ok(self.abort(pgm, sqe, out)),
             admin::SET_FEATURES => self.set_feature(sqe),
             admin::GET_FEATURES => self.get_feature(sqe),
+            admin::DOORBELL_BUFFERS => self.set_buffers(pgm, sqe).map(|()| 0),
             admin::ASYNC_EVENT => {
                 if self.state.event_requests.len() < EVENT_REQUESTS {
                     self.state.event_requests.push_back(sqe.cid);
@@ -606,7 +771,7 @@ impl Controller {
         Ok((id, entries))
     }
 
-    fn create_cq(&mut self, sqe: Sqe) -> Result<(), u16> {
+    fn create_cq(&mut self, pgm: &Pgm, sqe: Sqe) -> Result<(), u16> {
         let (id, entries) = self.new_queue(sqe, self.state.cq(sqe.dw10 & 0xffff).is_some())?;
         let vector = (sqe.dw11 >> 16) as u16;
         if vector > IO_QUEUES {
@@ -622,16 +787,23 @@ impl Controller {
             vector,
             waiting: VecDeque::new(),
         });
+        if let Some(buffers) = self.state.buffers {
+            buffers.begin(pgm, Bell::Head(id), 0);
+        }
         Ok(())
     }
 
-    fn create_sq(&mut self, sqe: Sqe) -> Result<(), u16> {
+    fn create_sq(&mut self, pgm: &Pgm, sqe: Sqe) -> Result<(), u16> {
         let (id, entries) = self.new_queue(sqe, self.state.sq(sqe.dw10 & 0xffff).is_some())?;
         let cq = (sqe.dw11 >> 16) as u16;
         if cq == 0 || self.state.cq(cq.into()).is_none() {
             return Err(status::INVALID_CQ);
         }
-        self.state.sqs[usize::from(id)] = Some(Sq { base: sqe.prp1, entries, cq, head: 0, tail: 0 });
+        self.state.sqs[usize::from(id)] =
+            Some(Sq { base: sqe.prp1, entries, cq, head: 0, tail: 0, rings: false });
+        if let Some(buffers) = self.state.buffers {
+            buffers.begin(pgm, Bell::Tail(id), 0);
+        }
         Ok(())
     }
 

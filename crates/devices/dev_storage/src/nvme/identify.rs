@@ -35,6 +35,8 @@ pub(super) fn controller(namespaces: u32) -> Vec<u8> {
     put_text(&mut data, 64, 8, FIRMWARE);
     data[77] = MDTS;
     put(&mut data, 80, &VERSION.to_le_bytes());
+    // Doorbell buffers.
+    put(&mut data, 256, &0x0100u16.to_le_bytes());
     // Aborts and event requests at once, less one; one firmware slot, read-only; entries of the error log, less one.
     data[258] = 3;
     data[259] = EVENT_REQUESTS as u8 - 1;

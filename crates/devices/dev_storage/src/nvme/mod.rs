@@ -2,7 +2,9 @@
 //! interrupts by INTA# or MSI-X. Source: NVM Express 1.2.
 //!
 //! Registers and doorbells are behind BAR 0, the MSI-X table behind BAR 4. Of the optional commands there are dataset management
-//! (deallocate) and write zeroes.
+//! (deallocate) and write zeroes, and, unlike VirtualBox's, the doorbell buffers of NVM Express 1.3 (section 5.7): a guest that uses them
+//! keeps its doorbells in memory and rings them only while the controller has nothing to do, and the register's value does not matter, so
+//! that a host's hypervisor can take the write ([`pdm::doorbell`]).
 //!
 //! **Left out.** Firmware update, formatting, namespace management, reservations, metadata, fused commands, scatter-gather lists, the
 //! controller memory buffer, plain MSI: the capabilities do not show them. Commands that are with a medium are not aborted.
@@ -24,15 +26,16 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use pdm::connector::{BlockDriver, BlockError};
+use pdm::doorbell::{Bell, BellDevice, Doorbells, Gate};
 use pdm::iom::mmio_handler;
 use pdm::irq::IrqLine;
 use pdm::msix::MsiX;
-use pdm::pci::{self, Bar, ConfigSpace, DevFn, Identity, PciBus, PciDevice};
+use pdm::pci::{self, Bar, BarBell, ConfigSpace, DevFn, Identity, PciBus, PciDevice};
 use pdm::{Device, MmioDevice, Width};
 use pgm::{Backing, Pgm};
 
 use controller::{Ask, Controller, Out, Shape};
-use spec::{BAR_SIZE, IO_QUEUES, SECTOR};
+use spec::{BAR_SIZE, DOORBELLS, IO_QUEUES, SECTOR};
 
 const VENDOR: u16 = 0x80ee;
 const DEVICE: u16 = 0x4e56;
@@ -66,6 +69,9 @@ pub struct Nvme {
     media: Vec<Option<Arc<dyn BlockDriver>>>,
     core: Controller,
     intx_disabled: bool,
+    /// Where the doorbells of the I/O queues are put up, and whether they are such now.
+    doorbells: Option<Arc<Doorbells>>,
+    gate: Arc<Gate>,
 }
 
 impl Nvme {
@@ -91,6 +97,8 @@ impl Nvme {
                 media,
                 core: Controller::new(shapes),
                 intx_disabled: false,
+                doorbells: None,
+                gate: Arc::default(),
             })
         })
     }
@@ -114,6 +122,13 @@ impl Nvme {
         let backing = Backing::mmio(mmio_handler(this, 0));
         let registers = Bar::Memory { size: BAR_SIZE, prefetchable: false, wide: true, backing };
         bus.add(at, "nvme", space, vec![(0, registers), (MSIX_BAR, msix.bar())], this.clone());
+        let bell =
+            |queue: u16| BarBell { bar: 0, offset: DOORBELLS as u16 + 8 * queue, value: 0, number: queue };
+        let bells: Vec<_> = (1..=IO_QUEUES).map(bell).collect();
+        let device: Arc<dyn Bell> = this.clone();
+        let mut own = this.lock();
+        own.doorbells = Some(bus.doorbells().clone());
+        bus.add_doorbells(at, &bells, Arc::downgrade(&device), Some(own.gate.clone()));
     }
 
     /// Whether no request is with a medium.
@@ -141,6 +156,14 @@ impl Nvme {
             vectors.into_iter().for_each(|vector| self.msix.notify(vector));
         }
         self.sync_pin();
+        self.sync_gate();
+    }
+
+    /// The registers are doorbells while their values are in memory.
+    fn sync_gate(&self) {
+        if let Some(doorbells) = &self.doorbells {
+            doorbells.set_gate(&self.gate, self.core.state.buffers.is_some());
+        }
     }
 
     fn sync_pin(&self) {
@@ -173,7 +196,9 @@ impl PciDevice for Nvme {
     fn config_written(&mut self, _offset: u8, _width: Width, space: &mut ConfigSpace) {
         self.intx_disabled = space.u16(pci::reg::COMMAND) & pci::COMMAND_INTX_DISABLE != 0;
         // MSI-X may have been switched on or off.
-        self.sync_pin();
+        let mut out = Out::default();
+        self.core.set_uses_pin(&self.wiring.pgm, !self.msix.is_enabled(), &mut out);
+        self.apply(out);
     }
 }
 
@@ -182,5 +207,14 @@ impl Device for Nvme {
         self.core.reset();
         self.intx_disabled = false;
         self.sync_pin();
+        self.sync_gate();
+    }
+}
+
+impl BellDevice for Nvme {
+    fn rung(&mut self, queue: u16) {
+        let mut out = Out::default();
+        self.core.rung(&self.wiring.pgm, queue, &mut out);
+        self.apply(out);
     }
 }

@@ -1,4 +1,4 @@
-//! Saved state of the NVMe controller, version 1: registers, features, queues, events and counters. Commands under way are not part of
+//! Saved state of the NVMe controller, version 2: registers, features, queues, doorbell buffers (since version 2), events and counters. Commands under way are not part of
 //! it: they have ended when it is taken.
 
 use std::collections::VecDeque;
@@ -6,17 +6,18 @@ use std::collections::VecDeque;
 use ssm::{Error, Reader, Saveable, Writer, check_version};
 
 use super::Nvme;
-use super::controller::{Completion, Counters, Cq, ErrorEntry, Sq, State};
+use super::controller::{Buffers, Completion, Counters, Cq, ErrorEntry, Sq, State};
 use super::spec::{
     Cc, Csts, ERROR_ENTRIES, EVENT_REQUESTS, IO_QUEUES, MAX_ADMIN_ENTRIES, MAX_ENTRIES, feature, shutdown,
 };
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Completions that wait for room: of all commands that may be under way, and of admin commands.
 const MAX_WAITING: u32 = 16 * 1024;
 
 fn put_sq(out: &mut Writer, sq: &Sq) {
-    let Sq { base, entries, cq, head, tail } = sq;
+    // Whether the guest rings is found out again.
+    let Sq { base, entries, cq, head, tail, rings: _ } = sq;
     out.put_u64(*base);
     out.put_u16(*cq);
     [*entries, *head, *tail].into_iter().for_each(|v| out.put_u32(v));
@@ -28,7 +29,7 @@ fn take_sq(input: &mut Reader<'_>, most: u32) -> Result<Sq, Error> {
     if !(2..=most).contains(&entries) || head >= entries || tail >= entries {
         return Err(input.invalid("a submission queue's size and indexes do not fit"));
     }
-    Ok(Sq { base, entries, cq, head, tail })
+    Ok(Sq { base, entries, cq, head, tail, rings: false })
 }
 
 fn put_cq(out: &mut Writer, cq: &Cq) {
@@ -78,6 +79,7 @@ fn put_state(out: &mut Writer, state: &State) {
         features,
         sqs,
         cqs,
+        buffers,
         event_requests,
         events,
         events_masked,
@@ -94,6 +96,11 @@ fn put_state(out: &mut Writer, state: &State) {
         sq.iter().for_each(|sq| put_sq(out, sq));
         out.put_bool(cq.is_some());
         cq.iter().for_each(|cq| put_cq(out, cq));
+    }
+    out.put_bool(buffers.is_some());
+    if let Some(Buffers { doorbells, events }) = buffers {
+        out.put_u64(*doorbells);
+        out.put_u64(*events);
     }
     out.put_u8(event_requests.len() as u8);
     event_requests.iter().for_each(|cid| out.put_u16(*cid));
@@ -139,6 +146,9 @@ fn take_state(input: &mut Reader<'_>) -> Result<State, Error> {
     }
     if state.csts.shst() == shutdown::UNDER_WAY {
         return Err(input.invalid("it was taken while the controller shut down"));
+    }
+    if input.version() >= 2 && input.take_bool()? {
+        state.buffers = Some(Buffers { doorbells: input.take_u64()?, events: input.take_u64()? });
     }
     let count = input.take_u8()?;
     if usize::from(count) > EVENT_REQUESTS {

@@ -1,4 +1,4 @@
-//! Registers, commands and data structures. Source: NVM Express 1.2, sections 3 to 6.
+//! Registers, commands and data structures. Source: NVM Express 1.2, sections 3 to 6; for the doorbell buffers 1.3, section 5.7.
 
 use bitfield_struct::bitfield;
 
@@ -97,6 +97,7 @@ pub(super) mod admin {
     pub(crate) const SET_FEATURES: u8 = 0x09;
     pub(crate) const GET_FEATURES: u8 = 0x0a;
     pub(crate) const ASYNC_EVENT: u8 = 0x0c;
+    pub(crate) const DOORBELL_BUFFERS: u8 = 0x7c;
 }
 
 /// Commands of I/O queues.

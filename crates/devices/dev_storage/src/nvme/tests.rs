@@ -2,11 +2,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
-use pdm::{Device, MmioDevice};
+use pdm::doorbell::{BellId, Doorbell, Place, Watcher};
+use pdm::pci::{DevFn, PciBus};
+use pdm::{Device, Iom, MmioDevice, Width};
 use pgm::{Backing, HostMemory, Layer, Pgm};
 use ssm::{Reader, Saveable, Writer};
 use vbox_types::{ByteSize, GuestPhys};
 
+use super::controller::Out;
 use super::spec::{admin, feature, io, reg, status};
 use super::{Disk, Nvme, Wiring};
 use crate::testing::{Line, MemoryMedium, assert_golden};
@@ -427,25 +430,246 @@ fn a_saved_controller_goes_on_where_it_was() {
     driver.submit(1, entry(io::READ, 2, [DATA, 0], [5, 0, 0]));
     driver.medium.complete_all();
     let bytes = save(&driver.nvme.lock());
-    assert_golden(&bytes, include_str!("../golden/nvme.v1.hex"));
+    assert_golden(&bytes, include_str!("../golden/nvme.v2.hex"));
     let (_, other, _, line) = wire();
-    other.lock().load(Reader::new("nvme", 1, &bytes)).unwrap();
+    other.lock().load(Reader::new("nvme", 2, &bytes)).unwrap();
     assert_eq!(save(&other.lock()), bytes);
     assert!(line.level());
     for len in 0..bytes.len() {
-        assert!(other.lock().load(Reader::new("nvme", 1, &bytes[..len])).is_err(), "{len}");
+        assert!(other.lock().load(Reader::new("nvme", 2, &bytes[..len])).is_err(), "{len}");
         assert_eq!(save(&other.lock()), bytes);
     }
+    // Before there were doorbell buffers.
+    let old: String = include_str!("../golden/nvme.v1.hex").split_whitespace().collect();
+    let (pairs, _) = old.as_bytes().as_chunks::<2>();
+    let old: Vec<u8> = pairs
+        .iter()
+        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
+        .collect();
+    let (_, from_old, ..) = wire();
+    from_old.lock().load(Reader::new("nvme", 1, &old)).unwrap();
+    assert_eq!(save(&from_old.lock()), bytes);
     // The driver works on with the restored controller.
     let medium = MemoryMedium::numbered(2048, 512);
     let disk = Disk { medium: medium.clone(), uuid: [7; 16], discard: true };
     let wiring = Wiring { pgm: driver.pgm.clone(), irq: Default::default() };
     let restored = Nvme::new(wiring, vec![None, Some(disk)]);
-    restored.lock().load(Reader::new("nvme", 1, &bytes)).unwrap();
+    restored.lock().load(Reader::new("nvme", 2, &bytes)).unwrap();
     (driver.nvme, driver.medium) = (restored, medium);
     assert_eq!(driver.completion(1).map(|c| c.1), Some(0));
     assert_eq!(driver.io(io::READ, [DATA, 0], 9, 1), 0);
     assert_eq!(driver.bytes(DATA, 4), [9; 4]);
     Device::reset(&mut *driver.nvme.lock());
     assert_eq!(driver.register(reg::CSTS), 0);
+}
+
+const BELLS: u64 = 0xc000;
+const EVENTS: u64 = 0xd000;
+
+/// How a driver uses doorbells in memory.
+impl Driver {
+    /// With I/O queues of 1 page whose doorbells are in memory; interrupts by the pin or not.
+    fn with_buffers(uses_pin: bool) -> Self {
+        let mut driver = Self::with_io();
+        // Commands from before.
+        assert_eq!(driver.run(1, entry(io::FLUSH, 2, [0; 2], [0; 3])).0, 0);
+        driver.set_uses_pin(uses_pin);
+        assert_eq!(driver.run(0, entry(admin::DOORBELL_BUFFERS, 0, [BELLS, EVENTS], [0; 3])).0, 0);
+        driver
+    }
+
+    fn set_uses_pin(&self, uses_pin: bool) {
+        let mut out = Out::default();
+        self.nvme.lock().core.set_uses_pin(&self.pgm, uses_pin, &mut out);
+    }
+
+    fn word(&self, at: u64) -> u32 {
+        u32::from_le_bytes(self.bytes(at, 4).try_into().unwrap())
+    }
+
+    /// Moves a doorbell of queue 1 in memory and rings it if the controller wants that; whether it did. (Linux's `nvme_dbbuf_need_event`.)
+    fn move_bell(&self, offset: u64, value: u32) -> bool {
+        let old = self.word(BELLS + 8 + offset) as u16;
+        self.pgm.write(GuestPhys(BELLS + 8 + offset), &value.to_le_bytes());
+        let new = value as u16;
+        let event = self.word(EVENTS + 8 + offset) as u16;
+        let rings = new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old);
+        if rings {
+            // The value does not matter.
+            self.set(0x1008 + offset, 0x55);
+        }
+        rings
+    }
+
+    /// As [`Self::submit`].
+    fn submit_in_memory(&mut self, mut raw: [u8; 64]) -> (u16, bool) {
+        self.next_cid += 1;
+        raw[2..4].copy_from_slice(&self.next_cid.to_le_bytes());
+        self.pgm.write(GuestPhys(IO_SQ + 64 * u64::from(self.tails[1])), &raw);
+        self.tails[1] = (self.tails[1] + 1) % ENTRIES;
+        (self.next_cid, self.move_bell(0, self.tails[1]))
+    }
+
+    /// As [`Self::completion`]; the command and whether the queue's doorbell was rung.
+    fn completion_in_memory(&mut self) -> Option<(u16, bool)> {
+        let (head, phase) = self.heads[1];
+        let raw = self.bytes(IO_CQ + 16 * u64::from(head), 16);
+        if (raw[14] & 1 != 0) != phase {
+            return None;
+        }
+        let next = (head + 1) % ENTRIES;
+        self.heads[1] = (next, phase ^ (next == 0));
+        Some((u16::from_le_bytes([raw[12], raw[13]]), self.move_bell(4, next)))
+    }
+}
+
+#[test]
+fn doorbells_in_memory_are_rung_only_while_the_controller_has_nothing_to_do() {
+    let mut driver = Driver::with_buffers(false);
+    assert_eq!((driver.word(BELLS + 8), driver.word(BELLS + 12)), (1, 1), "where the queues are");
+    let flush = || entry(io::FLUSH, 2, [0; 2], [0; 3]);
+    let mut rung = [0; 2];
+    for _ in 0..5 * ENTRIES {
+        let (given, tail) = driver.submit_in_memory(flush());
+        driver.medium.complete_all();
+        let (done, head) = driver.completion_in_memory().expect("a completion");
+        assert_eq!(done, given);
+        rung[0] += u32::from(tail);
+        rung[1] += u32::from(head);
+    }
+    // Each command finds an empty queue. Of completions the controller need not hear but once a round.
+    assert_eq!(rung[0], 5 * ENTRIES);
+    assert!(rung[1] <= 6, "{rung:?}");
+
+    // Commands that come while a full completion queue holds the controller up are found without a ring, and none is lost.
+    let mut given: Vec<u16> = (0..ENTRIES - 1).map(|_| driver.submit_in_memory(flush()).0).collect();
+    driver.medium.complete_all();
+    let (mut done, mut silent) = (Vec::new(), 0);
+    for _ in 0..10 {
+        for _ in 0..4 {
+            let (cid, rings) = driver.submit_in_memory(flush());
+            given.push(cid);
+            silent += u32::from(!rings);
+            driver.medium.complete_all();
+        }
+        for _ in 0..4 {
+            done.extend(driver.completion_in_memory().map(|c| c.0));
+            driver.medium.complete_all();
+        }
+    }
+    while let Some((cid, _)) = driver.completion_in_memory() {
+        done.push(cid);
+        driver.medium.complete_all();
+    }
+    assert_eq!(done, given);
+    assert!(silent > 0);
+}
+
+#[test]
+fn with_the_pin_every_head_is_rung_and_the_pin_falls() {
+    let mut driver = Driver::with_buffers(true);
+    for turn in 0..3 * ENTRIES {
+        if turn == ENTRIES {
+            driver.set_uses_pin(false);
+            driver.set_uses_pin(true);
+        }
+        driver.submit_in_memory(entry(io::FLUSH, 2, [0; 2], [0; 3]));
+        driver.medium.complete_all();
+        // The admin queue's completions have all been taken.
+        assert!(driver.line.level());
+        assert!(driver.completion_in_memory().expect("a completion").1);
+        assert!(!driver.line.level());
+    }
+}
+
+#[test]
+fn doorbell_buffers_that_cannot_be_and_values_beyond_the_queue_are_refused() {
+    let mut driver = Driver::with_io();
+    for places in [[0, EVENTS], [BELLS, 0], [BELLS + 8, EVENTS], [BELLS, EVENTS + 0x800]] {
+        assert_eq!(driver.run(0, entry(admin::DOORBELL_BUFFERS, 0, places, [0; 3])).0, status::INVALID_FIELD);
+    }
+    let mut driver = Driver::with_buffers(false);
+    let request = driver.submit(0, entry(admin::ASYNC_EVENT, 0, [0; 2], [0; 3]));
+    driver.pgm.write(GuestPhys(BELLS + 8), &ENTRIES.to_le_bytes());
+    driver.set(0x1008, 0);
+    assert_eq!(driver.completion(0), Some((request, 0, 0x0001_0100)));
+    // It goes on with the next good one.
+    driver.pgm.write(GuestPhys(BELLS + 8), &driver.tails[1].to_le_bytes());
+    driver.submit_in_memory(entry(io::FLUSH, 2, [0; 2], [0; 3]));
+    driver.medium.complete_all();
+    assert!(driver.completion_in_memory().is_some());
+    // A head that makes no sense does not pass for room.
+    driver.pgm.write(GuestPhys(BELLS + 12), &u32::MAX.to_le_bytes());
+    driver.set(0x100c, 0);
+    assert_eq!(driver.word(BELLS + 12), u32::MAX);
+    // Buffers beyond memory are nothing but ones.
+    assert_eq!(driver.run(0, entry(admin::DOORBELL_BUFFERS, 0, [1 << 40, 1 << 41], [0; 3])).0, 0);
+    driver.set(0x1008, 1);
+    driver.set(reg::CC, 0);
+    driver.enable();
+    assert_eq!(driver.register(reg::CSTS), 1);
+}
+
+#[test]
+fn new_queues_begin_at_zero_whatever_the_buffers_hold() {
+    let mut driver = Driver::with_buffers(false);
+    assert_eq!(driver.admin(admin::DELETE_SQ, 0, 1, 0).0, 0);
+    assert_eq!(driver.admin(admin::DELETE_CQ, 0, 1, 0).0, 0);
+    driver.pgm.write(GuestPhys(BELLS + 8), &[5, 0, 0, 0, 6, 0, 0, 0]);
+    let size = (ENTRIES - 1) << 16 | 1;
+    assert_eq!(driver.admin(admin::CREATE_CQ, IO_CQ, size, 3).0, 0);
+    assert_eq!(driver.admin(admin::CREATE_SQ, IO_SQ, size, 1 << 16 | 1).0, 0);
+    assert_eq!(driver.bytes(BELLS + 8, 8), [0; 8]);
+    (driver.tails[1], driver.heads[1]) = (0, (0, true));
+    driver.pgm.write(GuestPhys(IO_CQ), &[0; 16 * ENTRIES as usize]);
+    let (cid, rings) = driver.submit_in_memory(entry(io::FLUSH, 2, [0; 2], [0; 3]));
+    driver.medium.complete_all();
+    assert_eq!((rings, driver.completion_in_memory().map(|c| c.0)), (true, Some(cid)));
+}
+
+/// Remembers doorbells that are up.
+#[derive(Default)]
+struct Ear(Mutex<Vec<(BellId, Doorbell)>>);
+
+impl Watcher for Ear {
+    fn put_up(&self, id: BellId, doorbell: &Doorbell) {
+        self.0.lock().push((id, doorbell.clone()));
+    }
+    fn take_down(&self, id: BellId) {
+        self.0.lock().retain(|(own, _)| *own != id);
+    }
+}
+
+#[test]
+fn the_registers_are_doorbells_for_a_hypervisor_while_their_values_are_in_memory() {
+    let mut driver = Driver::with_io();
+    let iom = Iom::new();
+    let bus = PciBus::new(iom.clone(), driver.pgm.clone());
+    let at = DevFn::new(14, 0);
+    Nvme::register(&driver.nvme, &bus, at);
+    let ear = Arc::new(Ear::default());
+    let watcher: Arc<dyn Watcher> = ear.clone();
+    iom.doorbells().watch(&watcher);
+    bus.config_write(at, 0x10, Width::Dword, 0xe000_0000);
+    bus.config_write(at, 0x04, Width::Word, 6);
+    assert_eq!(ear.0.lock().len(), 0);
+    assert_eq!(driver.run(0, entry(admin::DOORBELL_BUFFERS, 0, [BELLS, EVENTS], [0; 3])).0, 0);
+    let up = ear.0.lock().clone();
+    assert_eq!(up.len(), 16);
+    assert_eq!(up[0].1.place, Place::Memory(GuestPhys(0xe000_1008)));
+    // A ring for which nobody reads the register.
+    let raw = entry(io::READ, 2, [DATA, 0], [7, 0, 0]);
+    driver.pgm.write(GuestPhys(IO_SQ), &raw);
+    driver.pgm.write(GuestPhys(BELLS + 8), &1u32.to_le_bytes());
+    let ring = || up[0].1.device.upgrade().unwrap().rung(up[0].1.number);
+    ring();
+    driver.medium.complete_all();
+    assert_eq!(driver.bytes(DATA, 4), [7; 4]);
+    // One that comes late means nothing.
+    driver.set(reg::CC, 0);
+    assert_eq!(ear.0.lock().len(), 0);
+    ring();
+    driver.enable();
+    ring();
+    assert_eq!(driver.register(reg::CSTS), 1);
 }
