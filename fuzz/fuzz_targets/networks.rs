@@ -22,9 +22,16 @@ fn config() -> Config {
         lower: Ipv4Addr::new(10, 0, 0, 1),
         upper: Ipv4Addr::new(10, 0, 0, 8),
         leases: Default::default(),
-        global: Scope { options: [(6, vec![1; 255]), (66, vec![b'a'; 200]), (67, vec![b'b'; 200])].into(), ..Scope::default() },
+        global: Scope {
+            options: [(6, vec![1; 255]), (66, vec![b'a'; 200]), (67, vec![b'b'; 200])].into(),
+            ..Scope::default()
+        },
         groups: Vec::new(),
-        clients: vec![Client { mac: Mac([2; 6]), fixed: Some(Ipv4Addr::new(10, 0, 0, 5)), scope: Scope::default() }],
+        clients: vec![Client {
+            mac: Mac([2; 6]),
+            fixed: Some(Ipv4Addr::new(10, 0, 0, 5)),
+            scope: Scope::default(),
+        }],
     }
 }
 

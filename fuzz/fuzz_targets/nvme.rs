@@ -8,6 +8,7 @@ use dev_storage::nvme::{Disk, Nvme, Wiring};
 use fuzz::{FuzzMedium, Input, save_and_restore};
 use libfuzzer_sys::fuzz_target;
 use parking_lot::Mutex;
+use pdm::doorbell::BellDevice;
 use pdm::{Device, MmioDevice};
 use pgm::{Backing, HostMemory, Layer, Pgm};
 use vbox_types::{ByteSize, GuestPhys};
@@ -16,6 +17,8 @@ const RAM: u64 = 1 << 20;
 /// Queue N: submissions from here on, 0x1000 each; completions behind them.
 const SQS: u64 = 0x1_0000;
 const CQS: u64 = 0x2_0000;
+/// Doorbells in memory, and the controller's side of them.
+const BELLS: u64 = 0x3_0000;
 const ENTRIES: u32 = 8;
 const QUEUES: u64 = 4;
 
@@ -51,7 +54,8 @@ fuzz_target!(|bytes: &[u8]| {
                 let queue = u64::from(input.byte()) % QUEUES;
                 let tail = &mut tails[queue as usize];
                 let mut raw = [0; 64];
-                raw[0] = input.byte() % 16;
+                // The last one is that of the doorbell buffers.
+                raw[0] = [input.byte() % 16, 0x7c][usize::from(input.byte() == 0xff)];
                 raw[1] = if input.byte() == 0xff { input.byte() } else { 0 };
                 raw[2] = input.byte();
                 raw[4] = input.byte() % 5;
@@ -65,15 +69,23 @@ fuzz_target!(|bytes: &[u8]| {
                     raw[24..32].copy_from_slice(&base.to_le_bytes());
                     raw[40..46].copy_from_slice(&[id as u8, 0, 7, 0, 3, 0]);
                 }
+                if queue == 0 && raw[0] == 0x7c && raw[2] & 1 == 0 {
+                    raw[24..32].copy_from_slice(&BELLS.to_le_bytes());
+                    raw[32..40].copy_from_slice(&(BELLS + 0x1000).to_le_bytes());
+                }
                 pgm.write(GuestPhys(SQS + 0x1000 * queue + 64 * u64::from(*tail)), &raw);
                 *tail = (*tail + 1) % ENTRIES;
+                pgm.write(GuestPhys(BELLS + 8 * queue), &tail.to_le_bytes());
                 nvme.lock().mmio_write(0, 0x1000 + 8 * queue, &tail.to_le_bytes());
             }
             // The driver takes completions, or says so.
             4 => {
                 let queue = u64::from(input.byte()) % (QUEUES + 2);
                 let head = u32::from(input.byte() % 10);
-                nvme.lock().mmio_write(0, 0x1004 + 8 * queue, &head.to_le_bytes());
+                pgm.write(GuestPhys(BELLS + 4 + 8 * queue), &head.to_le_bytes());
+                if input.byte() & 1 == 0 {
+                    nvme.lock().mmio_write(0, 0x1004 + 8 * queue, &head.to_le_bytes());
+                }
             }
             // Any register, in any width.
             5 => {
@@ -102,6 +114,8 @@ fuzz_target!(|bytes: &[u8]| {
                     pgm.write(GuestPhys(at), entries);
                 }
                 _ => {
+                    // What nobody has rung for would be found by the restored one.
+                    (0..QUEUES as u16).for_each(|queue| nvme.lock().rung(queue));
                     media.iter().for_each(|m| m.complete_all());
                     let mut nvme = nvme.lock();
                     if nvme.is_idle() {

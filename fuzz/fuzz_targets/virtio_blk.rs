@@ -71,7 +71,8 @@ fuzz_target!(|bytes: &[u8]| {
                         _ => (u64::from(input.word()), u32::from(input.word()) << (input.byte() % 4)),
                     };
                     let len = if i + 1 == count { 1 } else { len };
-                    let flags = u8::from(i + 1 < count) | input.byte() & 2 | if input.byte() == 9 { 4 } else { 0 };
+                    let flags =
+                        u8::from(i + 1 < count) | input.byte() & 2 | if input.byte() == 9 { 4 } else { 0 };
                     let mut raw = at.to_le_bytes().to_vec();
                     raw.extend_from_slice(&len.to_le_bytes());
                     raw.extend_from_slice(&[flags, 0, first + i + 1, 0]);

@@ -508,6 +508,19 @@ impl Controller {
         }
     }
 
+    /// Goes on from a saved state. A ring that nobody had heard when it was taken is not part of it, but what it was about is in memory.
+    pub(super) fn resume(&mut self, pgm: &Pgm, out: &mut Out) {
+        if let Some(buffers) = self.state.buffers {
+            for (sq, queue) in self.state.sqs.iter_mut().zip(0..).skip(1) {
+                if let Some(sq) = sq {
+                    let tail = buffers.doorbell(pgm, Bell::Tail(queue));
+                    sq.rings &= tail == sq.tail || tail >= sq.entries;
+                }
+            }
+        }
+        self.run(pgm, out);
+    }
+
     /// Looks for more in a queue that was empty, and has the guest ring if there is nothing.
     fn look(&mut self, pgm: &Pgm, queue: u16, out: &mut Out) {
         let Some(buffers) = self.state.buffers.filter(|_| queue != 0) else { return };

@@ -16,20 +16,21 @@ const VERSION: u32 = 2;
 const MAX_WAITING: u32 = 16 * 1024;
 
 fn put_sq(out: &mut Writer, sq: &Sq) {
-    // Whether the guest rings is found out again.
-    let Sq { base, entries, cq, head, tail, rings: _ } = sq;
+    let Sq { base, entries, cq, head, tail, rings } = sq;
     out.put_u64(*base);
     out.put_u16(*cq);
     [*entries, *head, *tail].into_iter().for_each(|v| out.put_u32(v));
+    out.put_bool(*rings);
 }
 
 fn take_sq(input: &mut Reader<'_>, most: u32) -> Result<Sq, Error> {
     let (base, cq) = (input.take_u64()?, input.take_u16()?);
     let (entries, head, tail) = (input.take_u32()?, input.take_u32()?, input.take_u32()?);
+    let rings = input.version() >= 2 && input.take_bool()?;
     if !(2..=most).contains(&entries) || head >= entries || tail >= entries {
         return Err(input.invalid("a submission queue's size and indexes do not fit"));
     }
-    Ok(Sq { base, entries, cq, head, tail, rings: false })
+    Ok(Sq { base, entries, cq, head, tail, rings })
 }
 
 fn put_cq(out: &mut Writer, cq: &Cq) {
@@ -226,7 +227,7 @@ impl Saveable for Nvme {
         self.sync_pin();
         // Commands that waited in their queues go on.
         let mut out = super::Out::default();
-        self.core.run(&self.wiring.pgm, &mut out);
+        self.core.resume(&self.wiring.pgm, &mut out);
         self.apply(out);
         Ok(())
     }

@@ -673,3 +673,22 @@ fn the_registers_are_doorbells_for_a_hypervisor_while_their_values_are_in_memory
     ring();
     assert_eq!(driver.register(reg::CSTS), 1);
 }
+
+#[test]
+fn a_ring_that_nobody_heard_before_the_state_was_saved_is_not_lost() {
+    let mut driver = Driver::with_buffers(false);
+    driver.submit_in_memory(entry(io::FLUSH, 2, [0; 2], [0; 3]));
+    driver.medium.complete_all();
+    driver.completion_in_memory();
+    let raw = entry(io::READ, 2, [DATA, 0], [9, 0, 0]);
+    driver.pgm.write(GuestPhys(IO_SQ + 64 * u64::from(driver.tails[1])), &raw);
+    driver.pgm.write(GuestPhys(BELLS + 8), &((driver.tails[1] + 1) % ENTRIES).to_le_bytes());
+    let bytes = save(&driver.nvme.lock());
+    let medium = MemoryMedium::numbered(2048, 512);
+    let disk = Disk { medium: medium.clone(), uuid: [7; 16], discard: true };
+    let wiring = Wiring { pgm: driver.pgm.clone(), irq: Default::default() };
+    let restored = Nvme::new(wiring, vec![None, Some(disk)]);
+    restored.lock().load(Reader::new("nvme", 2, &bytes)).unwrap();
+    medium.complete_all();
+    assert_eq!(driver.bytes(DATA, 4), [9; 4]);
+}
