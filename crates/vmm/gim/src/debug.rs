@@ -505,10 +505,7 @@ impl Frames {
 
     /// Whether it is a message of DHCP.
     fn hear_dhcp(&mut self, message: &[u8]) -> bool {
-        let Some(request) = DhcpPacket::new_checked(message).ok().filter(|m| DhcpRepr::parse(m).is_ok())
-        else {
-            return false;
-        };
+        let Ok(request) = DhcpPacket::new_checked(message) else { return false };
         let Ok(DhcpRepr { message_type, transaction_id, .. }) = DhcpRepr::parse(&request) else {
             return false;
         };

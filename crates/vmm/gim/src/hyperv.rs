@@ -2,9 +2,9 @@
 //!
 //! Offered: the reference time counter and the page that computes it from the time-stamp counter, frequency registers, virtual processor
 //! index, reset register, crash registers, the hypercall page with the one call for long spin waits, relaxed timing; a kernel debugger's
-//! connection where one is configured ([`debug`]). Left out, and not
-//! announced: synthetic interrupt controller and timers, APIC registers as MSRs, VMBus. The VP assist page's register keeps its value, since
-//! guests set it unasked; the page's contents stay zero, which means that no EOI may be left out.
+//! connection where one is configured ([`debug`]). Left out, and not announced: synthetic interrupt controller and timers, APIC registers as
+//! MSRs, VMBus. The VP assist page's register keeps its value, since guests set it unasked; the page's contents stay zero, which means that
+//! no EOI may be left out.
 
 use cpum::CpuState;
 use cpum::cpuid::Entry;
